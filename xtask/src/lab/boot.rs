@@ -1,0 +1,146 @@
+//! Starting the lab: initrd, emulator command line, keeper, first contact.
+//!
+//! Reuses a running lab whose inputs (kernel, initrd, options) are the same
+//! and reboots it otherwise.
+
+use super::exchange::IMAGE_SIZE;
+use super::kernel::LabKernel;
+use super::state::{Launch, StateDir};
+use super::{AGENT_COMMAND, KEEPER_COMMAND, initrd};
+use anyhow::{Context, Result, bail};
+use std::fs::{self, File};
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+/// Name of the virtio-serial port between client and agent.
+pub const PORT_NAME: &str = "org.ktstr.lab";
+/// The exchange image as the lab sees it.
+pub const EXCHANGE_DEVICE: &str = "/dev/vda";
+
+/// How the lab's machine looks.
+pub struct Shape {
+    pub vcpus: u32,
+    pub memory: String,
+    pub idle_seconds: u64,
+    pub emulator: PathBuf,
+}
+
+/// Makes sure that a lab with these inputs runs; true when it was booted now.
+pub fn ensure(state: &StateDir, kernel: &LabKernel, shape: &Shape) -> Result<bool> {
+    let agent = std::env::current_exe().context("finding this executable")?;
+    let inputs = fingerprint(&agent, kernel, shape)?;
+    if state.is_alive()? {
+        match state.read::<Launch>("launch.json") {
+            Some(launch) if launch.inputs == inputs => return Ok(false),
+            _ => {
+                eprintln!("lab: kernel, agent or options changed, rebooting it");
+                state.stop()?;
+            }
+        }
+    }
+    start(state, kernel, shape, &agent, inputs)?;
+    Ok(true)
+}
+
+fn start(state: &StateDir, kernel: &LabKernel, shape: &Shape, agent: &Path, inputs: String) -> Result<()> {
+    let begin = Instant::now();
+    let archive = initrd::build(agent, &find_busybox()?, &kernel.modules_in_order()?)?;
+    fs::write(state.file("initrd"), archive).context("writing the lab's initrd")?;
+    for stale in ["agent.sock", "pushed.json", "console.log"] {
+        let _ = fs::remove_file(state.file(stale));
+    }
+    let image = File::create(state.file("exchange.img")).context("creating the exchange image")?;
+    image.set_len(IMAGE_SIZE).context("sizing the exchange image")?;
+    fs::write(state.file("last-used"), "").context("writing last-used")?;
+    let launch = Launch {
+        argv: emulator_argv(kernel, shape)?,
+        idle_seconds: shape.idle_seconds,
+        inputs,
+        kernel_release: kernel.release.clone(),
+    };
+    state.write("launch.json", &launch)?;
+    spawn_keeper(state, agent)?;
+    eprintln!(
+        "lab: booting {} on {} emulated vCPUs with SVM (prepared in {:.1} s)",
+        kernel.release,
+        shape.vcpus,
+        begin.elapsed().as_secs_f64()
+    );
+    Ok(())
+}
+
+/// The keeper outlives this process, in a session of its own.
+fn spawn_keeper(state: &StateDir, agent: &Path) -> Result<()> {
+    let log = File::create(state.file("keeper.log")).context("creating keeper.log")?;
+    let mut command = Command::new(agent);
+    command
+        .arg(KEEPER_COMMAND)
+        .arg(state.path())
+        .stdin(Stdio::null())
+        .stdout(log.try_clone().context("duplicating the log's descriptor")?)
+        .stderr(log);
+    // SAFETY: setsid is async-signal-safe and touches only the child.
+    unsafe {
+        command.pre_exec(|| {
+            nix::unistd::setsid()?;
+            Ok(())
+        });
+    }
+    command.spawn().context("starting the lab's keeper")?;
+    let begin = Instant::now();
+    while !state.is_alive()? {
+        if begin.elapsed().as_secs() > 10 {
+            let log = fs::read_to_string(state.file("keeper.log")).unwrap_or_default();
+            bail!("the lab's keeper did not come up: {}", log.trim());
+        }
+        std::thread::sleep(std::time::Duration::from_millis(5));
+    }
+    Ok(())
+}
+
+fn emulator_argv(kernel: &LabKernel, shape: &Shape) -> Result<Vec<String>> {
+    let path = |path: &Path| path.to_str().map(str::to_owned).with_context(|| format!("{} is not UTF-8", path.display()));
+    // An oops leaves a lab whose verdicts nobody should trust, hence oops=panic.
+    let append = format!(
+        "console=ttyS0 tsc=reliable no_timer_check panic=-1 oops=panic loglevel=4 rdinit=/init -- {AGENT_COMMAND}"
+    );
+    let vcpus = shape.vcpus.to_string();
+    let port = format!("virtserialport,chardev=agent,name={PORT_NAME}");
+    let args = [
+        &path(&shape.emulator)?,
+        // One thread per vCPU: with a single one a nested guest never gets to run.
+        "-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max", "-smp", &vcpus, "-m", &shape.memory,
+        "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "-kernel", &path(&kernel.vmlinux)?, "-initrd", "initrd", "-append", &append,
+        "-chardev", "file,id=console,path=console.log", "-serial", "chardev:console",
+        "-device", "virtio-serial-pci",
+        "-chardev", "socket,id=agent,path=agent.sock,server=on,wait=off", "-device", &port,
+        "-drive", "if=none,id=exchange,file=exchange.img,format=raw,readonly=on,file.locking=off",
+        "-device", "virtio-blk-pci,drive=exchange",
+    ];
+    Ok(args.into_iter().map(str::to_owned).collect())
+}
+
+/// Changes when a boot with these inputs would differ.
+fn fingerprint(agent: &Path, kernel: &LabKernel, shape: &Shape) -> Result<String> {
+    let mut hasher = DefaultHasher::new();
+    for path in [agent, &kernel.vmlinux] {
+        let meta = fs::metadata(path).with_context(|| format!("looking at {}", path.display()))?;
+        (path, meta.size(), meta.mtime(), meta.mtime_nsec()).hash(&mut hasher);
+    }
+    (kernel.release.as_str(), shape.vcpus, &shape.memory, shape.idle_seconds, &shape.emulator).hash(&mut hasher);
+    Ok(format!("{:016x}", hasher.finish()))
+}
+
+fn find_busybox() -> Result<PathBuf> {
+    let candidates = ["/bin/busybox", "/usr/bin/busybox", "/usr/local/bin/busybox"];
+    candidates
+        .into_iter()
+        .map(PathBuf::from)
+        .find(|path| path.is_file())
+        .with_context(|| format!("no busybox at {candidates:?} (Debian: apt install busybox-static)"))
+}

@@ -1,0 +1,48 @@
+//! Developer automation: `cargo xtask …`, one module per subcommand.
+//!
+//! The first thing built on a fresh clone, so its dependency tree stays small
+//! and none of the workspace's crates is in it. Exit codes are the project's:
+//! 0 pass, 1 fail, 2 inconclusive, 3 not run, 4 infrastructure; a command run
+//! in the lab passes its own code on.
+
+mod lab;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "Developer automation for ktstr")]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Run a command in a VM that has a working /dev/kvm, on any machine
+    Lab(lab::LabArgs),
+    /// PID 1 inside the lab
+    #[command(name = lab::AGENT_COMMAND, hide = true)]
+    LabAgent,
+    /// The process that owns the lab's emulator
+    #[command(name = lab::KEEPER_COMMAND, hide = true)]
+    LabKeeper {
+        /// State directory of the lab
+        dir: std::path::PathBuf,
+    },
+}
+
+fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Lab(args) => lab::command(args),
+        Command::LabAgent => lab::agent_main(),
+        Command::LabKeeper { dir } => lab::keeper_main(&dir),
+    };
+    match result {
+        Ok(code) => ExitCode::from(code),
+        Err(err) => {
+            eprintln!("xtask: {err:#}");
+            ExitCode::from(lab::INFRASTRUCTURE)
+        }
+    }
+}
