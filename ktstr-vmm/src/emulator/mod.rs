@@ -1,0 +1,18 @@
+//! The emulator backend: QEMU as a supervised child, for machines without usable KVM (`tcg`) and for
+//! runs that replay bit for bit (`det`).
+//!
+//! [`version`] knows what an installed emulator can be trusted with, [`layout`] where it puts RAM,
+//! [`args`] how it is called, [`child`] and [`qmp`] how it is held and spoken to; [`running`] puts
+//! them behind [`crate::machine::Running`]. It refuses network, disks and every other device that a
+//! scheduler test has no use for.
+
+pub mod args;
+pub mod child;
+pub mod layout;
+pub mod qmp;
+pub mod running;
+pub mod version;
+
+pub use args::Mode;
+pub use running::{EmulatedMachine, EmulatorSpec, Prepared, StartError};
+pub use version::Version;

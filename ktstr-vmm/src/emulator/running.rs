@@ -1,0 +1,385 @@
+//! A machine run by the emulator, behind the interface that both backends share.
+//!
+//! ```text
+//! Prepared::spawn ──► Prepared ──start──► EmulatedMachine ──► Exited (once, then silence)
+//!   child waits        (slot for the jail)  pause ⇄ resume
+//! ```
+//!
+//! The child is started with its vCPUs frozen. Between [`Prepared::spawn`] and [`Prepared::start`]
+//! nothing that a guest controls has run: that is when the calling process confines itself.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{Seek, SeekFrom};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::args::{self, Inherited, KERNEL_PARAMETERS, Mode, Threads};
+use super::child::{ChildError, Emulator, describe};
+use super::layout::{self, LayoutError};
+use super::qmp::{Qmp, QmpError, QmpEvent, ShutdownReason};
+use super::version::Version;
+use crate::machine::{Event, Exit, MachineError, MachineSpec, Ram, Running};
+
+/// How long the emulator may take to answer its control socket. A host busy with other machines
+/// delays a child by seconds, not by this.
+const CONTROL_LIMIT: Duration = Duration::from_secs(30);
+/// How long to wait for the process of an emulator that has closed its control socket.
+const LAST_BREATH: Duration = Duration::from_secs(2);
+
+/// Which emulator runs the machine and how.
+#[derive(Clone, Debug)]
+pub struct EmulatorSpec {
+    /// The executable, as the child will see it.
+    pub program: PathBuf,
+    /// Its version, detected before any jail.
+    pub version: Version,
+    /// For speed or for replay.
+    pub mode: Mode,
+    /// CPUs of the host that the emulator may use.
+    pub host_cpus: usize,
+}
+
+/// Why an emulated machine could not be started.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// RAM cannot be laid out.
+    #[error("lay out guest RAM")]
+    Layout {
+        /// The reason.
+        #[from]
+        source: LayoutError,
+    },
+    /// The emulator is too old for several nodes.
+    #[error("{nodes} NUMA nodes need an emulator of version {need}, this one is {found}",
+        need = Version::BACKEND_OFFSET)]
+    TooOldForNodes {
+        /// Nodes requested.
+        nodes: u32,
+        /// Version found.
+        found: Version,
+    },
+    /// An interactive console would feed host-timed input to a replayable run.
+    #[error("the det accelerator refuses an interactive console: what is typed cannot be replayed; use tcg or kvm")]
+    InteractiveDet,
+    /// RAM file, sockets or the like.
+    #[error("{action}")]
+    Resource {
+        /// What was done.
+        action: &'static str,
+        /// The operating system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The child process.
+    #[error("run the emulator")]
+    Child {
+        /// The reason.
+        #[from]
+        source: ChildError,
+    },
+    /// The child ended before the guest started.
+    #[error("the emulator ended before the guest started ({end}): {complaints}")]
+    Died {
+        /// How it ended.
+        end: String,
+        /// What it complained about.
+        complaints: String,
+    },
+    /// The conversation failed.
+    #[error("start the emulated machine")]
+    Control {
+        /// The reason.
+        #[from]
+        source: QmpError,
+    },
+}
+
+impl From<StartError> for MachineError {
+    fn from(error: StartError) -> Self {
+        MachineError { action: "start the emulated machine".to_owned(), source: Some(Box::new(error)) }
+    }
+}
+
+fn resource<E: Into<std::io::Error>>(action: &'static str) -> impl FnOnce(E) -> StartError {
+    move |source| StartError::Resource { action, source: source.into() }
+}
+
+/// An emulator process whose guest has not run yet.
+#[derive(Debug)]
+pub struct Prepared {
+    child: Emulator,
+    qmp: Qmp,
+    ram: Ram,
+}
+
+impl Prepared {
+    /// Makes guest RAM and starts the emulator with frozen vCPUs.
+    pub fn spawn(spec: MachineSpec, emulator: &EmulatorSpec) -> Result<Prepared, StartError> {
+        if spec.console.is_some() && matches!(emulator.mode, Mode::Det { .. }) {
+            return Err(StartError::InteractiveDet);
+        }
+        let nodes = layout::nodes(&spec.topology, spec.memory)?;
+        if nodes.len() > 1 && emulator.version < Version::BACKEND_OFFSET {
+            return Err(StartError::TooOldForNodes { nodes: spec.topology.numa_nodes, found: emulator.version });
+        }
+        let ram = Ram { regions: layout::regions(spec.memory)?, memfd: sealed_ram(spec.memory)? };
+        let initrd = one_initrd(spec.initrd)?;
+        let (ours, theirs) = UnixStream::pair().map_err(resource("make the control socket"))?;
+        let cmdline = format!("{} {KERNEL_PARAMETERS}", spec.cmdline);
+        let fds = Inherited {
+            ram: ram.memfd.as_fd(),
+            kernel: spec.kernel.as_fd(),
+            initrd: initrd.as_fd(),
+            com1: spec.com1.as_fd(),
+            com2: spec.com2.as_ref().map(AsFd::as_fd),
+            qmp: theirs.as_fd(),
+            console: spec.console.as_ref().map(|console| console.output.as_fd()),
+        };
+        let machine = args::Machine {
+            mode: emulator.mode,
+            threads: Threads::choose(emulator.mode, emulator.version, spec.topology.cpus(), emulator.host_cpus),
+            topology: &spec.topology,
+            memory: spec.memory,
+            nodes: &nodes,
+            cmdline: &cmdline,
+            fds,
+        };
+        let child = Emulator::spawn(&emulator.program, &args::compose(&machine), &fds.all())?;
+        Ok(Prepared { child, qmp: Qmp::new(ours)?, ram })
+    }
+
+    /// Guest RAM, so that an observer can map it before the first instruction.
+    #[must_use]
+    pub fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
+    /// Lets the guest run.
+    pub fn start(mut self) -> Result<EmulatedMachine, StartError> {
+        let outcome = self.qmp.handshake(CONTROL_LIMIT).and_then(|()| self.qmp.call("cont", CONTROL_LIMIT));
+        if let Err(error) = outcome {
+            return Err(self.explain(error));
+        }
+        EmulatedMachine::new(self)
+    }
+
+    /// An emulator that dies while starting says why on its standard error, not on the socket.
+    fn explain(&mut self, error: QmpError) -> StartError {
+        if matches!(error, QmpError::Closed { .. }) {
+            let end = last_status(&mut self.child);
+            self.child.read_complaints();
+            return StartError::Died { end, complaints: self.child.complaints() };
+        }
+        error.into()
+    }
+}
+
+/// Waits a moment for the end of a child that has closed its control socket.
+fn last_status(child: &mut Emulator) -> String {
+    let mut fds = [nix::poll::PollFd::new(child.pidfd(), nix::poll::PollFlags::POLLIN)];
+    let _ = nix::poll::poll(&mut fds, LAST_BREATH.as_millis() as u16);
+    match child.try_wait() {
+        Some(status) => describe(status),
+        None => "control socket closed, process alive".to_owned(),
+    }
+}
+
+fn sealed_ram(bytes: u64) -> Result<OwnedFd, StartError> {
+    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+    let memfd = memfd_create(c"guest-ram", flags).map_err(resource("make the guest RAM file"))?;
+    let file = File::from(memfd);
+    file.set_len(bytes).map_err(resource("size the guest RAM file"))?;
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
+    fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(resource("seal the guest RAM file"))?;
+    Ok(file.into())
+}
+
+/// The emulator takes one file; several archives are joined, each padded to four bytes.
+fn one_initrd(archives: Vec<OwnedFd>) -> Result<OwnedFd, StartError> {
+    let mut archives = archives;
+    if archives.len() == 1 {
+        return Ok(archives.remove(0));
+    }
+    let joined = memfd_create(c"initrd", MFdFlags::MFD_CLOEXEC).map_err(resource("make the joined initramfs"))?;
+    let mut joined = File::from(joined);
+    for archive in archives {
+        let mut archive = File::from(archive);
+        archive.seek(SeekFrom::Start(0)).map_err(resource("rewind an initramfs archive"))?;
+        std::io::copy(&mut archive, &mut joined).map_err(resource("join the initramfs archives"))?;
+        let end = joined.stream_position().map_err(resource("join the initramfs archives"))?.next_multiple_of(4);
+        joined.set_len(end).map_err(resource("pad an initramfs archive"))?;
+        joined.seek(SeekFrom::Start(end)).map_err(resource("pad an initramfs archive"))?;
+    }
+    Ok(joined.into())
+}
+
+/// A started machine.
+#[derive(Debug)]
+pub struct EmulatedMachine {
+    child: Emulator,
+    qmp: Qmp,
+    ram: Ram,
+    ready: Epoll,
+    events: VecDeque<Event>,
+    shutdown: Option<ShutdownReason>,
+    broken: Option<String>,
+    killed: bool,
+    ended: bool,
+}
+
+impl EmulatedMachine {
+    fn new(prepared: Prepared) -> Result<EmulatedMachine, StartError> {
+        let Prepared { child, qmp, ram } = prepared;
+        let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(resource("make the event set"))?;
+        for fd in [child.pidfd(), child.stderr(), qmp.as_fd()] {
+            ready.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0)).map_err(resource("fill the event set"))?;
+        }
+        Ok(EmulatedMachine {
+            child,
+            qmp,
+            ram,
+            ready,
+            events: VecDeque::new(),
+            shutdown: None,
+            broken: None,
+            killed: false,
+            ended: false,
+        })
+    }
+
+    /// The emulator's process id.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.child.pid()
+    }
+
+    fn collect(&mut self) {
+        if self.ended {
+            return;
+        }
+        if !self.child.read_complaints() {
+            let _ = self.ready.delete(self.child.stderr());
+        }
+        // Whether the child has ended is looked at before the socket: what it said last is then
+        // already there to be read.
+        let status = self.child.try_wait();
+        loop {
+            match self.qmp.next_event() {
+                Ok(Some(QmpEvent::Shutdown(reason))) => self.shutdown = Some(reason),
+                Ok(Some(_)) => {}
+                Ok(None) => break,
+                Err(error) => {
+                    // An emulator that talks nonsense is not in control of itself any more.
+                    self.broken = Some(error.to_string());
+                    self.child.kill();
+                    break;
+                }
+            }
+        }
+        if self.qmp.is_closed() {
+            let _ = self.ready.delete(self.qmp.as_fd());
+        }
+        if let Some(status) = status.or_else(|| self.child.try_wait()) {
+            self.child.read_complaints();
+            self.end(self.outcome(status));
+        }
+    }
+
+    fn outcome(&self, status: std::process::ExitStatus) -> Exit {
+        if self.killed {
+            return Exit::Killed;
+        }
+        let died = |what: &str| {
+            let complaints = self.child.complaints();
+            let says = if complaints.is_empty() { String::new() } else { format!(": {complaints}") };
+            Exit::BackendDied { detail: format!("emulator {what} ({}){says}", describe(status)) }
+        };
+        if let Some(reason) = &self.broken {
+            return died(reason);
+        }
+        match &self.shutdown {
+            _ if !status.success() => died("died"),
+            Some(ShutdownReason::GuestShutdown) => Exit::PowerOff,
+            Some(ShutdownReason::GuestReset | ShutdownReason::GuestPanic) => Exit::Reset,
+            Some(ShutdownReason::HostQuit) => Exit::Killed,
+            Some(ShutdownReason::Other(reason)) => died(&format!("ended by {reason}")),
+            None => died("ended without saying why"),
+        }
+    }
+
+    fn end(&mut self, exit: Exit) {
+        self.ended = true;
+        self.events.push_back(Event::Exited(exit));
+    }
+
+    fn command(&mut self, command: &'static str) -> Result<(), MachineError> {
+        if self.ended {
+            return Ok(());
+        }
+        match self.qmp.call(command, CONTROL_LIMIT) {
+            Ok(_) => Ok(()),
+            // It ended meanwhile: the exit event tells how.
+            Err(QmpError::Closed { .. }) => Ok(()),
+            Err(error) => Err(MachineError {
+                action: format!("{command} the emulated machine"),
+                source: Some(Box::new(error)),
+            }),
+        }
+    }
+}
+
+impl Running for EmulatedMachine {
+    fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
+    fn event_fd(&self) -> BorrowedFd<'_> {
+        self.ready.0.as_fd()
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        self.collect();
+        self.events.pop_front()
+    }
+
+    fn pause(&mut self) -> Result<(), MachineError> {
+        self.command("stop")
+    }
+
+    fn resume(&mut self) -> Result<(), MachineError> {
+        self.command("cont")
+    }
+
+    fn kill(&mut self) {
+        if self.ended {
+            return;
+        }
+        self.killed = self.child.try_wait().is_none();
+        self.child.kill();
+        self.collect();
+    }
+}
+
+/// Waits for the next event; `None` when `limit` has passed. For callers without an event loop.
+pub fn wait_event(machine: &mut dyn Running, limit: Duration) -> Option<Event> {
+    let deadline = Instant::now() + limit;
+    loop {
+        if let Some(event) = machine.next_event() {
+            return Some(event);
+        }
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return None;
+        }
+        let timeout = nix::poll::PollTimeout::try_from(left).unwrap_or(nix::poll::PollTimeout::MAX);
+        let mut fds = [nix::poll::PollFd::new(machine.event_fd(), nix::poll::PollFlags::POLLIN)];
+        let _ = nix::poll::poll(&mut fds, timeout);
+    }
+}

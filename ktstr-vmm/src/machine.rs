@@ -1,0 +1,173 @@
+//! What the role process and both backends agree on: how a machine is described, how a running one
+//! is driven, and how it may end.
+//!
+//! It refuses paths: everything a machine needs arrives as an open descriptor, because the process
+//! is already in its jail when the machine starts. Where to look next: `kvm` and `emulator` are the
+//! two backends that implement [`Running`].
+
+use std::fmt;
+use std::os::fd::{BorrowedFd, OwnedFd};
+
+/// A guest-physical address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Gpa(pub u64);
+
+impl fmt::Display for Gpa {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:#x}", self.0)
+    }
+}
+
+/// The shape of the machine. CPUs are numbered node > LLC > core > thread.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Topology {
+    /// NUMA nodes; divides `llcs`.
+    pub numa_nodes: u32,
+    /// Last-level caches of the whole machine.
+    pub llcs: u32,
+    /// Cores behind each LLC.
+    pub cores_per_llc: u32,
+    /// Hardware threads of each core.
+    pub threads_per_core: u32,
+}
+
+impl Topology {
+    /// How many CPUs the shape has in all.
+    #[must_use]
+    pub fn cpus(&self) -> u32 {
+        self.llcs * self.cores_per_llc * self.threads_per_core
+    }
+}
+
+/// The part of guest RAM kept out of the kernel's hands for the guest channel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RingRegion {
+    /// First byte; page aligned.
+    pub gpa: Gpa,
+    /// Length in bytes; a multiple of the page size.
+    pub len: u64,
+}
+
+/// The two directions of the interactive console (virtio-console port 0, `hvc0`).
+#[derive(Debug)]
+pub struct ConsoleFds {
+    /// What the user types; end of file is a hang-up, not an exit. May be a pipe, socket or pty.
+    pub input: OwnedFd,
+    /// What the guest prints. When it is full the guest waits.
+    pub output: OwnedFd,
+}
+
+/// Everything a backend needs to start a machine.
+#[derive(Debug)]
+pub struct MachineSpec {
+    /// CPUs, caches, nodes.
+    pub topology: Topology,
+    /// Guest RAM in bytes; a multiple of 2 MiB.
+    pub memory: u64,
+    /// The decompressed kernel (ELF with a PVH entry note).
+    pub kernel: OwnedFd,
+    /// Initramfs archives, concatenated in this order (each padded to four bytes).
+    pub initrd: Vec<OwnedFd>,
+    /// Kernel command line, without a terminating NUL.
+    pub cmdline: String,
+    /// Where the guest channel lives, if there is one.
+    pub ring: Option<RingRegion>,
+    /// Receives what the guest writes to COM1 (the kernel console). File or pipe.
+    pub com1: OwnedFd,
+    /// Receives what the guest writes to COM2 (the fallback channel).
+    pub com2: Option<OwnedFd>,
+    /// The interactive console, if one is wanted.
+    pub console: Option<ConsoleFds>,
+}
+
+/// One contiguous piece of guest RAM and where it lies in the RAM file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RamRegion {
+    /// First guest-physical address.
+    pub gpa: Gpa,
+    /// Offset in the memfd.
+    pub file_offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+}
+
+/// Guest RAM: the sealed memfd and its mapping into guest-physical addresses.
+#[derive(Debug)]
+pub struct Ram {
+    /// The memfd (sealed against shrinking and growing).
+    pub memfd: OwnedFd,
+    /// Ascending and disjoint, in both address and offset.
+    pub regions: Vec<RamRegion>,
+}
+
+/// How a machine ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// The guest switched itself off.
+    PowerOff,
+    /// The guest asked for a reset (with `panic=-1` also after a kernel panic).
+    Reset,
+    /// A CPU faulted while delivering a double fault: no handler was left.
+    TripleFault {
+        /// The CPU that faulted, if the backend knows.
+        cpu: Option<u32>,
+    },
+    /// The hypervisor gave up on the guest.
+    InternalError {
+        /// What the backend knows about it, registers included.
+        detail: String,
+    },
+    /// The emulator process ended by itself (never under `kvm`).
+    BackendDied {
+        /// Exit status or signal, and the last lines of its standard error.
+        detail: String,
+    },
+    /// [`Running::kill`] ended it.
+    Killed,
+}
+
+/// What a running machine reports.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// The machine ended; nothing follows.
+    Exited(Exit),
+    /// A device stopped working while the machine goes on (for instance a full COM1 sink).
+    DeviceFailed {
+        /// Which device: `com1`, `com2`, `console`.
+        device: &'static str,
+        /// What happened.
+        detail: String,
+    },
+}
+
+/// Why a machine could not be started or driven.
+#[derive(Debug, thiserror::Error)]
+#[error("{action}")]
+pub struct MachineError {
+    /// What failed, where, and what to do about it.
+    pub action: String,
+    /// The backend's own error.
+    #[source]
+    pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+/// A started machine, whichever backend runs it.
+pub trait Running: Send {
+    /// Guest RAM. Valid also after the machine has ended.
+    fn ram(&self) -> &Ram;
+
+    /// Readable while an event waits; for the event loop (level triggered).
+    fn event_fd(&self) -> BorrowedFd<'_>;
+
+    /// The next event, without blocking.
+    fn next_event(&mut self) -> Option<Event>;
+
+    /// Freezes the machine; returns when every vCPU has stopped. Idempotent.
+    fn pause(&mut self) -> Result<(), MachineError>;
+
+    /// Lets a frozen machine go on. Idempotent.
+    fn resume(&mut self) -> Result<(), MachineError>;
+
+    /// Ends the machine now and waits until nothing of it runs. Idempotent.
+    fn kill(&mut self);
+}

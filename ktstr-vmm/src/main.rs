@@ -1,0 +1,3 @@
+//! The ktstr-vmm executable.
+
+fn main() {}
