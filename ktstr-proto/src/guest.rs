@@ -1,0 +1,216 @@
+//! What PID 1 says through the ring, and what it is told before boot.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    ring::RingRegion,
+    run::Term,
+    topology::Topology,
+    verdict::{Assert, AssertResult},
+};
+
+/// Where the initramfs holds the encoded [`GuestJob`].
+pub const JOB_PATH: &str = "/ktstr/job";
+/// Last file of the initramfs: its absence means that extraction was cut short.
+pub const COMPLETE_PATH: &str = "/.ktstr-complete";
+/// Where the initramfs holds the user's test executable.
+pub const TEST_PATH: &str = "/ktstr/test";
+/// Where the initramfs holds the scheduler.
+pub const SCHEDULER_PATH: &str = "/ktstr/scheduler";
+/// Text file with the kernel modules to load, one path per line, in order.
+pub const MODULES_PATH: &str = "/ktstr/modules";
+/// Variable that makes the user's test executable run one registered test in the guest.
+pub const TEST_ENV: &str = "KTSTR_GUEST_TEST";
+/// Variable that names the descriptor on which the test process reports to PID 1.
+pub const CHANNEL_ENV: &str = "KTSTR_GUEST_FD";
+
+/// Everything PID 1 is told; packed into the initramfs, so that the guest waits for nobody. Holds
+/// nothing that differs between two runs that should be the same.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GuestJob {
+    /// Where the ring lies.
+    pub ring: RingRegion,
+    /// Machine shape asked for.
+    pub topology: Topology,
+    /// Seed of every random choice.
+    pub seed: u64,
+    /// Variables for the guest's processes.
+    pub env: Vec<(String, String)>,
+    /// Scheduler to start before the task; its arguments and name.
+    pub scheduler: Option<GuestScheduler>,
+    /// What to do.
+    pub task: GuestTask,
+}
+
+/// The scheduler, as PID 1 starts it.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GuestScheduler {
+    /// Name for people.
+    pub name: String,
+    /// Arguments.
+    pub args: Vec<String>,
+    /// How long it may take until `/sys/kernel/sched_ext/state` says `enabled`, milliseconds of guest time.
+    pub attach_timeout_ms: u64,
+}
+
+/// What PID 1 runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum GuestTask {
+    /// The user's test.
+    Test(GuestTest),
+    /// One command through `/bin/sh -c`.
+    Exec(String),
+    /// An interactive shell on hvc0.
+    Shell(Option<Term>),
+}
+
+/// The user's test, also handed to the test process as it is.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GuestTest {
+    /// Name of the registered test.
+    pub test: String,
+    /// Scenario length, milliseconds.
+    pub duration_ms: u64,
+    /// Merged thresholds.
+    pub assert: Assert,
+}
+
+/// One message with its time.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct GuestMessage {
+    /// Guest `CLOCK_MONOTONIC`, nanoseconds.
+    pub t_ns: u64,
+    /// What is said.
+    pub body: GuestFrame,
+}
+
+/// Whose text a [`Log`] carries.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum LogSource {
+    /// PID 1 itself.
+    Init,
+    /// The scheduler's standard output and error.
+    Scheduler,
+    /// Standard output of the test or command.
+    Stdout,
+    /// Standard error of the test or command.
+    Stderr,
+}
+
+/// A piece of text; long output comes in several pieces.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Log {
+    /// Whose.
+    pub source: LogSource,
+    /// The text as it came, with its line ends; invalid UTF-8 replaced.
+    pub text: String,
+}
+
+/// Stations of a run, in order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Phase {
+    /// PID 1 runs and the ring works.
+    InitStarted,
+    /// File systems, modules and CPUs are ready.
+    SystemReady,
+    /// The scheduler process was started.
+    SchedulerStarted,
+    /// `/sys/kernel/sched_ext/state` says `enabled`.
+    SchedulerAttached,
+    /// The test process was started.
+    TestStarted,
+    /// Workers run.
+    ScenarioStarted,
+    /// Workers were told to stop.
+    ScenarioEnded,
+    /// The test process is gone.
+    TestEnded,
+    /// The scheduler was asked to stop.
+    TeardownStarted,
+    /// Next comes power-off.
+    PoweringOff,
+}
+
+/// How a process ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ProcessEnd {
+    /// Exited with a status.
+    Exited(i32),
+    /// Killed by a signal.
+    Signaled(i32),
+}
+
+impl std::fmt::Display for ProcessEnd {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Exited(code) => write!(f, "exited with status {code}"),
+            Self::Signaled(signal) => write!(f, "was killed by signal {signal}"),
+        }
+    }
+}
+
+/// What the test function came to.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum TestEnd {
+    /// It returned a result.
+    Returned(AssertResult),
+    /// It returned an error: the chain of causes.
+    Error(Vec<String>),
+    /// It panicked.
+    Panicked {
+        /// Panic message with location.
+        message: String,
+        /// Backtrace, if captured.
+        backtrace: String,
+    },
+    /// No such test is registered; the names that are.
+    Unknown(Vec<String>),
+}
+
+/// What PID 1 (or the test process through it) says. Append only.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum GuestFrame {
+    /// First message.
+    Hello {
+        /// `uname -r`.
+        release: String,
+        /// CPUs online.
+        cpus_online: u32,
+    },
+    /// A station was reached.
+    Phase(Phase),
+    /// Text of a process.
+    Log(Log),
+    /// A step of the set-up failed; the guest powers off.
+    StepFailed {
+        /// Which step.
+        step: String,
+        /// Chain of causes.
+        reason: String,
+    },
+    /// The kernel said that it disabled the BPF scheduler.
+    ScxDisabled {
+        /// The kernel's reason, e.g. `runnable task stall`.
+        reason: String,
+    },
+    /// The scheduler process ended.
+    SchedulerEnded {
+        /// How.
+        end: ProcessEnd,
+        /// Whether PID 1 had asked for it.
+        expected: bool,
+    },
+    /// Something the scenario did, for the timeline.
+    Stimulus {
+        /// What, in a few words.
+        what: String,
+        /// Iterations of all workers so far.
+        iterations: u64,
+    },
+    /// The test function ended.
+    TestEnded(TestEnd),
+    /// The test process ended.
+    TestProcessEnded(ProcessEnd),
+    /// The shell or command ended.
+    ExecEnded(ProcessEnd),
+}

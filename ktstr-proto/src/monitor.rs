@@ -1,0 +1,128 @@
+//! Orchestrator ↔ monitor.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    link::{FdSlot, Link, calls},
+    vmm::RamRegion,
+};
+
+/// The link itself; the orchestrator asks, the monitor serves.
+#[derive(Debug)]
+pub struct MonitorLink;
+
+impl Link for MonitorLink {
+    const ID: u8 = 3;
+    const NAME: &'static str = "orchestrator-monitor";
+    type Request = MonitorRequest;
+    type Reply = MonitorReply;
+    type Event = MonitorEvent;
+}
+
+calls! {
+    /// What the orchestrator asks of a monitor.
+    MonitorLink: MonitorRequest => MonitorReply {
+        /// Map guest RAM and begin to sample.
+        Attach => Attached,
+        /// Take a last sample and sum up.
+        Finish => MonitorSummary,
+    }
+}
+
+/// See [`MonitorRequest::Attach`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Attach {
+    /// Guest RAM.
+    pub ram: FdSlot,
+    /// Its layout.
+    pub regions: Vec<RamRegion>,
+    /// The decompressed kernel, an ELF file with `.BTF`.
+    pub kernel: FdSlot,
+    /// Guest CPUs.
+    pub cpus: u32,
+    /// Sampling period, milliseconds.
+    pub period_ms: u32,
+    /// Consecutive samples that make a finding.
+    pub sustained_samples: u32,
+}
+
+/// The kernel file is understood; samples follow once the guest is up.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Attached {
+    /// Symbols decoded from the kernel file.
+    pub symbols: u32,
+    /// BTF types in it.
+    pub btf_types: u32,
+    /// Members this kernel does not have, as `struct.member`.
+    pub absent: Vec<String>,
+}
+
+/// See [`MonitorRequest::Finish`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Finish;
+
+/// What a monitor tells unasked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum MonitorEvent {
+    /// The guest's structures can be read from now on.
+    Ready,
+    /// One sample.
+    Sample(Sample),
+    /// Something cannot be read; said once per thing.
+    Unavailable(String),
+}
+
+/// One look at all CPUs.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct Sample {
+    /// Host time since attach, nanoseconds.
+    pub t_ns: u64,
+    /// Time the reading took, microseconds.
+    pub took_us: u32,
+    /// Per CPU, by CPU number.
+    pub cpus: Vec<CpuSample>,
+    /// sched_ext event counters by kernel name (`SCX_EV_…`), when a scheduler is attached.
+    pub events: Vec<(String, i64)>,
+}
+
+/// One CPU's run queue; `None` is a member this kernel lacks or that could not be read, never 0.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct CpuSample {
+    /// `rq.nr_running`.
+    pub nr_running: Option<u32>,
+    /// `rq.clock`, nanoseconds.
+    pub clock: Option<u64>,
+    /// `rq.scx.nr_running`.
+    pub scx_nr_running: Option<u32>,
+    /// `rq.scx.local_dsq.nr`.
+    pub local_dsq_nr: Option<u32>,
+    /// `rq.scx.flags`.
+    pub scx_flags: Option<u32>,
+}
+
+/// What the whole observation amounts to.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct MonitorSummary {
+    /// Samples with readable run queues.
+    pub samples: u32,
+    /// Samples that failed.
+    pub failed_samples: u32,
+    /// Largest `max(nr_running) / max(1, min(nr_running))` over one sample.
+    pub max_imbalance_ratio: f64,
+    /// The largest such ratio that held for `sustained_samples` in a row.
+    pub sustained_imbalance_ratio: f64,
+    /// Deepest local DSQ and its CPU.
+    pub max_local_dsq_depth: u32,
+    /// CPU of the deepest local DSQ.
+    pub max_local_dsq_cpu: u32,
+    /// The depth that held for `sustained_samples` in a row on one CPU.
+    pub sustained_local_dsq_depth: u32,
+    /// CPUs whose clock stood still for `sustained_samples` in a row with tasks waiting.
+    pub stuck_cpus: Vec<u32>,
+    /// Increase of each event counter over the observation.
+    pub events: Vec<(String, i64)>,
+    /// What could not be read and why.
+    pub unavailable: Vec<String>,
+    /// Median time of one sample, microseconds.
+    pub median_sample_us: u32,
+}

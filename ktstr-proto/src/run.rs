@@ -1,0 +1,174 @@
+//! What is asked of a run: the test or command, the machine, the kernel, the accelerator.
+
+use std::{fmt, path::PathBuf, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{topology::Topology, verdict::Assert};
+
+/// Which accelerator the user asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum Accel {
+    /// Probe, then hardware KVM if it can run a stock kernel, else the emulator.
+    #[default]
+    Auto,
+    /// Hardware KVM or nothing.
+    Kvm,
+    /// The emulator.
+    Tcg,
+    /// The emulator with instruction-counted time: the same inputs give the same run.
+    Det,
+}
+
+/// Which accelerator runs the guest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum AccelKind {
+    /// Our VMM on hardware KVM.
+    Kvm,
+    /// QEMU, one thread per vCPU.
+    Tcg,
+    /// QEMU, instruction-counted virtual time.
+    Det,
+}
+
+/// The text names no accelerator.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no accelerator: choose auto, kvm, tcg or det")]
+pub struct UnknownAccel(pub String);
+
+impl FromStr for Accel {
+    type Err = UnknownAccel;
+
+    fn from_str(text: &str) -> Result<Self, UnknownAccel> {
+        match text {
+            "auto" => Ok(Self::Auto),
+            "kvm" => Ok(Self::Kvm),
+            "tcg" => Ok(Self::Tcg),
+            "det" => Ok(Self::Det),
+            other => Err(UnknownAccel(other.into())),
+        }
+    }
+}
+
+impl fmt::Display for Accel {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Auto => "auto",
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+            Self::Det => "det",
+        })
+    }
+}
+
+impl fmt::Display for AccelKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Kvm => "kvm",
+            Self::Tcg => "tcg",
+            Self::Det => "det",
+        })
+    }
+}
+
+/// Names one run; also the name of its directory.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct RunId(pub String);
+
+impl fmt::Display for RunId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// Everything the orchestrator needs to carry out one run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunSpec {
+    /// Test name or `shell`.
+    pub name: String,
+    /// What runs in the guest.
+    pub job: Job,
+    /// Kernel as the user named it; `None` chooses the newest cached one.
+    pub kernel: Option<String>,
+    /// Accelerator asked for.
+    pub accel: Accel,
+    /// Machine shape.
+    pub topology: Topology,
+    /// Guest memory in MiB; `None` lets the orchestrator compute it.
+    pub memory_mb: Option<u32>,
+    /// Seed of every random choice.
+    pub seed: u64,
+    /// Wall-clock limit for the whole run, milliseconds; `None` derives it from the job.
+    pub deadline_ms: Option<u64>,
+    /// Directory under which the run's own directory is created.
+    pub runs_root: PathBuf,
+    /// The line that repeats this run; `{accel}` and `{kernel}` are replaced by what was used.
+    pub replay: String,
+    /// Whether the monitor observes this run.
+    pub observe: bool,
+    /// Variables for the guest's processes.
+    pub env: Vec<(String, String)>,
+}
+
+/// What runs in the guest.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum Job {
+    /// One registered test function.
+    Test(TestJob),
+    /// A shell or one command.
+    Shell(ShellJob),
+}
+
+/// One registered test function.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct TestJob {
+    /// The user's test executable on the host.
+    pub binary: PathBuf,
+    /// Name of the registered test.
+    pub test: String,
+    /// Scenario length, milliseconds.
+    pub duration_ms: u64,
+    /// The scheduler under test; `None` is EEVDF.
+    pub scheduler: Option<SchedulerJob>,
+    /// Files to place under `/include-files`.
+    pub include: Vec<PathBuf>,
+    /// Merged thresholds.
+    pub assert: Assert,
+}
+
+/// The scheduler under test.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct SchedulerJob {
+    /// Name for people.
+    pub name: String,
+    /// Executable on the host, as given or found.
+    pub binary: PathBuf,
+    /// Command-line arguments.
+    pub args: Vec<String>,
+}
+
+/// A shell or one command.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ShellJob {
+    /// Files and directories to place under `/include-files`.
+    pub include: Vec<PathBuf>,
+    /// One command; `None` is an interactive shell.
+    pub exec: Option<String>,
+    /// Kernel messages go to the client as they come.
+    pub dmesg: bool,
+    /// `TERM`, `COLORTERM` and the window size for an interactive shell.
+    pub term: Option<Term>,
+}
+
+/// The user's terminal.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Term {
+    /// `TERM`.
+    pub term: String,
+    /// `COLORTERM`, if set.
+    pub colorterm: Option<String>,
+    /// Rows.
+    pub rows: u16,
+    /// Columns.
+    pub cols: u16,
+}

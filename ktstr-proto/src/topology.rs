@@ -1,0 +1,147 @@
+//! The shape of a machine: NUMA nodes, last-level caches, cores, threads.
+
+use std::{fmt, str::FromStr};
+
+use serde::{Deserialize, Serialize};
+
+/// Machine shape. `llcs` counts the whole machine and is a multiple of `numa_nodes`.
+///
+/// Written `{numa}n{llcs}l{cores}c{threads}t`, e.g. `1n2l4c1t`. Guest CPUs are numbered
+/// node > LLC > core > thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Topology {
+    /// NUMA nodes.
+    pub numa_nodes: u32,
+    /// Last-level caches of the whole machine.
+    pub llcs: u32,
+    /// Cores per LLC.
+    pub cores: u32,
+    /// Hardware threads per core.
+    pub threads: u32,
+}
+
+/// Most CPUs a guest may have.
+pub const MAX_CPUS: u32 = 512;
+
+/// Why a machine shape is refused.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum TopologyError {
+    /// A dimension is zero.
+    #[error("topology {shape}: {dimension} is 0, every dimension is at least 1")]
+    Zero {
+        /// The shape as requested.
+        shape: Topology,
+        /// The dimension that is zero.
+        dimension: &'static str,
+    },
+    /// LLCs cannot be spread evenly.
+    #[error("topology {shape}: {llcs} LLCs cannot be divided evenly among {nodes} NUMA nodes; `llcs` counts the whole machine", llcs = shape.llcs, nodes = shape.numa_nodes)]
+    Uneven {
+        /// The shape as requested.
+        shape: Topology,
+    },
+    /// Too many CPUs.
+    #[error("topology {shape} has {cpus} CPUs, the limit is {MAX_CPUS}")]
+    TooLarge {
+        /// The shape as requested.
+        shape: Topology,
+        /// CPUs it would have.
+        cpus: u64,
+    },
+    /// The text is no topology.
+    #[error("`{text}` is no topology: write nodes,llcs,cores,threads (1,2,4,1) or 1n2l4c1t")]
+    Syntax {
+        /// The text given.
+        text: String,
+    },
+}
+
+impl Topology {
+    /// A checked shape.
+    pub fn new(numa_nodes: u32, llcs: u32, cores: u32, threads: u32) -> Result<Self, TopologyError> {
+        Self { numa_nodes, llcs, cores, threads }.checked()
+    }
+
+    /// The shape itself if it can be built.
+    pub fn checked(self) -> Result<Self, TopologyError> {
+        let named =
+            [("numa_nodes", self.numa_nodes), ("llcs", self.llcs), ("cores", self.cores), ("threads", self.threads)];
+        if let Some((dimension, _)) = named.iter().find(|(_, n)| *n == 0) {
+            return Err(TopologyError::Zero { shape: self, dimension });
+        }
+        if self.llcs % self.numa_nodes != 0 {
+            return Err(TopologyError::Uneven { shape: self });
+        }
+        let cpus = u64::from(self.llcs).saturating_mul(self.cores.into()).saturating_mul(self.threads.into());
+        if cpus > MAX_CPUS.into() {
+            return Err(TopologyError::TooLarge { shape: self, cpus });
+        }
+        Ok(self)
+    }
+
+    /// Number of guest CPUs.
+    pub fn cpus(&self) -> u32 {
+        self.llcs * self.cores * self.threads
+    }
+
+    /// CPUs that share one LLC.
+    pub fn cpus_per_llc(&self) -> u32 {
+        self.cores * self.threads
+    }
+
+    /// LLCs in one NUMA node.
+    pub fn llcs_per_node(&self) -> u32 {
+        self.llcs / self.numa_nodes
+    }
+}
+
+impl fmt::Display for Topology {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}n{}l{}c{}t", self.numa_nodes, self.llcs, self.cores, self.threads)
+    }
+}
+
+impl FromStr for Topology {
+    type Err = TopologyError;
+
+    fn from_str(text: &str) -> Result<Self, TopologyError> {
+        let syntax = || TopologyError::Syntax { text: text.into() };
+        let numbers: Vec<&str> = if text.contains(',') {
+            text.split(',').map(str::trim).collect()
+        } else {
+            let rest = text.strip_suffix('t').ok_or_else(syntax)?;
+            let (nodes, rest) = rest.split_once('n').ok_or_else(syntax)?;
+            let (llcs, rest) = rest.split_once('l').ok_or_else(syntax)?;
+            let (cores, threads) = rest.split_once('c').ok_or_else(syntax)?;
+            vec![nodes, llcs, cores, threads]
+        };
+        let parsed: Result<Vec<u32>, _> = numbers.iter().map(|n| n.parse()).collect();
+        match parsed.as_deref() {
+            Ok(&[nodes, llcs, cores, threads]) => Self::new(nodes, llcs, cores, threads),
+            _ => Err(syntax()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn both_notations_mean_the_same() {
+        let shape = Topology::new(2, 4, 3, 2).unwrap();
+        assert_eq!("2,4,3,2".parse(), Ok(shape));
+        assert_eq!("2n4l3c2t".parse(), Ok(shape));
+        assert_eq!(shape.to_string().parse(), Ok(shape));
+        assert_eq!(shape.cpus(), 24);
+    }
+
+    #[test]
+    fn shapes_that_cannot_be_built_say_why() {
+        assert!(matches!(Topology::new(1, 0, 1, 1), Err(TopologyError::Zero { dimension: "llcs", .. })));
+        assert!(matches!(Topology::new(2, 3, 1, 1), Err(TopologyError::Uneven { .. })));
+        assert!(matches!(Topology::new(1, u32::MAX, u32::MAX, 2), Err(TopologyError::TooLarge { .. })));
+        assert!(matches!("4".parse::<Topology>(), Err(TopologyError::Syntax { .. })));
+        assert!(matches!("1,2,3".parse::<Topology>(), Err(TopologyError::Syntax { .. })));
+    }
+}

@@ -1,0 +1,513 @@
+//! What a test found: worker telemetry, thresholds, results, and the run's final report.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    monitor::MonitorSummary,
+    run::{AccelKind, RunId},
+};
+
+/// The lattice `Fail > Inconclusive > Pass > NotRun`; merging keeps the greatest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Nothing was tested; something was missing.
+    NotRun,
+    /// Every check held.
+    Pass,
+    /// The instruments do not allow a judgement.
+    Inconclusive,
+    /// A check failed.
+    Fail,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::NotRun => "NOT RUN",
+            Self::Pass => "PASS",
+            Self::Inconclusive => "INCONCLUSIVE",
+            Self::Fail => "FAIL",
+        })
+    }
+}
+
+/// What kind of finding a [`Detail`] is. Append only.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum DetailKind {
+    /// A worker did no work at all.
+    NoProgress,
+    /// A worker was off the CPU for too long.
+    Gap,
+    /// Workers of one cgroup got unequal CPU time.
+    Spread,
+    /// A worker ran outside its cpuset.
+    Isolation,
+    /// A worker process ended before it was told to.
+    WorkerDied,
+    /// The host-side monitor saw a threshold crossed.
+    Monitor,
+    /// A check written in the test.
+    Claim,
+    /// A remark that fails nothing.
+    Note,
+}
+
+/// One finding with its evidence in words.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detail {
+    /// Kind of finding.
+    pub kind: DetailKind,
+    /// How it counts.
+    pub outcome: Outcome,
+    /// What was seen against what was allowed.
+    pub message: String,
+}
+
+/// Thresholds of one test; `None` means not checked. Later layers override earlier ones field by field.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct Assert {
+    /// Fail when a worker makes no progress.
+    pub not_stuck: Option<bool>,
+    /// Fail when a worker runs outside its cgroup's cpuset.
+    pub isolation: Option<bool>,
+    /// Longest time a worker may be off the CPU, milliseconds.
+    pub max_gap_ms: Option<u64>,
+    /// Largest difference in off-CPU share between workers of a cgroup, percentage points.
+    pub max_spread_pct: Option<f64>,
+    /// Largest ratio between the longest and the shortest run queue.
+    pub max_imbalance_ratio: Option<f64>,
+    /// Deepest local dispatch queue.
+    pub max_local_dsq_depth: Option<u32>,
+    /// Fail when a run-queue clock stands still while tasks wait.
+    pub fail_on_rq_clock_stuck: Option<bool>,
+    /// Consecutive samples a monitor threshold must be crossed.
+    pub sustained_samples: Option<u32>,
+}
+
+impl Assert {
+    /// No field set.
+    pub const NO_OVERRIDES: Self = Self {
+        not_stuck: None,
+        isolation: None,
+        max_gap_ms: None,
+        max_spread_pct: None,
+        max_imbalance_ratio: None,
+        max_local_dsq_depth: None,
+        fail_on_rq_clock_stuck: None,
+        sustained_samples: None,
+    };
+
+    /// What is checked when nobody says otherwise.
+    pub const fn default_checks() -> Self {
+        Self {
+            not_stuck: Some(true),
+            isolation: Some(true),
+            max_gap_ms: Some(3000),
+            max_spread_pct: Some(35.0),
+            max_imbalance_ratio: None,
+            max_local_dsq_depth: Some(50),
+            fail_on_rq_clock_stuck: Some(true),
+            sustained_samples: Some(5),
+        }
+    }
+
+    /// `self` overridden by what `later` sets.
+    pub fn merge(self, later: Self) -> Self {
+        Self {
+            not_stuck: later.not_stuck.or(self.not_stuck),
+            isolation: later.isolation.or(self.isolation),
+            max_gap_ms: later.max_gap_ms.or(self.max_gap_ms),
+            max_spread_pct: later.max_spread_pct.or(self.max_spread_pct),
+            max_imbalance_ratio: later.max_imbalance_ratio.or(self.max_imbalance_ratio),
+            max_local_dsq_depth: later.max_local_dsq_depth.or(self.max_local_dsq_depth),
+            fail_on_rq_clock_stuck: later.fail_on_rq_clock_stuck.or(self.fail_on_rq_clock_stuck),
+            sustained_samples: later.sustained_samples.or(self.sustained_samples),
+        }
+    }
+}
+
+/// How a worker ended.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub enum WorkerExit {
+    /// Told to stop, reported, exited.
+    #[default]
+    Completed,
+    /// Exited by itself.
+    Exited {
+        /// Exit status.
+        code: i32,
+    },
+    /// Killed by a signal.
+    Signaled {
+        /// Signal number.
+        signal: i32,
+    },
+    /// Did not stop when told to.
+    TimedOut,
+}
+
+/// Telemetry of one worker.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct WorkerReport {
+    /// Thread id in the guest.
+    pub tid: u32,
+    /// Cgroup the worker ran in.
+    pub cgroup: String,
+    /// Work type by name.
+    pub work_type: String,
+    /// Units of work done.
+    pub work_units: u64,
+    /// Outer iterations done.
+    pub iterations: u64,
+    /// CPU time, nanoseconds.
+    pub cpu_time_ns: u64,
+    /// Wall time from start to stop, nanoseconds.
+    pub wall_time_ns: u64,
+    /// Changes of CPU seen at checkpoints.
+    pub migrations: u64,
+    /// CPUs the worker was seen on, ascending.
+    pub cpus_used: Vec<u32>,
+    /// CPUs its cgroup allows, ascending; empty when unrestricted.
+    pub cpus_allowed: Vec<u32>,
+    /// Time it chose to sleep or block, nanoseconds: not the scheduler's doing.
+    pub voluntary_off_cpu_ns: u64,
+    /// Longest time between two checkpoints, nanoseconds, voluntary blocking excluded.
+    pub max_gap_ns: u64,
+    /// CPU on which that gap ended.
+    pub max_gap_cpu: u32,
+    /// When that gap ended, nanoseconds after the worker's start.
+    pub max_gap_at_ns: u64,
+    /// Time runnable but not running, nanoseconds (`/proc/self/schedstat`).
+    pub run_delay_ns: u64,
+    /// Times it was put on a CPU (`/proc/self/schedstat`).
+    pub pcount: u64,
+    /// How it ended.
+    pub exit: WorkerExit,
+}
+
+/// Figures of one cgroup.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct CgroupStats {
+    /// Name.
+    pub name: String,
+    /// Workers in it.
+    pub workers: u32,
+    /// CPUs its workers ran on.
+    pub cpus: u32,
+    /// Lowest off-CPU share of a worker, percent.
+    pub min_off_cpu_pct: f64,
+    /// Highest off-CPU share of a worker, percent.
+    pub max_off_cpu_pct: f64,
+    /// Their difference, percentage points.
+    pub spread_pct: f64,
+    /// Longest gap, milliseconds.
+    pub max_gap_ms: u64,
+    /// Migrations in total.
+    pub migrations: u64,
+    /// Iterations in total.
+    pub iterations: u64,
+    /// Mean run delay per schedule, microseconds.
+    pub mean_run_delay_us: f64,
+}
+
+/// Figures of the whole scenario.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct ScenarioStats {
+    /// Per cgroup, in order of creation.
+    pub cgroups: Vec<CgroupStats>,
+    /// Every worker's telemetry.
+    pub workers: Vec<WorkerReport>,
+}
+
+impl ScenarioStats {
+    /// Largest spread of any cgroup, percentage points; 0 is perfect fairness.
+    pub fn worst_spread(&self) -> f64 {
+        self.cgroups.iter().map(|c| c.spread_pct).fold(0.0, f64::max)
+    }
+
+    /// Longest gap of any worker, milliseconds.
+    pub fn worst_gap_ms(&self) -> u64 {
+        self.cgroups.iter().map(|c| c.max_gap_ms).max().unwrap_or(0)
+    }
+
+    /// Migrations of all workers.
+    pub fn total_migrations(&self) -> u64 {
+        self.cgroups.iter().map(|c| c.migrations).sum()
+    }
+
+    /// Iterations of all workers.
+    pub fn total_iterations(&self) -> u64 {
+        self.cgroups.iter().map(|c| c.iterations).sum()
+    }
+}
+
+/// What a test function returns.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+#[must_use]
+pub struct AssertResult {
+    /// Greatest outcome of all details.
+    pub outcome: Outcome,
+    /// Findings, in order.
+    pub details: Vec<Detail>,
+    /// Figures.
+    pub stats: ScenarioStats,
+}
+
+impl AssertResult {
+    /// Every check held.
+    pub fn pass() -> Self {
+        Self { outcome: Outcome::Pass, details: Vec::new(), stats: ScenarioStats::default() }
+    }
+
+    /// Nothing was tested, because of `reason`.
+    pub fn skip(reason: impl Into<String>) -> Self {
+        let mut result = Self { outcome: Outcome::NotRun, ..Self::pass() };
+        result.details.push(Detail { kind: DetailKind::Note, outcome: Outcome::NotRun, message: reason.into() });
+        result
+    }
+
+    /// One failed check.
+    pub fn fail(kind: DetailKind, message: impl Into<String>) -> Self {
+        let mut result = Self::pass();
+        result.push(kind, Outcome::Fail, message);
+        result
+    }
+
+    /// Adds a finding.
+    pub fn push(&mut self, kind: DetailKind, outcome: Outcome, message: impl Into<String>) {
+        self.outcome = self.outcome.max(outcome);
+        self.details.push(Detail { kind, outcome, message: message.into() });
+    }
+
+    /// Joins another result.
+    pub fn merge(&mut self, other: Self) {
+        self.outcome = self.outcome.max(other.outcome);
+        self.details.extend(other.details);
+        self.stats.cgroups.extend(other.stats.cgroups);
+        self.stats.workers.extend(other.stats.workers);
+    }
+
+    /// Whether every check held.
+    pub fn is_pass(&self) -> bool {
+        self.outcome == Outcome::Pass
+    }
+
+    /// Whether a check failed.
+    pub fn is_fail(&self) -> bool {
+        self.outcome == Outcome::Fail
+    }
+
+    /// Whether nothing was tested.
+    pub fn is_skip(&self) -> bool {
+        self.outcome == Outcome::NotRun
+    }
+
+    /// Whether no judgement was possible.
+    pub fn is_inconclusive(&self) -> bool {
+        self.outcome == Outcome::Inconclusive
+    }
+
+    /// The messages of what failed.
+    pub fn failure_details(&self) -> impl Iterator<Item = &str> {
+        self.details.iter().filter(|d| d.outcome == Outcome::Fail).map(|d| d.message.as_str())
+    }
+}
+
+/// The processes of a run, by name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Process {
+    /// `ktstr-vmm`.
+    Vmm,
+    /// The emulator child of the VMM.
+    Emulator,
+    /// `ktstr-monitor`.
+    Monitor,
+    /// `ktstr-orch`.
+    Orchestrator,
+    /// Test binary or CLI.
+    Client,
+}
+
+impl fmt::Display for Process {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Vmm => "ktstr-vmm",
+            Self::Emulator => "emulator",
+            Self::Monitor => "ktstr-monitor",
+            Self::Orchestrator => "ktstr-orch",
+            Self::Client => "client",
+        })
+    }
+}
+
+/// Why a run ended as it did. Append only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Cause {
+    /// A check of the test failed, or its function returned an error.
+    Assertion,
+    /// The test function panicked.
+    TestPanic {
+        /// Panic message with location.
+        message: String,
+        /// Backtrace, if captured.
+        backtrace: String,
+    },
+    /// The test process ended without a result.
+    TestDied {
+        /// Exit status or signal in words.
+        how: String,
+    },
+    /// The kernel's watchdog ended the scheduler: a runnable task was not run.
+    SchedulerStall {
+        /// The kernel's or scheduler's words.
+        reason: String,
+    },
+    /// The scheduler ended itself with an error (`scx_bpf_error`, runtime error).
+    SchedulerError {
+        /// The kernel's or scheduler's words.
+        reason: String,
+    },
+    /// The scheduler never reached `enabled`.
+    SchedulerNotAttached {
+        /// What was seen.
+        reason: String,
+    },
+    /// The scheduler's process died.
+    SchedulerDied {
+        /// Exit status or signal in words.
+        how: String,
+    },
+    /// The guest kernel panicked.
+    KernelPanic {
+        /// The panic line of the console.
+        message: String,
+    },
+    /// PID 1 could not set the guest up.
+    GuestInit {
+        /// The step that failed.
+        step: String,
+        /// Why.
+        reason: String,
+    },
+    /// The guest never spoke or stopped speaking before the deadline.
+    Deadline {
+        /// The last thing known to have happened.
+        phase: String,
+        /// Wall time waited, milliseconds.
+        waited_ms: u64,
+    },
+    /// The guest ended (reset, triple fault, power-off) before its result arrived.
+    GuestEnded {
+        /// How, in words.
+        how: String,
+    },
+    /// The guest sent what cannot be decoded.
+    Channel {
+        /// What is wrong and where.
+        reason: String,
+    },
+    /// A process of ktstr died.
+    ProcessDied {
+        /// Which.
+        process: Process,
+        /// Exit status or signal in words.
+        how: String,
+    },
+    /// Something needed is missing here.
+    Missing {
+        /// What and what to do.
+        reason: String,
+    },
+    /// The request cannot be carried out as written.
+    BadRequest {
+        /// What is wrong and what to do.
+        reason: String,
+    },
+    /// The client asked to stop.
+    Cancelled,
+}
+
+/// Everything a client learns of a finished run; also the sidecar.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct RunReport {
+    /// The run.
+    pub run_id: RunId,
+    /// Its directory.
+    pub run_dir: std::path::PathBuf,
+    /// Test name.
+    pub name: String,
+    /// Judgement; meaningless when `infrastructure`.
+    pub outcome: Outcome,
+    /// Whether ktstr itself failed, so that nothing can be said about the scheduler.
+    pub infrastructure: bool,
+    /// Why, unless it passed.
+    pub cause: Option<Cause>,
+    /// The test's findings and figures, when it delivered any.
+    pub result: Option<AssertResult>,
+    /// What the monitor saw.
+    pub monitor: Option<MonitorSummary>,
+    /// Remarks: accelerator choice, observation that ended early.
+    pub notes: Vec<String>,
+    /// Last lines of the scheduler's output.
+    pub scheduler_log: Vec<String>,
+    /// Last lines of the kernel console.
+    pub console_tail: Vec<String>,
+    /// Accelerator used, if it came to that.
+    pub accel: Option<AccelKind>,
+    /// Emulator and version, or the KVM's description.
+    pub accel_detail: String,
+    /// Kernel release or the name asked for.
+    pub kernel: String,
+    /// Scheduler name.
+    pub scheduler: String,
+    /// Machine shape.
+    pub topology: crate::Topology,
+    /// Exit status of a shell command.
+    pub exit_status: Option<i32>,
+    /// Seed used.
+    pub seed: u64,
+    /// Repeats the run.
+    pub replay: String,
+    /// Host time spent, milliseconds: (until the first guest frame, until the end).
+    pub host_ms: (u64, u64),
+}
+
+impl RunReport {
+    /// Exit code of our own commands (DESIGN section 7).
+    pub fn exit_code(&self) -> u8 {
+        match (self.infrastructure, self.outcome) {
+            (true, _) => 4,
+            (false, Outcome::Pass) => 0,
+            (false, Outcome::Fail) => 1,
+            (false, Outcome::Inconclusive) => 2,
+            (false, Outcome::NotRun) => 3,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn merging_keeps_the_worst_outcome_and_all_details() {
+        let mut result = AssertResult::skip("no second node");
+        result.merge(AssertResult::pass());
+        assert!(result.is_pass());
+        result.merge(AssertResult::fail(DetailKind::Gap, "tid 3 stuck"));
+        result.merge(AssertResult::pass());
+        assert!(result.is_fail());
+        assert_eq!(result.failure_details().collect::<Vec<_>>(), ["tid 3 stuck"]);
+        assert_eq!(result.details.len(), 2);
+    }
+
+    #[test]
+    fn later_thresholds_win_field_by_field() {
+        let merged = Assert::default_checks()
+            .merge(Assert { max_gap_ms: Some(100), ..Assert::NO_OVERRIDES })
+            .merge(Assert { isolation: Some(false), ..Assert::NO_OVERRIDES });
+        assert_eq!((merged.max_gap_ms, merged.isolation, merged.not_stuck), (Some(100), Some(false), Some(true)));
+    }
+}

@@ -1,0 +1,184 @@
+//! Orchestrator ↔ VMM.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    link::{FdSlot, Link, calls},
+    ring::RingRegion,
+    run::AccelKind,
+    topology::Topology,
+};
+
+/// The link itself; the orchestrator asks, the VMM serves.
+#[derive(Debug)]
+pub struct VmmLink;
+
+impl Link for VmmLink {
+    const ID: u8 = 2;
+    const NAME: &'static str = "orchestrator-vmm";
+    type Request = VmmRequest;
+    type Reply = VmmReply;
+    type Event = VmmEvent;
+}
+
+calls! {
+    /// What the orchestrator asks of a VMM. One VM per process.
+    VmmLink: VmmRequest => VmmReply {
+        /// Can hardware KVM run a stock kernel here?
+        Probe => ProbeReport,
+        /// Build the machine and run it.
+        Start => Started,
+        /// Stop all vCPUs.
+        Pause => Paused,
+        /// Let them run again.
+        Resume => Resumed,
+        /// Ask the guest to end itself (not under `det`).
+        Shutdown => Accepted,
+        /// End the machine now.
+        Kill => Accepted,
+    }
+}
+
+/// See [`VmmRequest::Probe`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Probe;
+
+/// What the probe found.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct ProbeReport {
+    /// Whether a stock kernel can be run at speed.
+    pub usable: bool,
+    /// Why, in one line.
+    pub detail: String,
+    /// How long it took, microseconds.
+    pub took_us: u64,
+}
+
+/// See [`VmmRequest::Start`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Start {
+    /// What runs the vCPUs.
+    pub accel: AccelKind,
+    /// Machine shape.
+    pub topology: Topology,
+    /// Guest memory, MiB.
+    pub memory_mb: u32,
+    /// Kernel command line, complete.
+    pub cmdline: String,
+    /// Where the ring lies.
+    pub ring: RingRegion,
+    /// The decompressed kernel, an ELF file.
+    pub kernel: FdSlot,
+    /// The initramfs.
+    pub initrd: FdSlot,
+    /// The emulator, unless the accelerator is KVM.
+    pub emulator: Option<Emulator>,
+    /// Whether the guest gets an interactive console on hvc0.
+    pub interactive: bool,
+    /// Seed handed to the emulator.
+    pub seed: u64,
+}
+
+/// Where the emulator is and what it needs to see inside its jail.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Emulator {
+    /// The executable.
+    pub program: PathBuf,
+    /// Its version, major and minor.
+    pub version: (u32, u32),
+    /// Files and directories bound read-only: libraries, loader, firmware.
+    pub files: Vec<PathBuf>,
+}
+
+/// A piece of guest RAM in the memfd.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RamRegion {
+    /// Guest-physical start.
+    pub gpa: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Offset in the memfd.
+    pub offset: u64,
+}
+
+/// The machine runs.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Started {
+    /// Guest RAM.
+    pub ram: FdSlot,
+    /// How the memfd is laid out in guest-physical space.
+    pub regions: Vec<RamRegion>,
+    /// The interactive console, a stream socket.
+    pub console: Option<FdSlot>,
+    /// Process id of the emulator child.
+    pub emulator_pid: Option<u32>,
+    /// Emulator and version, or the KVM's description.
+    pub detail: String,
+}
+
+/// See [`VmmRequest::Pause`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Pause;
+/// All vCPUs stand.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Paused {
+    /// Time until they stood, microseconds.
+    pub took_us: u64,
+}
+/// See [`VmmRequest::Resume`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Resume;
+/// The vCPUs run.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Resumed;
+/// See [`VmmRequest::Shutdown`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Shutdown;
+/// See [`VmmRequest::Kill`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Kill;
+/// The request will be carried out; [`VmmEvent::Exited`] tells when it has been.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Accepted;
+
+/// What a VMM tells unasked.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub enum VmmEvent {
+    /// Bytes of COM1.
+    Console(Vec<u8>),
+    /// Bytes of COM2.
+    Com2(Vec<u8>),
+    /// Bytes of the ring, in order and complete.
+    Ring(Vec<u8>),
+    /// The guest broke the ring's rules; no more ring bytes will come.
+    RingBroken(String),
+    /// The machine is gone; everything it wrote has been sent before.
+    Exited(VmExit),
+}
+
+/// How a machine ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum VmExit {
+    /// The guest powered off.
+    PowerOff,
+    /// The guest reset itself (a kernel panic with `panic=-1` does).
+    Reset,
+    /// A vCPU ended in a triple fault.
+    TripleFault,
+    /// Killed on request.
+    Killed,
+    /// The emulator died.
+    EmulatorDied {
+        /// Exit status or signal in words.
+        how: String,
+        /// Last lines of its stderr.
+        stderr: String,
+    },
+    /// A vCPU cannot go on.
+    InternalError {
+        /// What KVM or the emulator said.
+        detail: String,
+    },
+}

@@ -1,0 +1,1 @@
+//! ktstr: tests for Linux process schedulers.
