@@ -1,0 +1,160 @@
+//! The command line. What a switch does to the scheduler is said in its help text, since a test
+//! author chooses a failure by reading `--help`.
+
+use std::time::Duration;
+
+use clap::Parser;
+
+/// Largest dump the program can keep, `KTSTR_DUMP_LEN` of `intf.h` less the terminator.
+pub const MAX_EXIT_DUMP_LEN: u32 = 256 * 1024 - 1;
+
+const DEFAULT_DELAY_MS: u64 = 1000;
+
+/// A small correct sched_ext scheduler that can be told to fail.
+///
+/// Exit codes: 0 ended by SIGTERM or SIGINT; 2 wrong arguments; 10 the program could not be loaded
+/// (verifier, missing kernel feature, no permission); 11 it could not be attached; 12 the kernel's
+/// watchdog ended it (stall); 13 it ended itself with an error (crash); 14 the kernel ended it for
+/// another error; 15 it was unregistered from elsewhere (SysRq-S, a kernel decision).
+#[derive(Debug, Parser, PartialEq, Eq)]
+#[command(name = "scx-ktstr", version, about, long_about)]
+pub struct Args {
+    /// From MS milliseconds after attaching, leave every ordinary task in the shared queue; kernel
+    /// threads and this process keep running. The watchdog then reports "runnable task stall"
+    #[arg(long, value_name = "MS", conflicts_with = "stall")]
+    stall_after: Option<u64>,
+
+    /// Same as --stall-after 1000
+    #[arg(long)]
+    stall: bool,
+
+    /// From MS milliseconds after attaching, call scx_bpf_error() at the next callback. Writing a
+    /// non-zero value to the program's global `crash` does the same at any time
+    #[arg(long, value_name = "MS", conflicts_with = "crash")]
+    crash_after: Option<u64>,
+
+    /// Same as --crash-after 1000
+    #[arg(long)]
+    crash: bool,
+
+    /// Busy-wait this long in every dispatch, at most 10ms ("500us", "2ms"; a bare number means
+    /// milliseconds). Scheduling stays correct, every switch through the shared queue gets slower
+    #[arg(long, value_name = "MS|US", value_parser = parse_slow)]
+    slow: Option<Duration>,
+
+    /// Load a variant that the verifier rejects (an access beyond a global's end); its whole log
+    /// goes to stderr and the exit code is 10
+    #[arg(long)]
+    pub fail_verify: bool,
+
+    /// What the kernel's watchdog tolerates before it calls a waiting task stalled
+    #[arg(long, value_name = "MS", default_value_t = 5000,
+          value_parser = clap::value_parser!(u32).range(1..=30_000))]
+    pub watchdog_ms: u32,
+
+    /// Bytes of debug dump that the kernel collects on an error; 0 means the kernel's default
+    #[arg(long, value_name = "N", default_value_t = 0,
+          value_parser = clap::value_parser!(u32).range(0..=i64::from(MAX_EXIT_DUMP_LEN)))]
+    pub exit_dump_len: u32,
+
+    /// How long a task may run before the next one gets its turn
+    #[arg(long, value_name = "US", default_value_t = 20_000,
+          value_parser = clap::value_parser!(u64).range(100..=1_000_000))]
+    slice_us: u64,
+}
+
+impl Args {
+    /// Nanoseconds from attaching to the stall, 0 for never.
+    pub fn stall_after_ns(&self) -> u64 {
+        delay_ns(self.stall_after, self.stall)
+    }
+
+    /// Nanoseconds from attaching to the error, 0 for never.
+    pub fn crash_after_ns(&self) -> u64 {
+        delay_ns(self.crash_after, self.crash)
+    }
+
+    /// Nanoseconds of busy-waiting per dispatch.
+    pub fn slow_ns(&self) -> u64 {
+        self.slow.map_or(0, |slow| u64::try_from(slow.as_nanos()).unwrap_or(u64::MAX))
+    }
+
+    /// Nanoseconds a task may run.
+    pub fn slice_ns(&self) -> u64 {
+        self.slice_us * 1000
+    }
+}
+
+/// The program takes 0 as "never", so "at once" is its first nanosecond.
+fn delay_ns(after_ms: Option<u64>, flag: bool) -> u64 {
+    let after_ms = after_ms.or(flag.then_some(DEFAULT_DELAY_MS));
+    after_ms.map_or(0, |ms| ms.saturating_mul(1_000_000).max(1))
+}
+
+fn parse_slow(text: &str) -> Result<Duration, String> {
+    let (digits, micros_each) = if let Some(us) = text.strip_suffix("us") {
+        (us, 1)
+    } else {
+        (text.strip_suffix("ms").unwrap_or(text), 1000)
+    };
+    let count: u64 =
+        digits.parse().map_err(|_| format!("{text:?} is no duration like 500us, 2ms or 2"))?;
+    let duration = Duration::from_micros(count.saturating_mul(micros_each));
+    if duration > Duration::from_millis(10) {
+        return Err(format!("{text} is more than 10ms, which would look like a lockup"));
+    }
+    Ok(duration)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Result<Args, clap::Error> {
+        Args::try_parse_from(std::iter::once("scx-ktstr").chain(args.iter().copied()))
+    }
+
+    #[test]
+    fn defaults_misbehave_in_no_way() {
+        let args = parse(&[]).unwrap();
+        assert_eq!((args.stall_after_ns(), args.crash_after_ns(), args.slow_ns()), (0, 0, 0));
+        assert!(!args.fail_verify);
+        assert_eq!((args.watchdog_ms, args.slice_ns()), (5000, 20_000_000));
+    }
+
+    #[test]
+    fn bare_switches_have_a_delay() {
+        assert_eq!(parse(&["--stall"]).unwrap().stall_after_ns(), 1_000_000_000);
+        assert_eq!(parse(&["--crash"]).unwrap().crash_after_ns(), 1_000_000_000);
+    }
+
+    #[test]
+    fn at_once_differs_from_never() {
+        assert_eq!(parse(&["--stall-after", "0"]).unwrap().stall_after_ns(), 1);
+        assert_eq!(parse(&["--crash-after", "250"]).unwrap().crash_after_ns(), 250_000_000);
+    }
+
+    #[test]
+    fn slow_knows_both_units_and_a_limit() {
+        assert_eq!(parse(&["--slow", "500us"]).unwrap().slow_ns(), 500_000);
+        assert_eq!(parse(&["--slow", "2ms"]).unwrap().slow_ns(), 2_000_000);
+        assert_eq!(parse(&["--slow", "2"]).unwrap().slow_ns(), 2_000_000);
+        for wrong in ["11ms", "10001us", "fast", "", "-1", "18446744073709551615ms"] {
+            assert!(parse(&["--slow", wrong]).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn contradictions_and_absurd_values_are_refused() {
+        for wrong in [
+            &["--stall", "--stall-after", "5"][..],
+            &["--crash", "--crash-after", "5"],
+            &["--watchdog-ms", "0"],
+            &["--watchdog-ms", "30001"],
+            &["--exit-dump-len", "262144"],
+            &["--slice-us", "1"],
+        ] {
+            assert!(parse(wrong).is_err(), "{wrong:?}");
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The scx-ktstr executable: loads the scheduler of `bpf/main.bpf.c`, keeps it attached until a
+//! signal comes or the kernel ends it, and says how it ended.
+//!
+//! There is no restart: a test wants to see the first end. Command line in `cli.rs`, exit codes in
+//! `exit.rs`, the names a monitor may look for in `bpf/intf.h`.
+
+mod cli;
+mod exit;
+
+#[expect(clippy::all, reason = "generated from the BPF object")]
+mod bpf {
+    include!(concat!(env!("OUT_DIR"), "/bpf_skel.rs"));
+}
+
+use std::io::PipeReader;
+use std::mem::MaybeUninit;
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use clap::Parser;
+use libbpf_rs::OpenObject;
+use libbpf_rs::skel::{OpenSkel, SkelBuilder};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use signal_hook::consts::{SIGINT, SIGTERM};
+
+use bpf::{MainSkel, MainSkelBuilder};
+use cli::Args;
+use exit::{ExitKind, ExitReport, code};
+
+/// How often the exit record is looked at. Also what makes an idle machine call into the program,
+/// so that a delayed stall or crash happens there too.
+const LOOK_EVERY_MS: u8 = 50;
+
+/// The kernel calls `exit` before it lets a detach return; more than this means that it hangs.
+const EXIT_WITHIN: Duration = Duration::from_secs(5);
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let mut storage = MaybeUninit::uninit();
+    match load(&args, &mut storage) {
+        Ok(skel) => match run(skel) {
+            Ok(report) => {
+                println!("{report}");
+                report.code()
+            }
+            Err(error) => refuse("cannot attach", &error, code::ATTACH),
+        },
+        Err(error) => refuse("cannot load", &error, code::LOAD),
+    }
+}
+
+fn refuse(action: &str, error: &anyhow::Error, code: u8) -> ExitCode {
+    eprintln!("scx-ktstr: {action}: {error:#}");
+    ExitCode::from(code)
+}
+
+/// Opens the object, writes the command line into its constants, has the kernel verify it.
+fn load<'a>(args: &Args, storage: &'a mut MaybeUninit<OpenObject>) -> Result<MainSkel<'a>> {
+    let mut open = MainSkelBuilder::default().open(storage).context("opening the BPF object")?;
+    let rodata = open.maps.rodata_data.as_deref_mut().context("the BPF object has no .rodata")?;
+    rodata.stall_after_ns = args.stall_after_ns();
+    rodata.crash_after_ns = args.crash_after_ns();
+    rodata.slow_ns = args.slow_ns();
+    rodata.slice_ns = args.slice_ns();
+    rodata.fail_verify = args.fail_verify.into();
+    rodata.loader_tgid = std::process::id().try_into().context("own process id")?;
+    let ops = open.struct_ops.ktstr_ops_mut();
+    ops.timeout_ms = args.watchdog_ms;
+    ops.exit_dump_len = args.exit_dump_len;
+    open.load().context(
+        "the kernel did not accept the program (above: libbpf and the verifier); it needs \
+         CONFIG_SCHED_CLASS_EXT, CONFIG_DEBUG_INFO_BTF and CAP_SYS_ADMIN",
+    )
+}
+
+/// Attached from here to the end. Dropping the link detaches.
+fn run(mut skel: MainSkel<'_>) -> Result<ExitReport> {
+    let signals = signal_pipe()?;
+    let link = skel
+        .maps
+        .ktstr_ops
+        .attach_struct_ops()
+        .context("making the program the scheduler; is another one attached?")?;
+    println!("scx-ktstr: attached queue={}", queue_name(&skel)?);
+    while exit_kind(&skel)?.is_none() {
+        let mut fds = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
+        match poll(&mut fds, PollTimeout::from(LOOK_EVERY_MS)) {
+            Ok(0) | Err(nix::Error::EINTR) => {}
+            Ok(_) => break,
+            Err(error) => return Err(error).context("waiting for a signal"),
+        }
+    }
+    drop(link);
+    exit_report(&skel)
+}
+
+/// A pipe that becomes readable with the first SIGTERM or SIGINT.
+fn signal_pipe() -> Result<PipeReader> {
+    let (reader, writer) = std::io::pipe().context("creating the signal pipe")?;
+    for signal in [SIGTERM, SIGINT] {
+        let writer = writer.try_clone().context("duplicating the signal pipe")?;
+        signal_hook::low_level::pipe::register(signal, writer)
+            .with_context(|| format!("catching signal {signal}"))?;
+    }
+    Ok(reader)
+}
+
+fn bss<'a>(skel: &'a MainSkel<'_>) -> Result<&'a bpf::types::bss> {
+    skel.maps.bss_data.as_deref().context("the BPF object has no .bss")
+}
+
+fn queue_name(skel: &MainSkel<'_>) -> Result<&'static str> {
+    Ok(if bss(skel)?.shared_queue == 0 { "vtime" } else { "global" })
+}
+
+fn exit_kind(skel: &MainSkel<'_>) -> Result<Option<ExitKind>> {
+    // SAFETY: a valid, aligned reference; volatile because the kernel writes it meanwhile.
+    let raw = unsafe { (&raw const bss(skel)?.exit_record.kind).read_volatile() };
+    Ok(ExitKind::from_raw(raw))
+}
+
+fn exit_report(skel: &MainSkel<'_>) -> Result<ExitReport> {
+    let deadline = Instant::now() + EXIT_WITHIN;
+    let kind = loop {
+        match exit_kind(skel)? {
+            Some(kind) => break kind,
+            None if Instant::now() < deadline => std::thread::sleep(Duration::from_millis(1)),
+            None => anyhow::bail!("detached, but the kernel did not call exit in {EXIT_WITHIN:?}"),
+        }
+    };
+    let bss = bss(skel)?;
+    let dump = skel.maps.bss_dump_data.as_deref().context("the BPF object has no .bss.dump")?;
+    Ok(ExitReport::decode(
+        kind,
+        bss.exit_record.exit_code,
+        bytes(&bss.exit_record.reason),
+        bytes(&bss.exit_record.msg),
+        bytes(&dump.exit_dump),
+        bss.crash != 0,
+    ))
+}
+
+fn bytes(chars: &[i8]) -> &[u8] {
+    // SAFETY: i8 and u8 have the same size and alignment, every bit pattern is valid for both.
+    unsafe { std::slice::from_raw_parts(chars.as_ptr().cast(), chars.len()) }
+}
