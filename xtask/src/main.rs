@@ -6,6 +6,7 @@
 //! in the lab passes its own code on.
 
 mod lab;
+mod prereq;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -21,6 +22,8 @@ struct Cli {
 enum Command {
     /// Run a command in a VM that has a working /dev/kvm, on any machine
     Lab(lab::LabArgs),
+    /// Check for, and install, what building and running needs
+    Prereq(prereq::PrereqArgs),
     /// PID 1 inside the lab
     #[command(name = lab::AGENT_COMMAND, hide = true)]
     LabAgent,
@@ -35,6 +38,7 @@ enum Command {
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Lab(args) => lab::command(args),
+        Command::Prereq(args) => prereq::command(&args),
         Command::LabAgent => lab::agent_main(),
         Command::LabKeeper { dir } => lab::keeper_main(&dir),
     };

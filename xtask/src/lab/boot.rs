@@ -7,6 +7,7 @@ use super::exchange::IMAGE_SIZE;
 use super::kernel::LabKernel;
 use super::state::{Launch, StateDir};
 use super::{AGENT_COMMAND, KEEPER_COMMAND, initrd};
+use crate::prereq::{SOUND, emulator_version};
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -33,6 +34,9 @@ pub struct Shape {
 pub fn ensure(state: &StateDir, kernel: &LabKernel, shape: &Shape) -> Result<bool> {
     let agent = std::env::current_exe().context("finding this executable")?;
     let inputs = fingerprint(&agent, kernel, shape)?;
+    if state.is_alive()? && state.kernel_death().is_some() {
+        state.stop()?; // it panicked and its emulator is on the way out
+    }
     if state.is_alive()? {
         match state.read::<Launch>("launch.json") {
             Some(launch) if launch.inputs == inputs => return Ok(false),
@@ -48,6 +52,10 @@ pub fn ensure(state: &StateDir, kernel: &LabKernel, shape: &Shape) -> Result<boo
 
 fn start(state: &StateDir, kernel: &LabKernel, shape: &Shape, agent: &Path, inputs: String) -> Result<()> {
     let begin = Instant::now();
+    // Older ones emulate SVM with flaws that kill recent kernels.
+    if let Some(version) = emulator_version().filter(|version| *version < SOUND) {
+        bail!("the lab needs QEMU {}, this is {version}; `cargo xtask prereq` installs it", SOUND.0);
+    }
     let archive = initrd::build(agent, &find_busybox()?, &kernel.modules_in_order()?)?;
     fs::write(state.file("initrd"), archive).context("writing the lab's initrd")?;
     for stale in ["agent.sock", "pushed.json", "console.log"] {

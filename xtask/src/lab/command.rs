@@ -263,5 +263,5 @@ fn emulator() -> Result<PathBuf> {
     env::split_paths(&path)
         .map(|dir| dir.join("qemu-system-x86_64"))
         .find(|path| path.is_file())
-        .context("qemu-system-x86_64 is not installed; the lab needs version 10 or later")
+        .context("qemu-system-x86_64 is not installed; `cargo xtask prereq` installs it")
 }
