@@ -1,0 +1,22 @@
+//! Reads the guest kernel from outside: memory, symbols, BTF, samples.
+//!
+//! The way from bytes to meaning, each step in its own module:
+//!
+//! ```text
+//! mem (Gpa) → paging (Kva) ┐
+//! image → symbols, btf ────┴→ kernel (profile, locate, mirrors) → sample → judge
+//! ```
+//!
+//! All of it needs a memory descriptor and a kernel file, nothing else: no KVM, no path, no help
+//! from the guest. Guest memory is hostile and changes while it is read; every read is
+//! bounds-checked, every walk is bounded, and what cannot be read is a typed error, never 0.
+
+pub mod addr;
+pub mod arch;
+pub mod btf;
+pub mod image;
+pub mod kernel;
+pub mod mem;
+pub mod paging;
+pub mod sample;
+pub mod symbols;

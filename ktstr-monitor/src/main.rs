@@ -1,0 +1,3 @@
+//! The ktstr-monitor executable.
+
+fn main() {}
