@@ -5,6 +5,7 @@
 //! 0 pass, 1 fail, 2 inconclusive, 3 not run, 4 infrastructure; a command run
 //! in the lab passes its own code on.
 
+mod bench;
 mod lab;
 mod prereq;
 
@@ -24,6 +25,8 @@ enum Command {
     Lab(lab::LabArgs),
     /// Check for, and install, what building and running needs
     Prereq(prereq::PrereqArgs),
+    /// Measure start-up against bare QEMU, as ratios
+    Bench(bench::BenchArgs),
     /// PID 1 inside the lab
     #[command(name = lab::AGENT_COMMAND, hide = true)]
     LabAgent,
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Lab(args) => lab::command(args),
         Command::Prereq(args) => prereq::command(&args),
+        Command::Bench(args) => bench::command(&args),
         Command::LabAgent => lab::agent_main(),
         Command::LabKeeper { dir } => lab::keeper_main(&dir),
     };

@@ -59,11 +59,9 @@ impl FileSet {
         let item = Item::File { source: source.to_owned(), mode, size: meta.size() };
         if self.items.insert(destination.to_owned(), item).is_none() && mode & 0o111 != 0 && is_elf(source)? {
             for library in libraries(source)? {
-                if !self.items.contains_key(&library) {
-                    let meta = fs::metadata(&library).with_context(|| format!("library {}", library.display()))?;
-                    let item = Item::File { source: library.clone(), mode: 0o755, size: meta.size() };
-                    self.items.insert(library, item);
-                }
+                let meta = fs::metadata(&library).with_context(|| format!("library {}", library.display()))?;
+                let item = Item::File { source: library.clone(), mode: 0o755, size: meta.size() };
+                self.items.entry(library).or_insert(item);
             }
         }
         Ok(())

@@ -19,6 +19,7 @@ pub fn build(agent: &Path, busybox: &Path, modules: &[Module]) -> Result<Vec<u8>
     set.add(agent, Path::new("/init"))?;
     set.add(busybox, Path::new("/bin/busybox"))?;
     let mut archive = Archive::default();
+    archive.console();
     for (path, item) in set.items() {
         if let Item::File { source, .. } = item {
             let bytes = fs::read(source).with_context(|| format!("reading {}", source.display()))?;
@@ -31,32 +32,40 @@ pub fn build(agent: &Path, busybox: &Path, modules: &[Module]) -> Result<Vec<u8>
     Ok(archive.finish())
 }
 
+/// A `newc` archive being written.
 #[derive(Default)]
-struct Archive {
+pub struct Archive {
     bytes: Vec<u8>,
     directories: BTreeSet<PathBuf>,
     inode: u32,
 }
 
 impl Archive {
-    fn file(&mut self, path: &Path, bytes: &[u8]) {
+    /// Adds an executable file, and its directories when they are new.
+    pub fn file(&mut self, path: &Path, bytes: &[u8]) {
         let relative = path.strip_prefix("/").unwrap_or(path);
         let mut parents: Vec<_> = relative.ancestors().skip(1).filter(|dir| *dir != Path::new("")).collect();
         parents.reverse();
         for parent in parents {
             if self.directories.insert(parent.to_owned()) {
-                self.entry(&parent.to_string_lossy(), 0o040_755, &[]);
+                self.entry(&parent.to_string_lossy(), 0o040_755, (0, 0), &[]);
             }
         }
-        self.entry(&relative.to_string_lossy(), 0o100_755, bytes);
+        self.entry(&relative.to_string_lossy(), 0o100_755, (0, 0), bytes);
     }
 
-    fn entry(&mut self, name: &str, mode: u32, bytes: &[u8]) {
+    /// Adds `/dev/console`, which PID 1 gets as its standard streams.
+    pub fn console(&mut self) {
+        self.entry("dev", 0o040_755, (0, 0), &[]);
+        self.entry("dev/console", 0o020_600, (5, 1), &[]);
+    }
+
+    fn entry(&mut self, name: &str, mode: u32, device: (u32, u32), bytes: &[u8]) {
         self.inode += 1;
         self.bytes.extend_from_slice(b"070701");
         let name_size = name.len() as u32 + 1;
         // inode mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check
-        for field in [self.inode, mode, 0, 0, 1, 0, bytes.len() as u32, 0, 0, 0, 0, name_size, 0] {
+        for field in [self.inode, mode, 0, 0, 1, 0, bytes.len() as u32, 0, 0, device.0, device.1, name_size, 0] {
             self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
         }
         self.bytes.extend_from_slice(name.as_bytes());
@@ -70,8 +79,9 @@ impl Archive {
         self.bytes.resize(self.bytes.len().next_multiple_of(4), 0);
     }
 
-    fn finish(mut self) -> Vec<u8> {
-        self.entry("TRAILER!!!", 0, &[]);
+    /// The whole archive.
+    pub fn finish(mut self) -> Vec<u8> {
+        self.entry("TRAILER!!!", 0, (0, 0), &[]);
         self.bytes
     }
 }

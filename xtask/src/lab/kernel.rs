@@ -45,6 +45,8 @@ impl LabKernel {
             .into_iter()
             .flatten()
             .flatten()
+            // Written last: without it an entry is not complete.
+            .filter(|entry| entry.path().join("metadata.json").is_file())
             .filter_map(|entry| Self::from_dir(&entry.path()).ok())
             .collect();
         entries.sort_by_key(|kernel| version_key(&kernel.release));
@@ -106,8 +108,11 @@ impl LabKernel {
     }
 }
 
-/// `$XDG_CACHE_HOME/ktstr/kernels`.
+/// `$KTSTR_CACHE_DIR`, else `$XDG_CACHE_HOME/ktstr/kernels`.
 fn kernel_store() -> Result<PathBuf> {
+    if let Some(dir) = env::var_os("KTSTR_CACHE_DIR").filter(|dir| !dir.is_empty()) {
+        return Ok(PathBuf::from(dir));
+    }
     let cache = match env::var_os("XDG_CACHE_HOME") {
         Some(dir) if !dir.is_empty() => PathBuf::from(dir),
         _ => PathBuf::from(env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?).join(".cache"),

@@ -30,7 +30,9 @@ mod wire;
 
 pub use agent::agent_main;
 pub use command::{LabArgs, command};
+pub use initrd::Archive;
 pub use keeper::keeper_main;
+pub use kernel::LabKernel;
 
 /// Hidden subcommand run as PID 1 of the lab.
 pub const AGENT_COMMAND: &str = "lab-agent";

@@ -1,0 +1,278 @@
+//! `cargo xtask bench`: what ktstr costs on top of the emulator and the kernel.
+//!
+//! Two pairs, each interleaved in one run so that both halves see the same
+//! machine: `ktstr shell --accel tcg --exec true` against bare QEMU q35 with a
+//! trivial init, and in the KVM lab our VMM against QEMU/KVM q35 with the same
+//! init. Same kernel, memory and vCPU count within a pair. A run that did not
+//! get to its end is an error, not a figure. Judges ratios of medians against
+//! the project's limits; absolute times are this machine's.
+
+mod init;
+
+use crate::lab::LabKernel;
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use std::env;
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Ours may take this much of the baseline.
+const TCG_LIMIT: f64 = 1.15;
+const LAB_LIMIT: f64 = 0.7;
+const RUN_LIMIT: Duration = Duration::from_secs(240);
+
+/// Options of `cargo xtask bench`.
+#[derive(Args, Debug)]
+pub struct BenchArgs {
+    /// Runs of each half of a pair
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+    /// vCPUs of the measured machines
+    #[arg(long, default_value_t = 2)]
+    vcpus: u32,
+    /// Their memory in MiB
+    #[arg(long, default_value_t = 1024)]
+    memory_mb: u32,
+    /// Kernel: a directory with vmlinux and modules [default: as for the lab]
+    #[arg(long, value_name = "DIR")]
+    kernel: Option<PathBuf>,
+    /// Only one of the pairs
+    #[arg(long, value_enum)]
+    only: Option<PairName>,
+    /// Take our executables from here instead of building them (release profile)
+    #[arg(long, value_name = "DIR")]
+    bin_dir: Option<PathBuf>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum PairName {
+    Tcg,
+    Lab,
+}
+
+struct Case {
+    label: &'static str,
+    argv: Vec<String>,
+    /// What its standard output must contain.
+    marker: Option<&'static str>,
+}
+
+struct Pair {
+    title: String,
+    limit: f64,
+    baseline: Case,
+    ours: Case,
+}
+
+/// Entry point: 0 both ratios within their limits, 1 not.
+pub fn command(args: &BenchArgs) -> Result<u8> {
+    let kernel = LabKernel::resolve(args.kernel.as_deref())?;
+    let bins = match &args.bin_dir {
+        Some(dir) => dir.canonicalize().with_context(|| format!("--bin-dir {}", dir.display()))?,
+        None => build(args)?,
+    };
+    let initrd = work_dir()?.join("bench-init.cpio");
+    fs::write(&initrd, init::initramfs()).with_context(|| format!("writing {}", initrd.display()))?;
+    let mut within = true;
+    for name in [PairName::Tcg, PairName::Lab] {
+        if wants(args, name) {
+            let pair = match name {
+                PairName::Tcg => tcg_pair(args, &kernel, &bins, &initrd)?,
+                PairName::Lab => lab_pair(args, &kernel, &bins, &initrd)?,
+            };
+            within &= measure(&pair, args.rounds)?;
+        }
+    }
+    Ok(u8::from(!within))
+}
+
+fn wants(args: &BenchArgs, name: PairName) -> bool {
+    args.only.is_none_or(|only| only == name)
+}
+
+/// Builds what is measured; figures of unoptimised programs would mislead.
+fn build(args: &BenchArgs) -> Result<PathBuf> {
+    let mut cargo_args = vec!["build", "--release", "--quiet", "-p", "ktstr-vmm"];
+    if wants(args, PairName::Tcg) {
+        cargo_args.extend(["-p", "cargo-ktstr", "-p", "ktstr-guest", "--bins"]);
+    }
+    if wants(args, PairName::Lab) {
+        cargo_args.extend(["--example", "boot"]);
+    }
+    println!("+ cargo {}", cargo_args.join(" "));
+    let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
+        .args(&cargo_args)
+        .status()
+        .context("starting cargo")?;
+    if !status.success() {
+        bail!("building what is to be measured failed: {status}");
+    }
+    Ok(target_dir()?.join("release"))
+}
+
+fn tcg_pair(args: &BenchArgs, kernel: &LabKernel, bins: &Path, initrd: &Path) -> Result<Pair> {
+    let vmlinux = text(&kernel.vmlinux)?;
+    let mut baseline = vec!["qemu-system-x86_64".to_owned(), "-accel".into(), "tcg".into(), "-cpu".into(), "max".into()];
+    baseline.extend(machine(args, &vmlinux, &text(initrd)?));
+    let ktstr = text(&bins.join("ktstr"))?;
+    let topology = format!("1,1,{},1", args.vcpus);
+    let memory = args.memory_mb.to_string();
+    let ours = [
+        &ktstr, "shell", "--accel", "tcg", "--kernel", &vmlinux, "--topology", &topology, "--memory-mb", &memory, "--exec", "true",
+    ];
+    Ok(Pair {
+        title: format!("tcg: kernel {}, {} vCPUs", kernel.release, args.vcpus),
+        limit: TCG_LIMIT,
+        baseline: Case { label: "bare QEMU q35, trivial init", argv: baseline, marker: Some(init::MARKER) },
+        ours: Case { label: "ktstr shell --accel tcg --exec true", argv: ours.map(str::to_owned).to_vec(), marker: None },
+    })
+}
+
+fn lab_pair(args: &BenchArgs, kernel: &LabKernel, bins: &Path, initrd: &Path) -> Result<Pair> {
+    let (vmlinux, initrd) = (text(&kernel.vmlinux)?, text(initrd)?);
+    let mut lab = vec![text(&env::current_exe().context("finding this executable")?)?, "lab".to_owned(), "--no-bins".into()];
+    if let Some(dir) = &args.kernel {
+        lab.extend(["--kernel".to_owned(), text(dir)?]);
+    }
+    for file in [&vmlinux, &initrd] {
+        lab.extend(["--file".to_owned(), file.clone()]);
+    }
+    let mut baseline = lab.clone();
+    baseline.extend(["--qemu", "--", "qemu-system-x86_64", "-accel", "kvm", "-cpu", "host"].map(str::to_owned));
+    baseline.extend(machine(args, &vmlinux, &initrd));
+    let mut ours = lab;
+    let boot = [bins.join("examples/boot"), bins.join("boot")]
+        .into_iter()
+        .find(|path| path.is_file())
+        .with_context(|| format!("no example `boot` of ktstr-vmm in {}", bins.display()))?;
+    ours.extend(["--".to_owned(), text(&boot)?, vmlinux, initrd, format!("1,1,{},1", args.vcpus), args.memory_mb.to_string()]);
+    ours.push(CMDLINE.to_owned());
+    Ok(Pair {
+        title: format!("KVM lab: kernel {}, {} vCPUs", kernel.release, args.vcpus),
+        limit: LAB_LIMIT,
+        baseline: Case { label: "QEMU/KVM q35, trivial init", argv: baseline, marker: Some(init::MARKER) },
+        ours: Case { label: "ktstr-vmm, trivial init", argv: ours, marker: Some(init::MARKER) },
+    })
+}
+
+const CMDLINE: &str = "console=ttyS0 tsc=reliable no_timer_check panic=-1";
+
+fn machine(args: &BenchArgs, vmlinux: &str, initrd: &str) -> Vec<String> {
+    let (vcpus, memory) = (args.vcpus.to_string(), args.memory_mb.to_string());
+    [
+        "-machine", "q35", "-smp", &vcpus, "-m", &memory, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+        "-serial", "stdio", "-kernel", vmlinux, "-initrd", initrd, "-append", CMDLINE,
+    ]
+    .map(str::to_owned)
+    .to_vec()
+}
+
+/// Runs a pair A B A B …; true when the ratio of medians is within the limit.
+fn measure(pair: &Pair, rounds: u32) -> Result<bool> {
+    println!("{}\n  A: {}\n  B: {}", pair.title, pair.baseline.label, pair.ours.label);
+    // Caches warm up, the lab boots and gets its files: not measured.
+    time(&pair.baseline)?;
+    time(&pair.ours)?;
+    let (mut a, mut b) = (Vec::new(), Vec::new());
+    for round in 1..=rounds {
+        a.push(time(&pair.baseline)?);
+        b.push(time(&pair.ours)?);
+        let (a, b) = (a[a.len() - 1], b[b.len() - 1]);
+        println!("  {round:>3}  A {a:>7.2} s   B {b:>7.2} s   B/A {:.2}", b / a);
+    }
+    let ratio = median(&b) / median(&a);
+    let within = ratio <= pair.limit;
+    println!(
+        "  medians: A {:.2} s, B {:.2} s, B/A {ratio:.2} (limit {}): {}",
+        median(&a),
+        median(&b),
+        pair.limit,
+        if within { "PASS" } else { "FAIL" }
+    );
+    Ok(within)
+}
+
+/// Seconds from start to exit of one run that reached its end.
+fn time(case: &Case) -> Result<f64> {
+    let start = Instant::now();
+    let output = run(&case.argv)?;
+    let seconds = start.elapsed().as_secs_f64();
+    let stdout = String::from_utf8_lossy(&output.stdout);
+    let printed = case.marker.is_none_or(|marker| stdout.contains(marker));
+    if !output.status.success() || !printed {
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        bail!(
+            "{}: {} after {seconds:.1} s{}\n`{}`\nstdout ends:\n{}\nstderr ends:\n{}",
+            case.label,
+            output.status,
+            if printed { "" } else { ", without reaching its init" },
+            case.argv.join(" "),
+            tail(&stdout),
+            tail(&stderr)
+        );
+    }
+    Ok(seconds)
+}
+
+fn run(argv: &[String]) -> Result<Output> {
+    // `timeout` ends the whole group, so that no emulator stays behind.
+    Command::new("timeout")
+        .args(["--kill-after=5", &RUN_LIMIT.as_secs().to_string()])
+        .args(argv)
+        .stdin(Stdio::null())
+        .output()
+        .with_context(|| format!("starting {}", argv[0]))
+}
+
+fn median(seconds: &[f64]) -> f64 {
+    let mut sorted = seconds.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = sorted.len() / 2;
+    if sorted.len() % 2 == 1 { sorted[middle] } else { (sorted[middle - 1] + sorted[middle]) / 2.0 }
+}
+
+fn tail(text: &str) -> String {
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(12)..].join("\n")
+}
+
+fn text(path: &Path) -> Result<String> {
+    path.to_str().map(str::to_owned).with_context(|| format!("{} is not UTF-8", path.display()))
+}
+
+fn target_dir() -> Result<PathBuf> {
+    let exe = env::current_exe().context("finding this executable")?;
+    exe.ancestors().nth(2).map(Path::to_owned).context("this executable does not lie in a target directory")
+}
+
+fn work_dir() -> Result<PathBuf> {
+    let dir = target_dir()?.join("bench");
+    fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+    Ok(dir)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn medians() {
+        assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
+        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
+        assert_eq!(median(&[7.0]), 7.0);
+    }
+
+    #[test]
+    fn a_run_without_its_marker_is_an_error() {
+        let case = |script: &str| Case {
+            label: "case",
+            argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            marker: Some("here"),
+        };
+        assert!(time(&case("echo here")).is_ok());
+        assert!(time(&case("true")).unwrap_err().to_string().contains("without reaching its init"));
+        assert!(time(&case("echo here; exit 3")).is_err());
+    }
+}
