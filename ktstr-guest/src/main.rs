@@ -1,0 +1,3 @@
+//! The ktstr-guest executable.
+
+fn main() {}
