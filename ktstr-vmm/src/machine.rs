@@ -119,8 +119,10 @@ pub enum Exit {
     },
     /// The emulator process ended by itself (never under `kvm`).
     BackendDied {
-        /// Exit status or signal, and the last lines of its standard error.
-        detail: String,
+        /// Exit status or signal in words.
+        how: String,
+        /// The last lines of its standard error.
+        stderr: String,
     },
     /// [`Running::kill`] ended it.
     Killed,

@@ -1,3 +1,7 @@
 //! The ktstr-vmm executable.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ktstr_vmm::role_main()
+}

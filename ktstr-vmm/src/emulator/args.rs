@@ -44,7 +44,7 @@ impl Threads {
 
 /// Kernel parameters that an emulated machine wants beside the caller's: its clock needs no checking
 /// against timers that the host may delay.
-pub const KERNEL_PARAMETERS: &str = "tsc=reliable no_timer_check";
+pub const KERNEL_PARAMETERS: [&str; 2] = ["tsc=reliable", "no_timer_check"];
 
 /// What goes into a command line.
 #[derive(Debug)]

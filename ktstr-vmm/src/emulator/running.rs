@@ -132,7 +132,7 @@ impl Prepared {
         let ram = Ram { regions: layout::regions(spec.memory)?, memfd: sealed_ram(spec.memory)? };
         let initrd = one_initrd(spec.initrd)?;
         let (ours, theirs) = UnixStream::pair().map_err(resource("make the control socket"))?;
-        let cmdline = format!("{} {KERNEL_PARAMETERS}", spec.cmdline);
+        let cmdline = with_clock(&spec.cmdline);
         let fds = Inherited {
             ram: ram.memfd.as_fd(),
             kernel: spec.kernel.as_fd(),
@@ -199,6 +199,18 @@ fn sealed_ram(bytes: u64) -> Result<OwnedFd, StartError> {
     let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
     fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(resource("seal the guest RAM file"))?;
     Ok(file.into())
+}
+
+/// The command line with the parameters that an emulated clock needs, unless they are there.
+fn with_clock(cmdline: &str) -> String {
+    let mut complete = cmdline.to_owned();
+    for parameter in KERNEL_PARAMETERS {
+        if !cmdline.split(' ').any(|given| given == parameter) {
+            complete.push(' ');
+            complete.push_str(parameter);
+        }
+    }
+    complete
 }
 
 /// The emulator takes one file; several archives are joined, each padded to four bytes.
@@ -296,10 +308,9 @@ impl EmulatedMachine {
         if self.killed {
             return Exit::Killed;
         }
-        let died = |what: &str| {
-            let complaints = self.child.complaints();
-            let says = if complaints.is_empty() { String::new() } else { format!(": {complaints}") };
-            Exit::BackendDied { detail: format!("emulator {what} ({}){says}", describe(status)) }
+        let died = |what: &str| Exit::BackendDied {
+            how: format!("{what} ({})", describe(status)),
+            stderr: self.child.complaints(),
         };
         if let Some(reason) = &self.broken {
             return died(reason);

@@ -4,6 +4,7 @@
 //! `:`, or the kernel store); says NOT RUN otherwise, which `KTSTR_REQUIRE=tcg` makes a failure.
 
 mod guest;
+mod role;
 
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
@@ -35,7 +36,7 @@ fn a_killed_emulator_is_noticed_at_once() {
     let start = Instant::now();
     let exit = guest.exit();
     assert!(start.elapsed() < Duration::from_millis(200), "noticed after {:?}", start.elapsed());
-    assert!(matches!(&exit, Exit::BackendDied { detail } if detail.contains("SIGKILL")), "{exit:?}");
+    assert!(matches!(&exit, Exit::BackendDied { how, .. } if how.contains("SIGKILL")), "{exit:?}");
 }
 
 #[test]

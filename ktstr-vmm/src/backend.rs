@@ -1,0 +1,77 @@
+//! Which backend runs a machine, and the moment between building it and letting it run.
+//!
+//! [`Ready::prepare`] does everything that needs the host (opening `/dev/kvm`, starting the emulator
+//! child); then the process confines itself; then [`Ready::start`] lets the guest run.
+
+use std::os::fd::OwnedFd;
+
+use crate::emulator::{EmulatorSpec, Prepared};
+use crate::kvm::KvmMachine;
+use crate::machine::{MachineError, MachineSpec, Running};
+
+/// What runs the vCPUs.
+#[derive(Clone, Debug)]
+pub enum Backend {
+    /// Hardware KVM.
+    Kvm,
+    /// The emulator.
+    Emulator(EmulatorSpec),
+}
+
+/// A machine that has not run yet.
+#[derive(Debug)]
+pub enum Ready {
+    /// Opened KVM.
+    Kvm {
+        /// `/dev/kvm`.
+        kvm: OwnedFd,
+        /// What to build.
+        spec: Box<MachineSpec>,
+    },
+    /// An emulator child with frozen vCPUs.
+    Emulated(Box<Prepared>),
+}
+
+/// A running machine and the emulator's process, if there is one.
+pub struct Started {
+    /// The machine.
+    pub machine: Box<dyn Running>,
+    /// Process id of the emulator.
+    pub emulator_pid: Option<u32>,
+}
+
+impl Ready {
+    /// Everything that still needs the host.
+    pub fn prepare(backend: &Backend, spec: MachineSpec) -> Result<Ready, MachineError> {
+        match backend {
+            Backend::Kvm => {
+                let kvm = std::fs::File::options().read(true).write(true).open("/dev/kvm").map_err(|source| {
+                    MachineError {
+                        action: "open /dev/kvm (is the module loaded, may this user open it?)".to_owned(),
+                        source: Some(Box::new(source)),
+                    }
+                })?;
+                Ok(Ready::Kvm { kvm: kvm.into(), spec: Box::new(spec) })
+            }
+            Backend::Emulator(emulator) => Ok(Ready::Emulated(Box::new(Prepared::spawn(spec, emulator)?))),
+        }
+    }
+
+    /// Lets the guest run.
+    pub fn start(self) -> Result<Started, MachineError> {
+        match self {
+            Ready::Kvm { kvm, spec } => {
+                let machine = KvmMachine::start(kvm, *spec).map_err(|source| MachineError {
+                    action: "start the machine on KVM".to_owned(),
+                    source: Some(Box::new(source)),
+                })?;
+                Ok(Started { machine: Box::new(machine), emulator_pid: None })
+            }
+            Ready::Emulated(prepared) => {
+                let machine = prepared.start()?;
+                let emulator_pid = Some(machine.pid());
+                Ok(Started { machine: Box::new(machine), emulator_pid })
+            }
+        }
+    }
+}

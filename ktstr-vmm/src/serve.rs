@@ -1,0 +1,391 @@
+//! The role process: one machine for one orchestrator.
+//!
+//! ```text
+//! Idle ──Start──► Running ──machine ends──► Ended ──socket closes──► process exits
+//!   └────────────────┴───────────────socket closes: machine killed──────┘
+//! ```
+//!
+//! It refuses a second machine, and everything after a frame it cannot read. What leaves the machine
+//! is forwarded unread; while the orchestrator lags, the ring is not emptied and the guest waits.
+
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+use ktstr_proto::channel::Filled;
+use ktstr_proto::link::{ErrorCode, Fds, MissingFd, RemoteError, RequestFrame};
+use ktstr_proto::ring::Mode as RingMode;
+use ktstr_proto::vmm::{
+    Accepted, Paused, ProbeReport, RamRegion, Resumed, Start, Started, VmExit, VmmEvent, VmmLink, VmmReply,
+    VmmRequest,
+};
+use ktstr_proto::{AccelKind, Channel, ChannelError};
+use mio::unix::SourceFd;
+use mio::{Events, Interest, Poll, Token};
+
+use crate::backend::{Backend, Ready};
+use crate::console::{ConsoleError, PortOutput};
+use crate::emulator::{EmulatorSpec, Mode, Version};
+use crate::machine::{self, ConsoleFds, Exit, Gpa, MachineError, MachineSpec};
+use crate::ring::RingMapError;
+use crate::session::{Output, Session};
+
+/// How often the machine's outlets are looked at.
+const TICK: Duration = Duration::from_millis(4);
+/// Bytes waiting for the orchestrator from which on nothing more is taken from the machine.
+const BACKLOG_LIMIT: usize = 1 << 20;
+/// How long the orchestrator may take to introduce itself.
+const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
+
+const ORCHESTRATOR: Token = Token(0);
+const MACHINE: Token = Token(1);
+
+/// Why the role process ends with an error.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The conversation failed.
+    #[error("talk to the orchestrator")]
+    Channel {
+        /// The reason.
+        #[from]
+        source: ChannelError,
+    },
+    /// The event loop failed.
+    #[error("{action}")]
+    Loop {
+        /// What was done.
+        action: &'static str,
+        /// The operating system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A serial port's output is lost.
+    #[error("collect the machine's output")]
+    Console {
+        /// The reason.
+        #[from]
+        source: ConsoleError,
+    },
+}
+
+/// Why a machine is not started.
+#[derive(Debug, thiserror::Error)]
+pub enum RefusedStart {
+    /// A descriptor is missing.
+    #[error("start a machine")]
+    Fd {
+        /// Which.
+        #[from]
+        source: MissingFd,
+    },
+    /// The emulator is not named.
+    #[error("accelerator {accel} needs an emulator, and the request names none")]
+    NoEmulator {
+        /// The accelerator.
+        accel: AccelKind,
+    },
+    /// `det` with a ring that the host writes to.
+    #[error("accelerator det needs a linear ring: a wrapping one is written by the host")]
+    WrappingDet,
+    /// The topology cannot be built.
+    #[error("start a machine")]
+    Topology {
+        /// Why.
+        #[from]
+        source: ktstr_proto::topology::TopologyError,
+    },
+    /// A socket or file is missing.
+    #[error("make the console socket")]
+    Console {
+        /// The operating system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A port cannot be set up.
+    #[error("set up the serial ports")]
+    Port {
+        /// The reason.
+        #[from]
+        source: ConsoleError,
+    },
+    /// The backend failed.
+    #[error("run the machine")]
+    Machine {
+        /// The reason.
+        #[from]
+        source: MachineError,
+    },
+    /// The ring cannot be reached.
+    #[error("reach the guest channel")]
+    Ring {
+        /// The reason.
+        #[from]
+        source: RingMapError,
+    },
+}
+
+impl RefusedStart {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::Fd { .. } | Self::NoEmulator { .. } | Self::WrappingDet | Self::Topology { .. } => {
+                ErrorCode::BadRequest
+            }
+            Self::Ring { .. } => ErrorCode::BadRequest,
+            Self::Console { .. } | Self::Port { .. } | Self::Machine { .. } => ErrorCode::Infrastructure,
+        }
+    }
+}
+
+enum State {
+    Idle,
+    Running(Box<Session>),
+    Ended,
+}
+
+/// One orchestrator's VMM.
+pub struct Server {
+    channel: Channel<VmmLink>,
+    state: State,
+    poll: Poll,
+}
+
+impl Server {
+    /// Introduces itself on a connected channel.
+    pub fn new(mut channel: Channel<VmmLink>) -> Result<Server, ServeError> {
+        channel.handshake("ktstr-vmm", HANDSHAKE_LIMIT)?;
+        let poll = Poll::new().map_err(|source| ServeError::Loop { action: "make the event loop", source })?;
+        poll.registry()
+            .register(
+                &mut SourceFd(&channel.as_raw_fd()),
+                ORCHESTRATOR,
+                Interest::READABLE | Interest::WRITABLE,
+            )
+            .map_err(|source| ServeError::Loop { action: "watch the orchestrator's socket", source })?;
+        Ok(Server { channel, state: State::Idle, poll })
+    }
+
+    /// Serves until the orchestrator closes the socket. Whatever the reason for returning, no machine
+    /// runs afterwards.
+    pub fn run(mut self) -> Result<(), ServeError> {
+        let outcome = self.serve();
+        if let State::Running(session) = &mut self.state {
+            session.kill();
+        }
+        match outcome {
+            Err(ServeError::Channel { source: ChannelError::Closed { .. } }) => Ok(()),
+            other => other,
+        }
+    }
+
+    fn serve(&mut self) -> Result<(), ServeError> {
+        let mut events = Events::with_capacity(8);
+        loop {
+            loop {
+                let filled = self.channel.fill()?;
+                while let Some((message, fds)) = self.channel.next_message()? {
+                    match message {
+                        ktstr_proto::channel::Message::Request(request) => self.answer(request, fds)?,
+                        other => {
+                            return Err(ChannelError::Unexpected {
+                                peer: "the orchestrator",
+                                what: format!("{other:?} where only requests are served"),
+                            }
+                            .into());
+                        }
+                    }
+                }
+                match filled {
+                    Filled::Data => {}
+                    Filled::WouldBlock => break,
+                    Filled::Eof => return Ok(()),
+                }
+            }
+            self.forward()?;
+            self.channel.flush()?;
+            let timeout = matches!(self.state, State::Running(_)).then_some(TICK);
+            match self.poll.poll(&mut events, timeout) {
+                Ok(()) => {}
+                Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(source) => return Err(ServeError::Loop { action: "wait for events", source }),
+            }
+        }
+    }
+
+    /// Takes what the machine has, as long as the orchestrator keeps up.
+    fn forward(&mut self) -> Result<(), ServeError> {
+        let State::Running(session) = &mut self.state else { return Ok(()) };
+        while self.channel.backlog() < BACKLOG_LIMIT {
+            let Some(output) = session.next_output()? else { return Ok(()) };
+            let event = match output {
+                Output::Com1(bytes) => VmmEvent::Console(bytes),
+                Output::Com2(bytes) => VmmEvent::Com2(bytes),
+                Output::Ring(bytes) => VmmEvent::Ring(bytes),
+                Output::RingBroken(reason) => VmmEvent::RingBroken(reason),
+                Output::Exited(exit) => VmmEvent::Exited(exit_on_the_wire(exit)),
+            };
+            self.channel.queue_event(&event, Fds::default())?;
+            if session.has_ended() {
+                self.state = State::Ended;
+                return Ok(());
+            }
+            self.channel.flush()?;
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, frame: RequestFrame<VmmRequest>, fds: Fds) -> Result<(), ServeError> {
+        let mut attached = Fds::default();
+        let result = match frame.request {
+            VmmRequest::Probe(_) => probe().map(VmmReply::Probe),
+            VmmRequest::Start(start) => self.start(&start, fds, &mut attached).map(VmmReply::Start),
+            VmmRequest::Pause(_) => self.pause().map(VmmReply::Pause),
+            VmmRequest::Resume(_) => self.running("resume").and_then(|session| {
+                session.resume().map_err(|e| RemoteError::new(ErrorCode::Infrastructure, &e))?;
+                Ok(VmmReply::Resume(Resumed))
+            }),
+            VmmRequest::Shutdown(_) => self.running("shut down").and_then(|session| {
+                if session.ask_shutdown() {
+                    return Ok(VmmReply::Shutdown(Accepted));
+                }
+                Err(refusal("the guest cannot be asked to shut down: its channel takes nothing from the host"))
+            }),
+            VmmRequest::Kill(_) => self.running("kill").map(|session| {
+                session.kill();
+                VmmReply::Kill(Accepted)
+            }),
+        };
+        self.channel.queue_reply(frame.id, result, attached)?;
+        Ok(())
+    }
+
+    fn running(&mut self, action: &str) -> Result<&mut Session, RemoteError> {
+        match &mut self.state {
+            State::Running(session) => Ok(session),
+            State::Idle => Err(refusal(&format!("{action}: no machine was started"))),
+            State::Ended => Err(refusal(&format!("{action}: the machine has ended"))),
+        }
+    }
+
+    fn pause(&mut self) -> Result<Paused, RemoteError> {
+        let begun = Instant::now();
+        let session = self.running("pause")?;
+        session.pause().map_err(|e| RemoteError::new(ErrorCode::Infrastructure, &e))?;
+        Ok(Paused { took_us: begun.elapsed().as_micros() as u64 })
+    }
+
+    fn start(&mut self, start: &Start, fds: Fds, attached: &mut Fds) -> Result<Started, RemoteError> {
+        if !matches!(self.state, State::Idle) {
+            return Err(refusal("start: this process has had its machine; start another process"));
+        }
+        let (session, started) =
+            launch(start, fds, attached).map_err(|e| RemoteError::new(e.code(), &e))?;
+        let watched = session.event_fd().as_raw_fd();
+        self.poll
+            .registry()
+            .register(&mut SourceFd(&watched), MACHINE, Interest::READABLE)
+            .map_err(|e| RemoteError::new(ErrorCode::Infrastructure, &e))?;
+        self.state = State::Running(Box::new(session));
+        Ok(started)
+    }
+}
+
+fn refusal(message: &str) -> RemoteError {
+    RemoteError { code: ErrorCode::BadRequest, message: message.to_owned() }
+}
+
+fn launch(start: &Start, mut fds: Fds, attached: &mut Fds) -> Result<(Session, Started), RefusedStart> {
+    let topology = start.topology.checked()?;
+    if start.accel == AccelKind::Det && start.ring.mode != RingMode::Linear {
+        return Err(RefusedStart::WrappingDet);
+    }
+    let backend = backend(start)?;
+    let (com1, com1_sink) = PortOutput::new("com1")?;
+    let (com2, com2_sink) = PortOutput::new("com2")?;
+    let (console, ours) = if start.interactive { console_pair().map(|(a, b)| (Some(a), Some(b)))? } else { (None, None) };
+    let spec = MachineSpec {
+        topology: shape(topology),
+        memory: u64::from(start.memory_mb) << 20,
+        kernel: fds.take(start.kernel, "kernel")?,
+        initrd: vec![fds.take(start.initrd, "initrd")?],
+        cmdline: start.cmdline.clone(),
+        ring: Some(machine::RingRegion { gpa: Gpa(start.ring.gpa), len: start.ring.len }),
+        com1: com1_sink,
+        com2: Some(com2_sink),
+        console,
+    };
+    let ready = Ready::prepare(&backend, spec)?;
+    let running = ready.start()?;
+    let session = Session::new(running.machine, com1, com2, &start.ring)?;
+    let ram = session.ram();
+    let regions = ram
+        .regions
+        .iter()
+        .map(|region| RamRegion { gpa: region.gpa.0, len: region.len, offset: region.file_offset })
+        .collect();
+    let memfd = ram.memfd.try_clone().map_err(|source| RingMapError::Duplicate { source })?;
+    let started = Started {
+        ram: attached.attach(memfd),
+        regions,
+        console: ours.map(|socket| attached.attach(socket)),
+        emulator_pid: running.emulator_pid,
+        detail: detail(&backend),
+    };
+    Ok((session, started))
+}
+
+/// Both directions of the console are one stream socket.
+fn console_pair() -> Result<(ConsoleFds, OwnedFd), RefusedStart> {
+    let pair = || {
+        let (theirs, ours) = UnixStream::pair()?;
+        let input = theirs.as_fd().try_clone_to_owned()?;
+        Ok((ConsoleFds { input, output: theirs.into() }, ours.into()))
+    };
+    pair().map_err(|source| RefusedStart::Console { source })
+}
+
+fn shape(topology: ktstr_proto::Topology) -> machine::Topology {
+    machine::Topology {
+        numa_nodes: topology.numa_nodes,
+        llcs: topology.llcs,
+        cores_per_llc: topology.cores,
+        threads_per_core: topology.threads,
+    }
+}
+
+fn backend(start: &Start) -> Result<Backend, RefusedStart> {
+    let mode = match start.accel {
+        AccelKind::Kvm => return Ok(Backend::Kvm),
+        AccelKind::Tcg => Mode::Tcg,
+        AccelKind::Det => Mode::Det { seed: start.seed },
+    };
+    let emulator = start.emulator.as_ref().ok_or(RefusedStart::NoEmulator { accel: start.accel })?;
+    let (major, minor) = emulator.version;
+    Ok(Backend::Emulator(EmulatorSpec {
+        program: emulator.program.clone(),
+        version: Version { major, minor, micro: 0 },
+        mode,
+        host_cpus: std::thread::available_parallelism().map_or(1, Into::into),
+    }))
+}
+
+fn detail(backend: &Backend) -> String {
+    match backend {
+        Backend::Kvm => "KVM".to_owned(),
+        Backend::Emulator(spec) => format!("QEMU {}.{}", spec.version.major, spec.version.minor),
+    }
+}
+
+fn probe() -> Result<ProbeReport, RemoteError> {
+    Err(RemoteError { code: ErrorCode::Unavailable, message: "this build cannot probe hardware KVM".to_owned() })
+}
+
+fn exit_on_the_wire(exit: Exit) -> VmExit {
+    match exit {
+        Exit::PowerOff => VmExit::PowerOff,
+        Exit::Reset => VmExit::Reset,
+        Exit::TripleFault { .. } => VmExit::TripleFault,
+        Exit::InternalError { detail } => VmExit::InternalError { detail },
+        Exit::BackendDied { how, stderr } => VmExit::EmulatorDied { how, stderr },
+        Exit::Killed => VmExit::Killed,
+    }
+}

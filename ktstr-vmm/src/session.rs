@@ -1,0 +1,141 @@
+//! One machine and everything that leaves it: both serial ports, the ring, the end.
+//!
+//! [`Session::next_output`] hands out one piece at a time, so whoever forwards pieces decides the
+//! pace: what is not asked for stays in the machine, and a full ring makes the guest wait. The end
+//! comes last, after everything the machine has written.
+
+use std::os::fd::BorrowedFd;
+
+use ktstr_proto::ring::{HostSignal, Mode, RingReader, RingRegion};
+
+use crate::console::{ConsoleError, PortOutput};
+use crate::machine::{Event, Exit, MachineError, Ram, Running};
+use crate::ring::{GuestRing, RingMapError};
+
+/// Largest piece of the ring taken at once, in bytes.
+const RING_PIECE: usize = 256 << 10;
+
+/// One piece of what leaves a machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Output {
+    /// Bytes of the kernel console.
+    Com1(Vec<u8>),
+    /// Bytes of the fallback port.
+    Com2(Vec<u8>),
+    /// Bytes of the ring.
+    Ring(Vec<u8>),
+    /// The guest broke the ring's rules; no more ring bytes follow.
+    RingBroken(String),
+    /// The machine is gone; nothing follows.
+    Exited(Exit),
+}
+
+/// A running machine with its outlets.
+pub struct Session {
+    machine: Box<dyn Running>,
+    com1: PortOutput,
+    com2: PortOutput,
+    ring: Option<RingReader<GuestRing>>,
+    linear: bool,
+    exit: Option<Exit>,
+    ended: bool,
+}
+
+impl Session {
+    /// Takes over a started machine.
+    pub fn new(
+        machine: Box<dyn Running>,
+        com1: PortOutput,
+        com2: PortOutput,
+        ring: &RingRegion,
+    ) -> Result<Session, RingMapError> {
+        let reader = RingReader::new(GuestRing::map(machine.ram(), ring)?, ring.mode);
+        let linear = ring.mode == Mode::Linear;
+        Ok(Session { machine, com1, com2, ring: Some(reader), linear, exit: None, ended: false })
+    }
+
+    /// Guest RAM.
+    #[must_use]
+    pub fn ram(&self) -> &Ram {
+        self.machine.ram()
+    }
+
+    /// Readable when the machine has something to say. Its outlets have to be polled.
+    #[must_use]
+    pub fn event_fd(&self) -> BorrowedFd<'_> {
+        self.machine.event_fd()
+    }
+
+    /// Whether [`Output::Exited`] has been handed out.
+    #[must_use]
+    pub fn has_ended(&self) -> bool {
+        self.ended
+    }
+
+    /// Freezes the machine.
+    pub fn pause(&mut self) -> Result<(), MachineError> {
+        self.machine.pause()
+    }
+
+    /// Lets it go on.
+    pub fn resume(&mut self) -> Result<(), MachineError> {
+        self.machine.resume()
+    }
+
+    /// Ends it now.
+    pub fn kill(&mut self) {
+        self.machine.kill();
+    }
+
+    /// Asks the guest to end itself. `false` where nothing may be written into the guest.
+    pub fn ask_shutdown(&mut self) -> bool {
+        match &mut self.ring {
+            Some(ring) if !self.linear => {
+                ring.signal(HostSignal::Shutdown);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    /// The next piece, if there is one now.
+    pub fn next_output(&mut self) -> Result<Option<Output>, ConsoleError> {
+        if self.ended {
+            return Ok(None);
+        }
+        // The machine's end is looked at before its outlets: what they hold then is all there is.
+        while let (None, Some(event)) = (&self.exit, self.machine.next_event()) {
+            match event {
+                Event::Exited(exit) => self.exit = Some(exit),
+                Event::DeviceFailed { device, detail } => {
+                    return Ok(Some(Output::Com1(format!("\n[{device} failed: {detail}]\n").into_bytes())));
+                }
+            }
+        }
+        for (port, output) in [(&mut self.com1, Output::Com1 as fn(_) -> _), (&mut self.com2, Output::Com2)] {
+            let bytes = port.take()?;
+            if !bytes.is_empty() {
+                return Ok(Some(output(bytes)));
+            }
+        }
+        if let Some(output) = self.take_ring() {
+            return Ok(Some(output));
+        }
+        if !self.com1.is_drained() || !self.com2.is_drained() {
+            return Ok(None);
+        }
+        let exit = self.exit.take();
+        self.ended = exit.is_some();
+        Ok(exit.map(Output::Exited))
+    }
+
+    fn take_ring(&mut self) -> Option<Output> {
+        match self.ring.as_mut()?.take(RING_PIECE) {
+            Ok(bytes) => bytes.map(Output::Ring),
+            Err(error) => {
+                self.ring = None;
+                Some(Output::RingBroken(error.to_string()))
+            }
+        }
+    }
+}
