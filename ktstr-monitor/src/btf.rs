@@ -156,6 +156,16 @@ impl KernelTypes {
         Ok(names.filter(|name| !name.is_empty()).collect())
     }
 
+    /// How many types there are.
+    pub fn len(&self) -> u32 {
+        self.btf.base().type_id_range().1
+    }
+
+    /// Whether there are none.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// All structures of that name; at least one.
     fn structs(&self, name: &'static str) -> Result<Vec<Struct>, FieldMissing> {
         let found: Vec<_> = self
@@ -298,7 +308,7 @@ impl Search<'_> {
             .ok_or_else(|| self.damaged("its type has no size"))?;
         let width = hit.member.bitfield_size().filter(|&bits| bits > 0);
         let (offset, bits) = match width {
-            None if hit.bit % 8 != 0 => return Err(self.damaged("it starts within a byte")),
+            None if !hit.bit.is_multiple_of(8) => return Err(self.damaged("it starts within a byte")),
             None => (hit.bit / 8, None),
             Some(width) => {
                 let unit = size.checked_mul(8).filter(|unit| (8..=64).contains(unit));

@@ -15,8 +15,13 @@ pub mod addr;
 pub mod arch;
 pub mod btf;
 pub mod image;
+pub mod judge;
 pub mod kernel;
 pub mod mem;
 pub mod paging;
+pub mod report;
 pub mod sample;
+mod serve;
 pub mod symbols;
+
+pub use serve::role_main;

@@ -1,3 +1,7 @@
-//! The ktstr-monitor executable.
+//! The ktstr-monitor executable: started by the orchestrator, never by hand.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    ktstr_monitor::role_main()
+}

@@ -11,9 +11,6 @@ use crate::kernel::scx::Scx;
 use crate::kernel::{Gap, LiveKernel, NotReady, Profile, Reading};
 use crate::mem::GuestMem;
 
-/// Searching all of memory for a moved image is left out after a failure for this many attempts.
-const LOST_AFTER: u32 = 3;
-
 /// One CPU in a sample.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CpuSample {
@@ -41,13 +38,12 @@ pub struct Sample {
 pub struct Sampler {
     profile: Profile,
     live: Option<LiveKernel>,
-    lost: u32,
 }
 
 impl Sampler {
     /// For the kernel that `profile` describes; it need not run yet.
     pub fn new(profile: Profile) -> Self {
-        Self { profile, live: None, lost: 0 }
+        Self { profile, live: None }
     }
 
     /// The kernel's description.
@@ -62,20 +58,16 @@ impl Sampler {
 
     /// Reads all CPUs, after finding the kernel if that is still to be done.
     ///
-    /// When several samples in a row hold no run queue at all the guest has probably started another
-    /// kernel, and the next call looks for it anew.
+    /// When the per-CPU areas are no longer where they were the guest has started another kernel,
+    /// and it is looked for anew.
     pub fn sample(&mut self, mem: &GuestMem) -> Result<Sample, NotReady> {
         let began = Instant::now();
-        if self.live.is_none() {
-            self.live = Some(LiveKernel::locate(&self.profile, mem)?);
-            self.lost = 0;
-        }
-        let live = self.live.as_ref().expect("located above");
-        let mut sample = read_all(&self.profile, live, mem);
-        self.lost = if sample.cpus.iter().any(|c| c.rq.clock.is_ok()) { 0 } else { self.lost + 1 };
-        if self.lost >= LOST_AFTER {
-            self.live = None;
-        }
+        let live = match self.live.take().filter(|live| live.still_holds(&self.profile, mem)) {
+            Some(live) => live,
+            None => LiveKernel::locate(&self.profile, mem)?,
+        };
+        let mut sample = read_all(&self.profile, &live, mem);
+        self.live = Some(live);
         sample.took = began.elapsed();
         Ok(sample)
     }

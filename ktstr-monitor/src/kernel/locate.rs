@@ -10,8 +10,8 @@
 //! 3. `page_offset_base` maps physical address 0 upwards: a walk of the run queue of a CPU whose
 //!    per-CPU area is in the direct map agrees with plain subtraction;
 //! 4. the possible mask is neither empty nor larger than the kernel's `NR_CPUS`;
-//! 5. the `__per_cpu_offset` of each possible CPU is its own, and leads to canonical addresses;
-//! 6. each possible CPU's `rq.cpu` is that CPU.
+//! 5. the `__per_cpu_offset` of each possible CPU is set, its own, and leads to canonical addresses;
+//! 6. each possible CPU's `rq.cpu` is that CPU, and `rq.rd` points somewhere (`sched_init` is done).
 
 use thiserror::Error;
 
@@ -135,6 +135,15 @@ impl LiveKernel {
         &self.cpus
     }
 
+    /// Whether the per-CPU areas are still where they were found: another kernel has others.
+    pub fn still_holds(&self, profile: &Profile, mem: &GuestMem) -> bool {
+        let offset = |cpu: CpuId| {
+            let slot = profile.per_cpu_offset.wrapping_add(u64::from(cpu.0) * 8);
+            self.view(mem).read_u64(self.at(slot)).ok()
+        };
+        self.cpus.iter().all(|area| offset(area.cpu) == Some(area.offset))
+    }
+
     /// By how much KASLR moved the image.
     pub fn kaslr_shift(&self) -> u64 {
         self.shift
@@ -189,6 +198,10 @@ impl LiveKernel {
             let slot = profile.per_cpu_offset.wrapping_add(u64::from(cpu.0) * 8);
             let offset = self.variable(mem, slot, "__per_cpu_offset")?;
             let bad = |what| NotReady::PerCpuOffset { cpu, offset, what };
+            // Until the areas are set up every entry is 0 and leads to the template in the image.
+            if offset == 0 {
+                return Err(bad("it is not set yet"));
+            }
             if !seen.insert(offset) {
                 return Err(bad("another CPU has the same"));
             }
@@ -205,7 +218,7 @@ impl LiveKernel {
         let view = self.view(mem);
         for &area in &self.cpus {
             let at = self.per_cpu(profile.runqueues, area);
-            profile.rq.identify(&view, at, area.cpu).map_err(|gap| NotReady::RunQueue {
+            profile.rq.is_set_up(&view, at, area.cpu).map_err(|gap| NotReady::RunQueue {
                 cpu: area.cpu,
                 source: Box::new(gap),
             })?;

@@ -9,6 +9,7 @@ use crate::paging::KernelMem;
 #[derive(Debug)]
 pub struct RqLayout {
     cpu: Field,
+    rd: Result<Field, FieldMissing>,
     nr_running: Result<Field, FieldMissing>,
     clock: Result<Field, FieldMissing>,
     scx_nr_running: Result<Field, FieldMissing>,
@@ -38,6 +39,7 @@ impl RqLayout {
         let field = |path| types.field("rq", path);
         Ok(Self {
             cpu: field("cpu")?,
+            rd: field("rd"),
             nr_running: field("nr_running"),
             clock: field("clock"),
             scx_nr_running: field("scx.nr_running"),
@@ -58,6 +60,27 @@ impl RqLayout {
             scx_flags: scalar(mem, at, &self.scx_flags, "rq.scx.flags"),
             local_dsq_nr: scalar(mem, at, &self.local_dsq_nr, "rq.scx.local_dsq.nr"),
         }
+    }
+
+    /// The members this kernel lacks.
+    pub fn absent(&self) -> impl Iterator<Item = &FieldMissing> {
+        [&self.nr_running, &self.clock, &self.scx_nr_running, &self.scx_flags, &self.local_dsq_nr]
+            .into_iter()
+            .filter_map(|field| field.as_ref().err())
+    }
+
+    /// Whether `sched_init` has set the run queue at `at` up for `cpu`.
+    pub fn is_set_up(&self, mem: &KernelMem<'_>, at: Kva, cpu: CpuId) -> Reading<()> {
+        self.identify(mem, at, cpu)?;
+        if let Ok(rd) = &self.rd {
+            // A freshly cleared run queue says that it belongs to CPU 0; a root domain it has not.
+            let what = "rq.rd";
+            let value = read_field(mem, at, rd, what)?;
+            if value == 0 {
+                return Err(Gap::Implausible { what, value });
+            }
+        }
+        Ok(())
     }
 
     /// Whether the memory at `at` says that it is the run queue of `cpu`.

@@ -85,6 +85,12 @@ impl ScxLayout {
         Self { counters: counters.collect(), stats: StatsLayout::of(types) }
     }
 
+    /// The members this kernel lacks.
+    pub fn absent(&self) -> impl Iterator<Item = &FieldMissing> {
+        let counters = self.counters.iter().filter_map(|(_, field)| field.as_ref().err());
+        self.stats.as_ref().err().into_iter().chain(counters)
+    }
+
     /// Reads the counters of the scheduler that `root` (the address of `scx_root`) points at.
     pub fn read(&self, mem: &KernelMem<'_>, kernel: &LiveKernel, root: Kva) -> Scx {
         let read_root = || {

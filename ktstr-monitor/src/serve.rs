@@ -1,0 +1,276 @@
+//! The role process: one orchestrator on a socket, one guest, samples until told to stop.
+//!
+//! ```text
+//! greeting ──Attach──▶ sampling ──Finish──▶ summary sent, exit 0
+//!     │                   │
+//!     └── peer closes ────┴──▶ exit 0 at once, nothing to clean up
+//! ```
+//!
+//! Nothing here waits for the guest or the VMM: memory is only read. A peer that stops reading gets
+//! no more samples until it has caught up; one that talks nonsense ends the process. The process
+//! can be killed at any moment.
+
+use std::os::fd::AsFd;
+use std::process::ExitCode;
+use std::time::{Duration, Instant};
+
+use ktstr_proto::channel::{Channel, ChannelError, Filled, Message};
+use ktstr_proto::link::{ErrorCode, Fds, MissingFd, RemoteError, chain};
+use ktstr_proto::monitor::{
+    Attach, Attached, MonitorEvent, MonitorLink, MonitorReply, MonitorRequest, MonitorSummary,
+};
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use thiserror::Error;
+
+use crate::addr::Gpa;
+use crate::image::{ImageError, KernelImage};
+use crate::judge::{Observation, Use};
+use crate::kernel::{Profile, ProfileError};
+use crate::mem::{GuestMem, Layout, LayoutError, MapError, Region};
+use crate::report::{self, Reasons};
+use crate::sample::Sampler;
+
+/// How long the peer may take to greet and to take the summary.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Samples are left out while this much waits for the peer to read.
+const MAX_BACKLOG: usize = 1 << 20;
+/// Sampling faster than this would only measure itself.
+const MIN_PERIOD: Duration = Duration::from_millis(1);
+
+/// Why a guest could not be attached to.
+#[derive(Debug, Error)]
+enum AttachError {
+    #[error("the attach message is incomplete")]
+    MissingFd(#[from] MissingFd),
+    #[error("the guest memory layout is wrong")]
+    Layout(#[from] LayoutError),
+    #[error("guest memory cannot be mapped")]
+    Map(#[from] MapError),
+    #[error("the kernel file is not usable")]
+    Image(#[from] ImageError),
+    #[error("this kernel cannot be watched")]
+    Profile(#[from] ProfileError),
+}
+
+impl AttachError {
+    fn code(&self) -> ErrorCode {
+        match self {
+            Self::MissingFd(_) | Self::Layout(_) => ErrorCode::BadRequest,
+            Self::Map(MapError::Map { .. } | MapError::Size(_)) => ErrorCode::Infrastructure,
+            Self::Map(_) => ErrorCode::BadRequest,
+            Self::Image(ImageError::Read(_)) => ErrorCode::Infrastructure,
+            Self::Image(_) => ErrorCode::BadInput,
+            Self::Profile(_) => ErrorCode::Unavailable,
+        }
+    }
+}
+
+/// Why the conversation ended, other than as it should.
+#[derive(Debug, Error)]
+enum ServeError {
+    #[error("the conversation with the orchestrator broke off")]
+    Channel(#[from] ChannelError),
+    #[error("cannot wait for the orchestrator")]
+    Poll(#[source] Errno),
+}
+
+/// Runs the role on the inherited socket. Exit codes: 0 done or no longer needed, 4 broken.
+pub fn role_main() -> ExitCode {
+    match serve() {
+        Ok(()) | Err(ServeError::Channel(ChannelError::Closed { .. })) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("ktstr-monitor: {}", chain(&error));
+            ExitCode::from(4)
+        }
+    }
+}
+
+fn serve() -> Result<(), ServeError> {
+    let mut channel = Channel::<MonitorLink>::inherited("the orchestrator")?;
+    channel.handshake("ktstr-monitor", PATIENCE)?;
+    loop {
+        let Some((id, request, fds)) = next_request(&mut channel, None)? else { return Ok(()) };
+        let result = match request {
+            MonitorRequest::Attach(attach) => Session::attach(&attach, fds)
+                .map_err(|error| RemoteError::new(error.code(), &error)),
+            MonitorRequest::Finish(_) => Err(bad_request("there is nothing to finish: attach first")),
+        };
+        match result {
+            Ok((session, attached)) => {
+                channel.queue_reply(id, Ok(MonitorReply::Attach(attached)), Fds::default())?;
+                return session.run(&mut channel);
+            }
+            Err(error) => {
+                channel.queue_reply(id, Err(error), Fds::default())?;
+                channel.drain(PATIENCE)?;
+            }
+        }
+    }
+}
+
+fn bad_request(message: &str) -> RemoteError {
+    RemoteError { code: ErrorCode::BadRequest, message: message.to_owned() }
+}
+
+/// Waits for the next request, at most until `until`; `None` when the time is up or the peer is gone.
+fn next_request(
+    channel: &mut Channel<MonitorLink>,
+    until: Option<Instant>,
+) -> Result<Option<(u32, MonitorRequest, Fds)>, ServeError> {
+    loop {
+        if let Some((message, fds)) = channel.next_message()? {
+            let Message::Request(frame) = message else {
+                let what = "a frame that is no request".to_owned();
+                return Err(ChannelError::Unexpected { peer: "the orchestrator", what }.into());
+            };
+            return Ok(Some((frame.id, frame.request, fds)));
+        }
+        if channel.is_eof() {
+            return Ok(None);
+        }
+        let all_sent = channel.flush()?;
+        match channel.fill()? {
+            Filled::Data | Filled::Eof => continue,
+            Filled::WouldBlock => {}
+        }
+        let left = until.map(|until| until.saturating_duration_since(Instant::now()));
+        if left == Some(Duration::ZERO) {
+            return Ok(None);
+        }
+        let mut interest = PollFlags::POLLIN;
+        interest.set(PollFlags::POLLOUT, !all_sent);
+        // Rounded up: waking a little early would spin through the last millisecond.
+        let timeout = left.map_or(PollTimeout::NONE, |left| {
+            PollTimeout::try_from(left + Duration::from_micros(999)).unwrap_or(PollTimeout::MAX)
+        });
+        match poll(&mut [PollFd::new(channel.as_fd(), interest)], timeout) {
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return Err(ServeError::Poll(errno)),
+        }
+    }
+}
+
+/// A guest being watched.
+struct Session {
+    mem: GuestMem,
+    sampler: Sampler,
+    observation: Observation,
+    reasons: Reasons,
+    began: Instant,
+    period: Duration,
+    expected_cpus: u32,
+    was_ready: bool,
+    last_obstacle: Option<String>,
+}
+
+impl Session {
+    fn attach(attach: &Attach, mut fds: Fds) -> Result<(Self, Attached), AttachError> {
+        let ram = fds.take(attach.ram, "ram")?;
+        let kernel = fds.take(attach.kernel, "kernel")?;
+        let regions = attach.regions.iter().map(|region| Region {
+            start: Gpa(region.gpa),
+            len: region.len,
+            offset: region.offset,
+        });
+        let mem = GuestMem::map_sealed(&ram, Layout::new(regions.collect())?)?;
+        let profile = Profile::of(&KernelImage::read(kernel.into())?)?;
+        let attached = Attached {
+            symbols: u32::try_from(profile.symbols().len()).unwrap_or(u32::MAX),
+            btf_types: profile.types().len(),
+            absent: report::absent(&profile),
+        };
+        let session = Self {
+            mem,
+            sampler: Sampler::new(profile),
+            observation: Observation::new(attach.sustained_samples),
+            reasons: Reasons::default(),
+            began: Instant::now(),
+            period: Duration::from_millis(attach.period_ms.into()).max(MIN_PERIOD),
+            expected_cpus: attach.cpus,
+            was_ready: false,
+            last_obstacle: None,
+        };
+        Ok((session, attached))
+    }
+
+    fn run(mut self, channel: &mut Channel<MonitorLink>) -> Result<(), ServeError> {
+        let mut next = Instant::now();
+        loop {
+            match next_request(channel, Some(next))? {
+                Some((id, MonitorRequest::Finish(_), _)) => {
+                    self.sample(channel)?;
+                    let summary = self.summary();
+                    channel.queue_reply(id, Ok(MonitorReply::Finish(summary)), Fds::default())?;
+                    return Ok(channel.drain(PATIENCE)?);
+                }
+                Some((id, MonitorRequest::Attach(_), _)) => {
+                    let refused = bad_request("a guest is attached already: one per monitor");
+                    channel.queue_reply(id, Err(refused), Fds::default())?;
+                }
+                None if channel.is_eof() => return Ok(()),
+                None => {
+                    self.sample(channel)?;
+                    // A late sample shifts the following ones instead of making them bunch up.
+                    next = (next + self.period).max(Instant::now());
+                }
+            }
+        }
+    }
+
+    fn sample(&mut self, channel: &mut Channel<MonitorLink>) -> Result<(), ServeError> {
+        let at = self.began.elapsed();
+        let sample = match self.sampler.sample(&self.mem) {
+            Ok(sample) => sample,
+            Err(obstacle) => {
+                self.observation.interrupt();
+                self.last_obstacle = Some(chain(&obstacle));
+                return Ok(());
+            }
+        };
+        if !self.was_ready {
+            self.was_ready = true;
+            channel.queue_event(&MonitorEvent::Ready, Fds::default())?;
+            self.compare_cpus(channel, sample.cpus.len())?;
+        }
+        let used = self.observation.add(&sample, None);
+        for reason in self.reasons.of_sample(&sample) {
+            channel.queue_event(&MonitorEvent::Unavailable(reason), Fds::default())?;
+        }
+        if used == Use::Counted && channel.backlog() < MAX_BACKLOG {
+            let event = MonitorEvent::Sample(report::sample(&sample, at));
+            channel.queue_event(&event, Fds::default())?;
+        }
+        Ok(())
+    }
+
+    fn compare_cpus(
+        &mut self,
+        channel: &mut Channel<MonitorLink>,
+        found: usize,
+    ) -> Result<(), ServeError> {
+        if found == self.expected_cpus as usize {
+            return Ok(());
+        }
+        let error = CpuCount { found, expected: self.expected_cpus };
+        if let Some(reason) = self.reasons.tell(&error) {
+            channel.queue_event(&MonitorEvent::Unavailable(reason), Fds::default())?;
+        }
+        Ok(())
+    }
+
+    fn summary(&self) -> MonitorSummary {
+        let mut summary = report::summary(self.observation.summary(), &self.reasons);
+        if let (false, Some(obstacle)) = (self.was_ready, &self.last_obstacle) {
+            summary.unavailable.push(format!("the kernel never became readable: {obstacle}"));
+        }
+        summary
+    }
+}
+
+#[derive(Debug, Error)]
+#[error("the guest has {found} possible CPUs, the machine was given {expected}")]
+struct CpuCount {
+    found: usize,
+    expected: u32,
+}
