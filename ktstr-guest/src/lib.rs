@@ -2,3 +2,7 @@
 
 pub mod job;
 pub mod report;
+pub mod cgroup;
+pub mod check;
+pub mod scenario;
+pub mod work;

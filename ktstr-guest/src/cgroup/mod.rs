@@ -1,0 +1,211 @@
+//! Cgroup v2 for workloads: one parent under the mount, one child per [`crate::scenario::CgroupDef`].
+//!
+//! Controllers are enabled when first needed, and a kernel that lacks one is named in the error.
+//! Refuses cgroup v1 and names that would leave the parent. What was created is removed again: the
+//! tasks in it are killed, their end is awaited, then the directory goes. See [`CgroupGroup`].
+
+mod group;
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+pub use group::CgroupGroup;
+
+/// How long the tasks of a removed cgroup may take to die, in guest time.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a cgroup cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub enum CgroupError {
+    /// There is no cgroup v2 hierarchy.
+    #[error("{path} is not in a cgroup v2 file system: the guest must mount `cgroup2` there")]
+    NotMounted {
+        /// Directory that should be inside the hierarchy.
+        path: PathBuf,
+    },
+    /// The kernel or the parent cgroup does not offer a controller.
+    #[error(
+        "cgroup controller `{controller}` is missing in {path} (offered: {offered}): the kernel must be configured with it"
+    )]
+    ControllerMissing {
+        /// The controller.
+        controller: &'static str,
+        /// Cgroup that does not offer it.
+        path: PathBuf,
+        /// What it offers.
+        offered: String,
+    },
+    /// A name is no plain file name.
+    #[error("`{name}` is no cgroup name: use one path component of letters, digits, `_`, `-`, `.`")]
+    Name {
+        /// The name given.
+        name: String,
+    },
+    /// A file operation failed.
+    #[error("cannot {action} {path}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On which file.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// Tasks survive being killed.
+    #[error("cgroup {path} still has tasks {waited:?} after they were killed")]
+    Busy {
+        /// The cgroup.
+        path: PathBuf,
+        /// How long was waited.
+        waited: Duration,
+    },
+}
+
+/// The parent of all workload cgroups.
+#[derive(Debug, Clone)]
+pub struct Cgroups {
+    root: PathBuf,
+}
+
+impl Cgroups {
+    /// Where workload cgroups live in the guest.
+    pub const ROOT: &str = "/sys/fs/cgroup/ktstr";
+
+    /// Workload cgroups below `root`, whose parent directory must be a cgroup v2 directory. Nothing
+    /// is created before the first cgroup is.
+    pub fn under(root: impl Into<PathBuf>) -> Self {
+        Self { root: root.into() }
+    }
+
+    /// The parent directory of all workload cgroups.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
+    /// Where cgroup `name` lies.
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.root.join(name)
+    }
+
+    /// Makes sure that children have `controllers`, e.g. `["cpu", "cpuset"]`.
+    pub fn enable(&self, controllers: &[&'static str]) -> Result<(), CgroupError> {
+        let above = self.root.parent().unwrap_or(Path::new("/"));
+        if !above.join("cgroup.controllers").exists() {
+            return Err(CgroupError::NotMounted { path: above.into() });
+        }
+        if !self.root.exists() {
+            make(&self.root)?;
+        }
+        for level in [above, &self.root] {
+            let offered = read(&level.join("cgroup.controllers"))?;
+            for controller in controllers {
+                if !offered.split_whitespace().any(|name| name == *controller) {
+                    return Err(CgroupError::ControllerMissing {
+                        controller,
+                        path: level.into(),
+                        offered: offered.trim().into(),
+                    });
+                }
+                write(&level.join("cgroup.subtree_control"), &format!("+{controller}"))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Creates an empty cgroup.
+    pub fn create(&self, name: &str) -> Result<(), CgroupError> {
+        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+        if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
+            return Err(CgroupError::Name { name: name.into() });
+        }
+        make(&self.path(name))
+    }
+
+    /// Restricts a cgroup to `cpus`.
+    pub fn set_cpuset(&self, name: &str, cpus: &[u32]) -> Result<(), CgroupError> {
+        write(&self.path(name).join("cpuset.cpus"), &crate::scenario::cpu_list(cpus))
+    }
+
+    /// Moves a process into a cgroup.
+    pub fn move_process(&self, name: &str, pid: u32) -> Result<(), CgroupError> {
+        write(&self.path(name).join("cgroup.procs"), &pid.to_string())
+    }
+
+    /// Kills what lives in a cgroup, waits for its end and removes the cgroup.
+    pub fn remove(&self, name: &str) -> Result<(), CgroupError> {
+        let path = self.path(name);
+        let start = Instant::now();
+        let kill = path.join("cgroup.kill");
+        loop {
+            if populated(&path)? && kill.exists() {
+                write(&kill, "1")?;
+            }
+            match fs::remove_dir(&path) {
+                Ok(()) => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+                Err(e) if e.kind() == io::ErrorKind::ResourceBusy => {}
+                Err(source) => return Err(CgroupError::Io { action: "remove", path, source }),
+            }
+            if start.elapsed() > DRAIN_TIMEOUT {
+                return Err(CgroupError::Busy { path, waited: DRAIN_TIMEOUT });
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+}
+
+fn populated(path: &Path) -> Result<bool, CgroupError> {
+    match fs::read_to_string(path.join("cgroup.events")) {
+        Ok(text) => Ok(text.lines().any(|line| line == "populated 1")),
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(CgroupError::Io { action: "read", path: path.join("cgroup.events"), source }),
+    }
+}
+
+fn make(path: &Path) -> Result<(), CgroupError> {
+    fs::create_dir(path).map_err(|source| CgroupError::Io { action: "create", path: path.into(), source })
+}
+
+fn read(path: &Path) -> Result<String, CgroupError> {
+    fs::read_to_string(path).map_err(|source| CgroupError::Io { action: "read", path: path.into(), source })
+}
+
+fn write(path: &Path, text: &str) -> Result<(), CgroupError> {
+    fs::write(path, text).map_err(|source| CgroupError::Io { action: "write", path: path.into(), source })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_that_leave_the_parent_are_refused() {
+        let cgroups = Cgroups::under("/nonexistent/ktstr");
+        for name in ["", "..", "a/b", ".hidden", "a b"] {
+            assert!(matches!(cgroups.create(name), Err(CgroupError::Name { .. })), "{name:?}");
+        }
+    }
+
+    #[test]
+    fn a_missing_controller_is_named() {
+        let dir = std::env::temp_dir().join(format!("ktstr-cgroup-{}", std::process::id()));
+        fs::create_dir_all(dir.join("ktstr")).unwrap();
+        fs::write(dir.join("cgroup.controllers"), "cpu io\n").unwrap();
+        fs::write(dir.join("ktstr/cgroup.controllers"), "cpu\n").unwrap();
+        let cgroups = Cgroups::under(dir.join("ktstr"));
+        cgroups.enable(&["cpu"]).unwrap();
+        let error = cgroups.enable(&["cpu", "cpuset"]).unwrap_err().to_string();
+        assert!(error.contains("`cpuset` is missing") && error.contains("offered: cpu io"), "{error}");
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_directory_outside_cgroup2_is_refused() {
+        let error = Cgroups::under("/proc/ktstr").enable(&[]).unwrap_err();
+        assert!(matches!(error, CgroupError::NotMounted { .. }), "{error}");
+    }
+}

@@ -1,0 +1,192 @@
+//! Judges workers by their figures: progress, gaps, fairness within a cgroup, isolation, survival.
+//!
+//! Every finding says what was seen against what was allowed. Refuses to judge what it cannot
+//! measure: a cgroup whose workers have no wall time is inconclusive, not fair.
+
+use ktstr_proto::verdict::{
+    Assert, AssertResult, CgroupStats, DetailKind, Outcome, ScenarioStats, WorkerExit, WorkerReport,
+};
+
+use crate::scenario::cpu_list;
+
+/// All findings and figures of `reports`, which are ordered by cgroup.
+pub fn judge(assert: &Assert, reports: Vec<WorkerReport>) -> AssertResult {
+    let mut result = AssertResult::pass();
+    for worker in &reports {
+        judge_worker(assert, worker, &mut result);
+    }
+    let mut cgroups = Vec::new();
+    for members in reports.chunk_by(|a, b| a.cgroup == b.cgroup) {
+        let stats = cgroup_stats(members);
+        judge_cgroup(assert, members, &stats, &mut result);
+        cgroups.push(stats);
+    }
+    result.stats = ScenarioStats { cgroups, workers: reports };
+    result
+}
+
+fn judge_worker(assert: &Assert, worker: &WorkerReport, result: &mut AssertResult) {
+    let WorkerReport { tid, cgroup, work_type, .. } = worker;
+    let death = match worker.exit {
+        WorkerExit::Completed => None,
+        WorkerExit::Exited { code } => Some(format!("exited with status {code} before it was told to stop")),
+        WorkerExit::Signaled { signal } => Some(format!("was killed by signal {signal}")),
+        WorkerExit::TimedOut => {
+            let waited = crate::work::STOP_TIMEOUT.as_secs();
+            Some(format!("did not stop within {waited} s of being told to"))
+        }
+    };
+    if let Some(how) = death {
+        let message = format!("tid {tid} ({work_type} in {cgroup}) {how}");
+        result.push(DetailKind::WorkerDied, Outcome::Fail, message);
+    }
+    if assert.not_stuck == Some(true) && worker.work_units == 0 {
+        let message = format!("tid {tid} made no progress (0 work units) in {cgroup}");
+        result.push(DetailKind::NoProgress, Outcome::Fail, message);
+    }
+    let gap_ms = worker.max_gap_ns / 1_000_000;
+    if let Some(threshold) = assert.max_gap_ms.filter(|threshold| gap_ms > *threshold) {
+        let (cpu, at) = (worker.max_gap_cpu, worker.max_gap_at_ns / 1_000_000);
+        let message = format!("tid {tid} stuck {gap_ms}ms on cpu{cpu} at +{at}ms (threshold {threshold}ms) in {cgroup}");
+        result.push(DetailKind::Gap, Outcome::Fail, message);
+    }
+    if assert.isolation == Some(true) && !worker.cpus_allowed.is_empty() {
+        let outside: Vec<u32> =
+            worker.cpus_used.iter().copied().filter(|cpu| !worker.cpus_allowed.contains(cpu)).collect();
+        if !outside.is_empty() {
+            let (outside, allowed) = (cpu_list(&outside), cpu_list(&worker.cpus_allowed));
+            let message = format!("tid {tid} ran on cpus {outside} outside the cpuset of {cgroup} ({allowed})");
+            result.push(DetailKind::Isolation, Outcome::Fail, message);
+        }
+    }
+}
+
+fn judge_cgroup(assert: &Assert, members: &[WorkerReport], stats: &CgroupStats, result: &mut AssertResult) {
+    let Some(threshold) = assert.max_spread_pct else { return };
+    let name = &stats.name;
+    // A dead worker is a finding of its own; its share of the CPU says nothing about fairness.
+    let judged = members.iter().filter(|w| w.exit == WorkerExit::Completed).count();
+    if judged > 0 && members.iter().all(|w| w.wall_time_ns == 0) {
+        let message = format!("fairness of {name} cannot be judged: no worker measured any time");
+        result.push(DetailKind::Spread, Outcome::Inconclusive, message);
+        return;
+    }
+    if stats.spread_pct > threshold {
+        let (lo, hi, spread) = (stats.min_off_cpu_pct, stats.max_off_cpu_pct, stats.spread_pct);
+        let (workers, cpus) = (stats.workers, stats.cpus);
+        let message = format!(
+            "unfair cgroup {name}: spread={spread:.1}% ({lo:.1}-{hi:.1}%) {workers} workers on {cpus} cpus \
+             (threshold {threshold}%)"
+        );
+        result.push(DetailKind::Spread, Outcome::Fail, message);
+    }
+}
+
+/// Share of its wall time that a worker wanted to run and did not, percent.
+fn off_cpu_pct(worker: &WorkerReport) -> Option<f64> {
+    let wanted = worker.wall_time_ns.saturating_sub(worker.voluntary_off_cpu_ns);
+    if worker.exit != WorkerExit::Completed || worker.wall_time_ns == 0 {
+        return None;
+    }
+    let off = wanted.saturating_sub(worker.cpu_time_ns);
+    Some(off as f64 * 100.0 / worker.wall_time_ns as f64)
+}
+
+fn cgroup_stats(members: &[WorkerReport]) -> CgroupStats {
+    let mut cpus: Vec<u32> = members.iter().flat_map(|w| w.cpus_used.iter().copied()).collect();
+    cpus.sort_unstable();
+    cpus.dedup();
+    let shares: Vec<f64> = members.iter().filter_map(off_cpu_pct).collect();
+    let min = shares.iter().copied().reduce(f64::min).unwrap_or(0.0);
+    let max = shares.iter().copied().reduce(f64::max).unwrap_or(0.0);
+    let delay_ns: u64 = members.iter().map(|w| w.run_delay_ns).sum();
+    let times_run: u64 = members.iter().map(|w| w.pcount).sum();
+    CgroupStats {
+        name: members.first().map(|w| w.cgroup.clone()).unwrap_or_default(),
+        workers: members.len() as u32,
+        cpus: cpus.len() as u32,
+        min_off_cpu_pct: min,
+        max_off_cpu_pct: max,
+        spread_pct: max - min,
+        max_gap_ms: members.iter().map(|w| w.max_gap_ns / 1_000_000).max().unwrap_or(0),
+        migrations: members.iter().map(|w| w.migrations).sum(),
+        iterations: members.iter().map(|w| w.iterations).sum(),
+        mean_run_delay_us: if times_run == 0 { 0.0 } else { delay_ns as f64 / 1000.0 / times_run as f64 },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const SECOND: u64 = 1_000_000_000;
+
+    fn worker(tid: u32, cgroup: &str, cpu_time_ns: u64) -> WorkerReport {
+        WorkerReport {
+            tid,
+            cgroup: cgroup.into(),
+            work_type: "SpinWait".into(),
+            work_units: 1,
+            cpu_time_ns,
+            wall_time_ns: SECOND,
+            cpus_used: vec![0],
+            ..WorkerReport::default()
+        }
+    }
+
+    fn findings(reports: Vec<WorkerReport>) -> Vec<(DetailKind, String)> {
+        let result = judge(&Assert::default_checks(), reports);
+        result.details.into_iter().map(|d| (d.kind, d.message)).collect()
+    }
+
+    #[test]
+    fn a_fair_run_passes_with_figures() {
+        let result = judge(
+            &Assert::default_checks(),
+            vec![worker(1, "a", SECOND / 2), worker(2, "a", SECOND / 4), worker(3, "b", SECOND)],
+        );
+        assert!(result.is_pass(), "{:?}", result.details);
+        assert_eq!(result.stats.worst_spread(), 25.0);
+        assert_eq!(result.stats.cgroups[1].max_off_cpu_pct, 0.0);
+    }
+
+    #[test]
+    fn each_fault_is_found_and_named() {
+        let stuck = WorkerReport { max_gap_ns: 4 * SECOND, max_gap_cpu: 2, max_gap_at_ns: 5 * SECOND, ..worker(7, "a", SECOND) };
+        let message = "tid 7 stuck 4000ms on cpu2 at +5000ms (threshold 3000ms) in a".into();
+        assert_eq!(findings(vec![stuck]), [(DetailKind::Gap, message)]);
+
+        let idle = WorkerReport { work_units: 0, ..worker(8, "a", SECOND) };
+        assert_eq!(findings(vec![idle]), [(DetailKind::NoProgress, "tid 8 made no progress (0 work units) in a".into())]);
+
+        let astray = WorkerReport { cpus_allowed: vec![1, 2], cpus_used: vec![0, 1, 3], ..worker(9, "a", SECOND) };
+        let message = "tid 9 ran on cpus 0,3 outside the cpuset of a (1-2)".into();
+        assert_eq!(findings(vec![astray]), [(DetailKind::Isolation, message)]);
+
+        let message = "unfair cgroup a: spread=80.0% (10.0-90.0%) 2 workers on 1 cpus (threshold 35%)".into();
+        let unfair = vec![worker(1, "a", SECOND / 10), worker(2, "a", SECOND / 10 * 9)];
+        assert_eq!(findings(unfair), [(DetailKind::Spread, message)]);
+
+        let dead = WorkerReport { exit: WorkerExit::Signaled { signal: 9 }, ..worker(3, "a", 0) };
+        let message = "tid 3 (SpinWait in a) was killed by signal 9".into();
+        assert_eq!(findings(vec![dead, worker(4, "a", SECOND)]), [(DetailKind::WorkerDied, message)]);
+    }
+
+    #[test]
+    fn chosen_sleep_is_not_held_against_the_scheduler() {
+        let sleeper = WorkerReport { voluntary_off_cpu_ns: SECOND / 10 * 9, ..worker(1, "a", SECOND / 10) };
+        assert_eq!(findings(vec![sleeper, worker(2, "a", SECOND)]), []);
+    }
+
+    #[test]
+    fn what_was_not_measured_is_inconclusive() {
+        let blank = WorkerReport { wall_time_ns: 0, ..worker(1, "a", 0) };
+        assert!(judge(&Assert::default_checks(), vec![blank]).is_inconclusive());
+    }
+
+    #[test]
+    fn checks_can_be_switched_off() {
+        let idle = WorkerReport { work_units: 0, max_gap_ns: 60 * SECOND, ..worker(8, "a", 0) };
+        assert!(judge(&Assert::NO_OVERRIDES, vec![idle]).is_pass());
+    }
+}
