@@ -23,6 +23,7 @@ impl Link for ClientLink {
 
 calls! {
     /// What a client asks.
+    #[expect(clippy::large_enum_variant, reason = "one lives at a time, on its way to the wire")]
     ClientLink: ClientRequest => ClientReply {
         /// Carry out one run; [`ClientEvent::Finished`] ends it.
         Submit => Submitted,

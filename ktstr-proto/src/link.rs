@@ -165,7 +165,6 @@ macro_rules! calls {
     ($(#[$meta:meta])* $link:ident: $request:ident => $reply:ident { $($(#[$vmeta:meta])* $name:ident => $answer:ident),* $(,)? }) => {
         $(#[$meta])*
         #[derive(Debug, Clone, PartialEq, serde::Serialize, serde::Deserialize)]
-        #[expect(clippy::large_enum_variant, reason = "one lives at a time, on its way to the wire")]
         pub enum $request { $($(#[$vmeta])* $name($name)),* }
 
         #[doc = concat!("The answers to [`", stringify!($request), "`], in the same order.")]

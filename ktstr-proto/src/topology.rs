@@ -69,7 +69,7 @@ impl Topology {
         if let Some((dimension, _)) = named.iter().find(|(_, n)| *n == 0) {
             return Err(TopologyError::Zero { shape: self, dimension });
         }
-        if self.llcs % self.numa_nodes != 0 {
+        if !self.llcs.is_multiple_of(self.numa_nodes) {
             return Err(TopologyError::Uneven { shape: self });
         }
         let cpus = u64::from(self.llcs).saturating_mul(self.cores.into()).saturating_mul(self.threads.into());

@@ -1,0 +1,462 @@
+//! From evidence to verdict. Pure: no process, no file, no clock.
+//!
+//! The order of the questions is the order of blame: first whether ktstr itself or the host failed,
+//! then whether the guest got far enough to say anything, then the scheduler, then the test, and
+//! last what the monitor saw.
+
+use ktstr_proto::{
+    AccelKind,
+    guest::{GuestFrame, GuestMessage, Log, LogSource, Phase, ProcessEnd, TestEnd},
+    monitor::MonitorSummary,
+    verdict::{Assert, AssertResult, Cause, Detail, DetailKind, Outcome, Process},
+    vmm::VmExit,
+};
+
+/// What ended a run from outside the guest.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Stopped {
+    /// The client asked, or is gone.
+    Cancelled,
+    /// The wall-clock limit was reached.
+    Deadline {
+        /// Milliseconds waited.
+        waited_ms: u64,
+    },
+    /// A process died.
+    Died(Process, String),
+    /// The guest's byte stream is broken.
+    Channel(String),
+    /// Something needed is missing.
+    Missing(String),
+    /// The request makes no sense.
+    BadRequest(String),
+}
+
+/// Everything gathered in a run.
+#[derive(Debug, Default)]
+pub struct Evidence {
+    /// The guest's messages that matter for the verdict (all but logs).
+    pub frames: Vec<GuestMessage>,
+    /// Tail of the scheduler's output, whole lines.
+    pub scheduler_log: Tail,
+    /// Tail of the kernel console, whole lines.
+    pub console: Tail,
+    /// How the machine ended, if it did.
+    pub exit: Option<VmExit>,
+    /// What ended the run from outside, if anything.
+    pub stopped: Option<Stopped>,
+    /// What the monitor saw.
+    pub monitor: Option<MonitorSummary>,
+}
+
+/// The last lines of a text stream.
+#[derive(Debug, Default)]
+pub struct Tail {
+    lines: std::collections::VecDeque<String>,
+    partial: String,
+    /// Lines that say why the guest died, kept however far back they lie.
+    notable: Vec<String>,
+}
+
+impl Tail {
+    const KEEP: usize = 200;
+    const LONGEST: usize = 4096;
+
+    /// Adds text in any pieces.
+    pub fn push(&mut self, text: &str) {
+        for piece in text.split_inclusive('\n') {
+            self.partial.push_str(piece);
+            if piece.ends_with('\n') || self.partial.len() > Self::LONGEST {
+                let line = std::mem::take(&mut self.partial);
+                self.keep(line.trim_end().to_owned());
+            }
+        }
+    }
+
+    fn keep(&mut self, line: String) {
+        let notable = ["Kernel panic - not syncing", "ktstr-guest: FATAL"].iter().any(|n| line.contains(n));
+        if notable && self.notable.len() < 8 {
+            self.notable.push(line.clone());
+        }
+        if self.lines.len() == Self::KEEP {
+            self.lines.pop_front();
+        }
+        self.lines.push_back(line);
+    }
+
+    /// Up to `n` last lines.
+    pub fn last(&self, n: usize) -> Vec<String> {
+        let all = self.lines.iter().chain((!self.partial.is_empty()).then_some(&self.partial));
+        let skip = (self.lines.len() + usize::from(!self.partial.is_empty())).saturating_sub(n);
+        all.skip(skip).cloned().collect()
+    }
+
+    fn notable(&self, needle: &str) -> Option<&str> {
+        self.notable.iter().find_map(|line| line.find(needle).map(|at| &line[at..]))
+    }
+}
+
+/// A verdict before it is dressed up as a report.
+#[derive(Debug, PartialEq)]
+pub struct Judgement {
+    /// Judgement.
+    pub outcome: Outcome,
+    /// Whether ktstr or the host failed.
+    pub infrastructure: bool,
+    /// Why, unless it passed.
+    pub cause: Option<Cause>,
+    /// The test's result with the monitor's findings added.
+    pub result: Option<AssertResult>,
+    /// Exit status of a command.
+    pub exit_status: Option<i32>,
+}
+
+impl Evidence {
+    /// Notes one message.
+    pub fn note(&mut self, message: GuestMessage) {
+        match message.body {
+            GuestFrame::Log(Log { source: LogSource::Scheduler, ref text }) => self.scheduler_log.push(text),
+            GuestFrame::Log(_) => {}
+            _ => self.frames.push(message),
+        }
+    }
+
+    /// The last station the guest reached.
+    pub fn phase(&self) -> Option<Phase> {
+        self.frames.iter().rev().find_map(|m| match m.body {
+            GuestFrame::Phase(phase) => Some(phase),
+            _ => None,
+        })
+    }
+
+    fn reached(&self, wanted: Phase) -> bool {
+        self.frames.iter().any(|m| m.body == GuestFrame::Phase(wanted))
+    }
+
+    /// The kernel release, once the guest has said it.
+    pub fn release(&self) -> Option<&str> {
+        self.frames.iter().find_map(|m| match &m.body {
+            GuestFrame::Hello { release, .. } => Some(release.as_str()),
+            _ => None,
+        })
+    }
+
+    /// Comes to a judgement.
+    pub fn judge(&self, accel: Option<AccelKind>, assert: &Assert) -> Judgement {
+        if let Some(cause) = self.infrastructure_cause() {
+            return verdict_of(cause, None);
+        }
+        if let Some(cause) = self.scheduler_cause().or_else(|| self.panic_cause()) {
+            return verdict_of(cause, self.returned().cloned());
+        }
+        if let Some(end) = self.exec_end() {
+            let (status, outcome) = match end {
+                ProcessEnd::Exited(0) => (0, Outcome::Pass),
+                ProcessEnd::Exited(code) => (*code, Outcome::Fail),
+                ProcessEnd::Signaled(signal) => (128 + signal, Outcome::Fail),
+            };
+            let cause = (outcome == Outcome::Fail).then(|| Cause::TestDied { how: format!("command {end}") });
+            return Judgement { outcome, infrastructure: false, cause, result: None, exit_status: Some(status) };
+        }
+        if let Some(judgement) = self.test_judgement(accel, assert) {
+            return judgement;
+        }
+        verdict_of(self.silent_cause(), None)
+    }
+
+    /// Failures outside of what was to be tested.
+    fn infrastructure_cause(&self) -> Option<Cause> {
+        match &self.stopped {
+            Some(Stopped::Cancelled) => return Some(Cause::Cancelled),
+            Some(Stopped::Died(process, how)) => {
+                return Some(Cause::ProcessDied { process: *process, how: how.clone() });
+            }
+            Some(Stopped::Channel(reason)) => return Some(Cause::Channel { reason: reason.clone() }),
+            Some(Stopped::Missing(reason)) => return Some(Cause::Missing { reason: reason.clone() }),
+            Some(Stopped::BadRequest(reason)) => return Some(Cause::BadRequest { reason: reason.clone() }),
+            Some(Stopped::Deadline { .. }) | None => {}
+        }
+        if let Some(VmExit::EmulatorDied { how, stderr }) = &self.exit {
+            let how = if stderr.is_empty() { how.clone() } else { format!("{how}; it said: {stderr}") };
+            return Some(Cause::ProcessDied { process: Process::Emulator, how });
+        }
+        self.frames.iter().find_map(|m| match &m.body {
+            GuestFrame::StepFailed { step, reason } if !step.contains("scheduler") => {
+                Some(Cause::GuestInit { step: step.clone(), reason: reason.clone() })
+            }
+            _ => None,
+        })
+    }
+
+    fn scheduler_cause(&self) -> Option<Cause> {
+        let attached = self.reached(Phase::SchedulerAttached);
+        let teardown = self.reached(Phase::TeardownStarted);
+        let disabled = self.frames.iter().find_map(|m| match &m.body {
+            GuestFrame::ScxDisabled { reason } => Some(reason.clone()),
+            _ => None,
+        });
+        let ended = self.frames.iter().find_map(|m| match &m.body {
+            GuestFrame::SchedulerEnded { end, expected: false } => Some(end),
+            _ => None,
+        });
+        let step = self.frames.iter().find_map(|m| match &m.body {
+            GuestFrame::StepFailed { reason, .. } => Some(reason.clone()),
+            _ => None,
+        });
+        if let Some(reason) = disabled.filter(|r| !r.starts_with("unregistered from user")) {
+            return Some(if reason.contains("stall") {
+                Cause::SchedulerStall { reason }
+            } else {
+                Cause::SchedulerError { reason }
+            });
+        }
+        match (attached, ended, step) {
+            (false, Some(end), _) => Some(Cause::SchedulerNotAttached {
+                reason: format!("the scheduler {end} before sched_ext was enabled; its log says why"),
+            }),
+            (false, None, Some(reason)) => Some(Cause::SchedulerNotAttached { reason }),
+            (true, Some(end), _) if !teardown => Some(Cause::SchedulerDied { how: end.to_string() }),
+            _ => None,
+        }
+    }
+
+    fn panic_cause(&self) -> Option<Cause> {
+        let message = self.console.notable("Kernel panic")?.to_owned();
+        Some(Cause::KernelPanic { message })
+    }
+
+    fn exec_end(&self) -> Option<&ProcessEnd> {
+        self.frames.iter().find_map(|m| match &m.body {
+            GuestFrame::ExecEnded(end) => Some(end),
+            _ => None,
+        })
+    }
+
+    fn test_end(&self) -> Option<&TestEnd> {
+        self.frames.iter().find_map(|m| match &m.body {
+            GuestFrame::TestEnded(end) => Some(end),
+            _ => None,
+        })
+    }
+
+    fn returned(&self) -> Option<&AssertResult> {
+        match self.test_end() {
+            Some(TestEnd::Returned(result)) => Some(result),
+            _ => None,
+        }
+    }
+
+    fn test_judgement(&self, accel: Option<AccelKind>, assert: &Assert) -> Option<Judgement> {
+        let cause = match self.test_end() {
+            Some(TestEnd::Returned(result)) => {
+                let mut result = result.clone();
+                if let Some(monitor) = &self.monitor {
+                    add_monitor_findings(&mut result, monitor, accel, assert);
+                }
+                let failed = matches!(result.outcome, Outcome::Fail | Outcome::Inconclusive);
+                return Some(Judgement {
+                    outcome: result.outcome,
+                    infrastructure: false,
+                    cause: failed.then_some(Cause::Assertion),
+                    result: Some(result),
+                    exit_status: None,
+                });
+            }
+            Some(TestEnd::Error(causes)) => {
+                let result = AssertResult::fail(DetailKind::Claim, format!("the test returned an error: {}", causes.join(": ")));
+                return Some(verdict_of(Cause::Assertion, Some(result)));
+            }
+            Some(TestEnd::Panicked { message, backtrace }) => {
+                Cause::TestPanic { message: message.clone(), backtrace: backtrace.clone() }
+            }
+            Some(TestEnd::Unknown(names)) => Cause::BadRequest {
+                reason: format!("the test executable registers no such test; it has: {}", names.join(", ")),
+            },
+            None => {
+                let end = self.frames.iter().find_map(|m| match &m.body {
+                    GuestFrame::TestProcessEnded(end) => Some(end),
+                    _ => None,
+                })?;
+                Cause::TestDied { how: format!("the test process {end} without a result") }
+            }
+        };
+        Some(verdict_of(cause, None))
+    }
+
+    /// Nobody said how it ended.
+    fn silent_cause(&self) -> Cause {
+        if let Some(fatal) = self.console.notable("ktstr-guest: FATAL") {
+            return Cause::GuestInit { step: "init".into(), reason: fatal.into() };
+        }
+        if let Some(Stopped::Deadline { waited_ms }) = self.stopped {
+            let phase = self.phase().map_or_else(
+                || "the kernel's boot: PID 1 was never heard of".into(),
+                |phase| format!("{phase:?}"),
+            );
+            return Cause::Deadline { phase, waited_ms };
+        }
+        let how = match &self.exit {
+            Some(VmExit::InternalError { detail }) => format!("the machine stopped: {detail}"),
+            Some(exit) => format!("{exit:?} before a result was sent"),
+            None => "the machine is gone".into(),
+        };
+        Cause::GuestEnded { how }
+    }
+}
+
+fn verdict_of(cause: Cause, result: Option<AssertResult>) -> Judgement {
+    let (outcome, infrastructure) = match &cause {
+        Cause::Missing { .. } => (Outcome::NotRun, false),
+        Cause::BadRequest { .. }
+        | Cause::Cancelled
+        | Cause::ProcessDied { .. }
+        | Cause::Channel { .. }
+        | Cause::GuestInit { .. }
+        | Cause::GuestEnded { .. } => (Outcome::Fail, true),
+        Cause::Deadline { phase, .. } => (Outcome::Fail, phase.starts_with("the kernel's boot")),
+        Cause::Assertion
+        | Cause::TestPanic { .. }
+        | Cause::TestDied { .. }
+        | Cause::SchedulerStall { .. }
+        | Cause::SchedulerError { .. }
+        | Cause::SchedulerNotAttached { .. }
+        | Cause::SchedulerDied { .. }
+        | Cause::KernelPanic { .. } => (Outcome::Fail, false),
+    };
+    Judgement { outcome, infrastructure, cause: Some(cause), result, exit_status: None }
+}
+
+/// Adds what the monitor saw. Under `det` its samples are taken at host times, so they only inform;
+/// a run-queue clock that stands still may be the host's doing as long as the vCPUs' own run time is
+/// not part of the evidence, so it makes the result inconclusive.
+fn add_monitor_findings(
+    result: &mut AssertResult,
+    monitor: &MonitorSummary,
+    accel: Option<AccelKind>,
+    assert: &Assert,
+) {
+    let decides = accel != Some(AccelKind::Det);
+    let samples = assert.sustained_samples.unwrap_or(5);
+    let mut add = |outcome, message: String| {
+        let outcome = if decides { outcome } else { Outcome::Pass };
+        result.outcome = result.outcome.max(if decides { outcome } else { result.outcome });
+        result.details.push(Detail { kind: DetailKind::Monitor, outcome, message });
+    };
+    if let Some(limit) = assert.max_imbalance_ratio
+        && monitor.sustained_imbalance_ratio > limit
+    {
+        let seen = monitor.sustained_imbalance_ratio;
+        add(Outcome::Fail, format!("run queues differ by a factor of {seen:.1} over {samples} samples (threshold {limit:.1})"));
+    }
+    if let Some(limit) = assert.max_local_dsq_depth
+        && monitor.sustained_local_dsq_depth > limit
+    {
+        let (seen, cpu) = (monitor.sustained_local_dsq_depth, monitor.max_local_dsq_cpu);
+        add(Outcome::Fail, format!("local DSQ of cpu{cpu} held {seen} tasks over {samples} samples (threshold {limit})"));
+    }
+    if assert.fail_on_rq_clock_stuck == Some(true) && !monitor.stuck_cpus.is_empty() {
+        let cpus = &monitor.stuck_cpus;
+        add(
+            Outcome::Inconclusive,
+            format!("rq clock stood still over {samples} samples with tasks waiting on CPUs {cpus:?}; the host may have withheld the vCPU"),
+        );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn evidence(frames: impl IntoIterator<Item = GuestFrame>) -> Evidence {
+        let mut evidence = Evidence::default();
+        for (n, body) in frames.into_iter().enumerate() {
+            evidence.note(GuestMessage { t_ns: n as u64, body });
+        }
+        evidence
+    }
+
+    fn attached() -> Vec<GuestFrame> {
+        [Phase::InitStarted, Phase::SystemReady, Phase::SchedulerStarted, Phase::SchedulerAttached, Phase::TestStarted]
+            .map(GuestFrame::Phase)
+            .to_vec()
+    }
+
+    fn judge(evidence: &Evidence) -> Judgement {
+        evidence.judge(Some(AccelKind::Tcg), &Assert::default_checks())
+    }
+
+    #[test]
+    fn a_stall_an_error_and_a_death_are_three_causes() {
+        let with = |last: &[GuestFrame]| judge(&evidence(attached().into_iter().chain(last.iter().cloned())));
+        let disabled = |reason: &str| GuestFrame::ScxDisabled { reason: reason.into() };
+        let died = GuestFrame::SchedulerEnded { end: ProcessEnd::Signaled(9), expected: false };
+        assert!(matches!(with(&[disabled("runnable task stall")]).cause, Some(Cause::SchedulerStall { .. })));
+        assert!(matches!(with(&[disabled("scx_bpf_error"), died.clone()]).cause, Some(Cause::SchedulerError { .. })));
+        let verdict = with(&[died]);
+        assert!(matches!(verdict.cause, Some(Cause::SchedulerDied { .. })));
+        assert_eq!((verdict.outcome, verdict.infrastructure), (Outcome::Fail, false));
+    }
+
+    #[test]
+    fn a_scheduler_that_never_attached_is_not_a_crash() {
+        let ended = GuestFrame::SchedulerEnded { end: ProcessEnd::Exited(3), expected: false };
+        let frames = [GuestFrame::Phase(Phase::InitStarted), GuestFrame::Phase(Phase::SchedulerStarted), ended];
+        assert!(matches!(judge(&evidence(frames)).cause, Some(Cause::SchedulerNotAttached { .. })));
+    }
+
+    #[test]
+    fn a_result_without_any_trouble_stands() {
+        let mut frames = attached();
+        frames.push(GuestFrame::TestEnded(TestEnd::Returned(AssertResult::pass())));
+        frames.push(GuestFrame::TestProcessEnded(ProcessEnd::Exited(0)));
+        frames.push(GuestFrame::Phase(Phase::TeardownStarted));
+        frames.push(GuestFrame::SchedulerEnded { end: ProcessEnd::Exited(0), expected: true });
+        frames.push(GuestFrame::ScxDisabled { reason: "unregistered from user space".into() });
+        let verdict = judge(&evidence(frames));
+        assert_eq!((verdict.outcome, verdict.cause), (Outcome::Pass, None));
+    }
+
+    #[test]
+    fn our_own_death_is_never_the_schedulers_fault() {
+        let mut evidence = evidence(attached());
+        evidence.note(GuestMessage { t_ns: 9, body: GuestFrame::ScxDisabled { reason: "runnable task stall".into() } });
+        evidence.stopped = Some(Stopped::Died(Process::Vmm, "was killed by signal 9".into()));
+        let verdict = judge(&evidence);
+        assert!(verdict.infrastructure);
+        assert!(matches!(verdict.cause, Some(Cause::ProcessDied { process: Process::Vmm, .. })));
+    }
+
+    #[test]
+    fn silence_before_init_is_told_from_silence_during_the_test() {
+        let mut silent = Evidence { stopped: Some(Stopped::Deadline { waited_ms: 9 }), ..Evidence::default() };
+        assert!(judge(&silent).infrastructure);
+        silent.console.push("[    1.0] Kernel panic - not syncing: No working init found.\n");
+        assert!(matches!(judge(&silent).cause, Some(Cause::KernelPanic { .. })));
+        let mut hung = evidence(attached());
+        hung.stopped = Some(Stopped::Deadline { waited_ms: 9 });
+        assert!(!judge(&hung).infrastructure);
+    }
+
+    #[test]
+    fn the_monitor_informs_but_does_not_decide_under_det() {
+        let mut frames = attached();
+        frames.push(GuestFrame::TestEnded(TestEnd::Returned(AssertResult::pass())));
+        let mut evidence = evidence(frames);
+        evidence.monitor = Some(MonitorSummary { sustained_local_dsq_depth: 99, ..MonitorSummary::default() });
+        let assert = Assert::default_checks();
+        assert_eq!(evidence.judge(Some(AccelKind::Tcg), &assert).outcome, Outcome::Fail);
+        let det = evidence.judge(Some(AccelKind::Det), &assert);
+        assert_eq!((det.outcome, det.result.map(|r| r.details.len())), (Outcome::Pass, Some(1)));
+    }
+
+    #[test]
+    fn a_tail_keeps_whole_lines_and_the_reason_of_death() {
+        let mut tail = Tail::default();
+        tail.push("Kernel panic - not syncing: x\npart");
+        for n in 0..300 {
+            tail.push(&format!("ial {n}\n"));
+        }
+        assert_eq!(tail.last(2), ["ial 298", "ial 299"]);
+        assert_eq!(tail.notable("Kernel panic"), Some("Kernel panic - not syncing: x"));
+    }
+}

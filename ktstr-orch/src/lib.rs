@@ -1,0 +1,15 @@
+//! Sessions: spawns and supervises VMM and monitor, keeps the kernel store, assembles verdicts.
+//!
+//! The orchestrator is the only holder of paths, deadlines and child pids, and never maps guest RAM.
+//! [`server`] is the readiness loop, [`session`] the state machine of one run, [`plan`] turns a
+//! request into something that can be started, [`judge`] evidence into a verdict, [`rundir`] keeps
+//! what happened. [`store`] holds kernels, [`pack`] builds initramfs archives.
+
+pub mod children;
+pub mod judge;
+pub mod pack;
+pub mod plan;
+pub mod rundir;
+pub mod server;
+pub mod session;
+pub mod store;

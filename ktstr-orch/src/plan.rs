@@ -1,0 +1,429 @@
+//! From what was asked to what will be started: kernel, accelerator, emulator, initramfs, memory,
+//! command line. Slow (it reads files and probes the host), so it runs on a thread of its own.
+//!
+//! Everything the guest needs is packed before boot; nothing that differs between two runs that
+//! should be equal goes into the initramfs or the command line.
+
+use std::{
+    env, fs, io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use ktstr_proto::{
+    Accel, AccelKind, Fds,
+    guest::{GuestJob, GuestScheduler, GuestTask, GuestTest},
+    ring::{Mode, RingRegion},
+    run::{Job, RunSpec},
+    vmm::{Emulator, Probe, VmmLink},
+};
+
+use crate::{
+    children::{Child, SpawnError, find_executable},
+    pack::{self, ClosureError, Initramfs, LibraryPath, PackError, memory},
+    store::{Kernel, KernelUnfit, ResolveError, RootError, Store, StoreError, store_root},
+};
+
+/// Emulators before this major version corrupt guests when several threads translate (DESIGN section 4).
+const SOUND_EMULATOR: u32 = 10;
+
+/// Why a run cannot be started.
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    /// The kernel store cannot be found.
+    #[error("no kernel store")]
+    Root(#[source] RootError),
+    /// The kernel store cannot be read.
+    #[error("cannot use the kernel store")]
+    Store(#[source] StoreError),
+    /// No such kernel.
+    #[error("no kernel to boot")]
+    Kernel(#[source] ResolveError),
+    /// The kernel does not suit the test.
+    #[error("scheduler `{scheduler}` cannot be tested")]
+    Unfit {
+        /// The scheduler.
+        scheduler: String,
+        /// Why.
+        #[source]
+        source: KernelUnfit,
+    },
+    /// An executable of ours is missing.
+    #[error(transparent)]
+    Executable(#[from] SpawnError),
+    /// The initramfs cannot be packed.
+    #[error(transparent)]
+    Pack(#[from] PackError),
+    /// The memory given does not suffice.
+    #[error(transparent)]
+    Memory(#[from] memory::TooLittleMemory),
+    /// No busybox on this host.
+    #[error("no static busybox found on PATH: install the package busybox-static")]
+    Busybox,
+    /// No emulator on this host.
+    #[error("no qemu-system-x86_64 on PATH, which accelerator {accel} needs: install version {SOUND_EMULATOR} or newer (`cargo xtask demo` does it)")]
+    NoEmulator {
+        /// The accelerator.
+        accel: AccelKind,
+    },
+    /// The emulator does not say its version.
+    #[error("{program} --version says `{said}`, which names no version")]
+    EmulatorVersion {
+        /// The emulator.
+        program: PathBuf,
+        /// What it said.
+        said: String,
+    },
+    /// The emulator's libraries cannot be found.
+    #[error("cannot prepare the emulator's jail")]
+    EmulatorFiles(#[source] ClosureError),
+    /// Hardware KVM was asked for and cannot be used.
+    #[error("accelerator kvm cannot be used here: {detail}")]
+    NoKvm {
+        /// The probe's finding.
+        detail: String,
+    },
+    /// An interactive guest cannot be replayed.
+    #[error("accelerator det is for replayable runs: an interactive shell takes host-timed input, use --exec or another accelerator")]
+    InteractiveDet,
+    /// A file cannot be used.
+    #[error("cannot {action} {path}")]
+    File {
+        /// What was to be done.
+        action: &'static str,
+        /// The file.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel image is no ELF executable.
+    #[error("{path} is no kernel image: {reason}")]
+    Image {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl PlanError {
+    /// Whether something is merely missing here, so that the run counts as not run.
+    pub fn is_missing(&self) -> bool {
+        matches!(
+            self,
+            Self::Kernel(ResolveError::Nothing { .. })
+                | Self::Unfit { .. }
+                | Self::Busybox
+                | Self::NoEmulator { .. }
+                | Self::NoKvm { .. }
+        )
+    }
+}
+
+/// A run that can be started.
+pub struct Plan {
+    /// What runs the vCPUs.
+    pub accel: AccelKind,
+    /// The emulator, unless the accelerator is KVM.
+    pub emulator: Option<Emulator>,
+    /// Guest memory, MiB.
+    pub memory_mb: u32,
+    /// Kernel command line.
+    pub cmdline: String,
+    /// Where the ring lies.
+    pub ring: RingRegion,
+    /// Whether the guest gets an interactive console.
+    pub interactive: bool,
+    /// Wall time until PID 1 must have spoken.
+    pub boot_limit: Duration,
+    /// Wall time from then to the end.
+    pub run_limit: Duration,
+    /// Lines for people.
+    pub notes: Vec<String>,
+    kernel: Kernel,
+    initramfs: fs::File,
+}
+
+impl Plan {
+    /// The kernel's name in the store.
+    pub fn kernel_key(&self) -> &str {
+        self.kernel.key()
+    }
+
+    /// The decompressed kernel.
+    pub fn open_kernel(&self) -> Result<OwnedFd, PlanError> {
+        open(&self.kernel.vmlinux()).map(OwnedFd::from)
+    }
+
+    /// The initramfs, from its start.
+    pub fn open_initramfs(&self) -> Result<OwnedFd, PlanError> {
+        let file = |source| PlanError::File { action: "read", path: "the initramfs".into(), source };
+        self.initramfs.try_clone().map(OwnedFd::from).map_err(file)
+    }
+}
+
+fn open(path: &Path) -> Result<fs::File, PlanError> {
+    fs::File::open(path).map_err(|source| PlanError::File { action: "open", path: path.into(), source })
+}
+
+/// Prepares a run.
+pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
+    let lookup = |name: &str| env::var_os(name);
+    let store = Store::open(store_root(lookup).map_err(PlanError::Root)?).map_err(PlanError::Store)?;
+    let kernel = store.discover(spec.kernel.as_deref(), lookup).map_err(PlanError::Kernel)?;
+    if let Job::Test(test) = &spec.job
+        && let Some(scheduler) = &test.scheduler
+    {
+        kernel
+            .require_sched_ext()
+            .map_err(|source| PlanError::Unfit { scheduler: scheduler.name.clone(), source })?;
+    }
+    let mut notes = Vec::new();
+    let accel = choose_accelerator(spec.accel, &mut notes)?;
+    let interactive = matches!(&spec.job, Job::Shell(shell) if shell.exec.is_none());
+    if interactive && accel == AccelKind::Det {
+        return Err(PlanError::InteractiveDet);
+    }
+    let emulator = match accel {
+        AccelKind::Kvm => None,
+        AccelKind::Tcg | AccelKind::Det => Some(find_emulator(accel)?),
+    };
+    let kernel_end = image_end(&kernel.vmlinux())?;
+    let ring = ring_region(kernel_end, accel);
+    let (initramfs, size) = pack_initramfs(spec, &kernel, ring, &mut notes)?;
+    let load = memory::Load {
+        kernel: kernel_end,
+        initramfs: size,
+        reserved: ring.len,
+        cpus: spec.topology.cpus(),
+    };
+    let memory_mb = load.choose(spec.memory_mb)?;
+    notes.extend(sound_emulator_note(emulator.as_ref()));
+    let (boot_limit, run_limit) = limits(spec, accel);
+    Ok(Plan {
+        cmdline: cmdline(spec, accel, ring),
+        accel,
+        emulator,
+        memory_mb,
+        ring,
+        interactive,
+        boot_limit,
+        run_limit,
+        notes,
+        kernel,
+        initramfs,
+    })
+}
+
+/// Probes only when the answer matters, and says in one line what was chosen and why.
+fn choose_accelerator(wanted: Accel, notes: &mut Vec<String>) -> Result<AccelKind, PlanError> {
+    match wanted {
+        Accel::Tcg => Ok(AccelKind::Tcg),
+        Accel::Det => Ok(AccelKind::Det),
+        Accel::Kvm | Accel::Auto => {
+            let (usable, detail) = probe()?;
+            match (usable, wanted) {
+                (true, _) => {
+                    notes.push(format!("accelerator kvm: {detail}"));
+                    Ok(AccelKind::Kvm)
+                }
+                (false, Accel::Kvm) => Err(PlanError::NoKvm { detail }),
+                (false, _) => {
+                    notes.push(format!("accelerator tcg, not kvm: {detail}"));
+                    Ok(AccelKind::Tcg)
+                }
+            }
+        }
+    }
+}
+
+/// Asks a VMM process of its own, so that whatever the host's KVM does to it hurts nobody.
+fn probe() -> Result<(bool, String), PlanError> {
+    let limit = Duration::from_secs(20);
+    let mut vmm = Child::<VmmLink>::spawn("ktstr-vmm", &[], None)?;
+    let asked = vmm
+        .channel
+        .handshake("ktstr-orch", limit)
+        .and_then(|_| vmm.channel.call(Probe, Fds::default(), limit, |_, _| ()));
+    Ok(match asked {
+        Ok((report, _)) => (report.usable, report.detail),
+        Err(error) => (false, format!("the probe failed: {}", ktstr_proto::link::chain(&error))),
+    })
+}
+
+fn find_emulator(accel: AccelKind) -> Result<Emulator, PlanError> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let program =
+        pack::in_path("qemu-system-x86_64", &path).ok_or(PlanError::NoEmulator { accel })?;
+    let program = program.canonicalize().unwrap_or(program);
+    let output = Command::new(&program)
+        .arg("--version")
+        .output()
+        .map_err(|source| PlanError::File { action: "run", path: program.clone(), source })?;
+    let said = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
+    let version = parse_version(&said).ok_or_else(|| PlanError::EmulatorVersion { program: program.clone(), said })?;
+    let mut files =
+        pack::host_libraries(&program, &LibraryPath::of_host(None)).map_err(PlanError::EmulatorFiles)?;
+    files.push(program.clone());
+    let firmware = ["/usr/share/qemu", "/usr/share/seabios", "/usr/lib/x86_64-linux-gnu/qemu"];
+    files.extend(firmware.map(PathBuf::from).into_iter().filter(|dir| dir.is_dir()));
+    Ok(Emulator { program, version, files })
+}
+
+/// `QEMU emulator version 10.0.2 (Debian …)` → `(10, 0)`.
+fn parse_version(said: &str) -> Option<(u32, u32)> {
+    let version = said.split_whitespace().skip_while(|word| *word != "version").nth(1)?;
+    let mut parts = version.split('.');
+    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
+}
+
+fn sound_emulator_note(emulator: Option<&Emulator>) -> Option<String> {
+    let emulator = emulator.filter(|e| e.version.0 < SOUND_EMULATOR)?;
+    let (major, minor) = emulator.version;
+    Some(format!(
+        "emulator QEMU {major}.{minor} is older than {SOUND_EMULATOR}: guests run on one host thread, since several corrupt them"
+    ))
+}
+
+/// End of the loaded kernel image in guest-physical space.
+fn image_end(vmlinux: &Path) -> Result<u64, PlanError> {
+    let data = fs::read(vmlinux)
+        .map_err(|source| PlanError::File { action: "read", path: vmlinux.into(), source })?;
+    let image = |reason: String| PlanError::Image { path: vmlinux.into(), reason };
+    let elf = object::read::elf::ElfFile64::<object::Endianness>::parse(&*data).map_err(|e| image(e.to_string()))?;
+    use object::read::elf::ProgramHeader;
+    let endian = elf.endian();
+    elf.elf_program_headers()
+        .iter()
+        .filter(|header| header.p_type(endian) == object::elf::PT_LOAD)
+        .map(|header| header.p_paddr(endian).saturating_add(header.p_memsz(endian)))
+        .max()
+        .filter(|end| *end < 1 << 30)
+        .ok_or_else(|| image("its segments end nowhere sensible".into()))
+}
+
+/// The ring lies a little above the kernel image: initramfs and page tables are placed from the top.
+fn ring_region(kernel_end: u64, accel: AccelKind) -> RingRegion {
+    const ALIGN: u64 = 4 << 20;
+    let gpa = (kernel_end + ALIGN).next_multiple_of(ALIGN);
+    match accel {
+        AccelKind::Det => RingRegion { gpa, len: 16 << 20, mode: Mode::Linear },
+        AccelKind::Kvm | AccelKind::Tcg => RingRegion { gpa, len: 4 << 20, mode: Mode::Wrap },
+    }
+}
+
+fn cmdline(spec: &RunSpec, accel: AccelKind, ring: RingRegion) -> String {
+    let verbose = matches!(&spec.job, Job::Shell(shell) if shell.dmesg);
+    let mut words = vec![
+        "console=ttyS0".to_owned(),
+        "panic=-1".into(),
+        "rdinit=/init".into(),
+        "mitigations=off".into(),
+        "random.trust_cpu=on".into(),
+        format!("loglevel={}", if verbose { 7 } else { 5 }),
+        format!("memmap={}K${:#x}", ring.len >> 10, ring.gpa),
+    ];
+    match accel {
+        AccelKind::Kvm => words.extend(["no_timer_check".into(), "reboot=k".into()]),
+        AccelKind::Tcg | AccelKind::Det => words.extend(["tsc=reliable".into(), "no_timer_check".into()]),
+    }
+    words.join(" ")
+}
+
+/// Wall-clock limits: to the guest's first word, and from there to the end.
+fn limits(spec: &RunSpec, accel: AccelKind) -> (Duration, Duration) {
+    let cpus = u64::from(spec.topology.cpus());
+    let duration = match &spec.job {
+        Job::Test(test) => test.duration_ms / 1000,
+        Job::Shell(shell) if shell.exec.is_none() => 7 * 24 * 3600,
+        Job::Shell(_) => 120,
+    };
+    let (boot, run) = match accel {
+        AccelKind::Kvm => (60 + cpus, 60 + 2 * duration),
+        AccelKind::Tcg => (90 + 4 * cpus, 90 + 3 * duration + 2 * cpus),
+        AccelKind::Det => (150 + 10 * cpus, 180 + duration * (2 + 3 * cpus)),
+    };
+    let run = Duration::from_secs(run);
+    (Duration::from_secs(boot), spec.deadline_ms.map_or(run, |ms| run.min(Duration::from_millis(ms))))
+}
+
+fn pack_initramfs(
+    spec: &RunSpec,
+    kernel: &Kernel,
+    ring: RingRegion,
+    notes: &mut Vec<String>,
+) -> Result<(fs::File, u64), PlanError> {
+    let path = env::var_os("PATH").unwrap_or_default();
+    let guest = find_executable("ktstr-guest")?;
+    let mut archive = Initramfs::new(&guest, LibraryPath::of_host(env::var("LD_LIBRARY_PATH").ok().as_deref()))?;
+    archive.busybox(&pack::in_path("busybox", &path).ok_or(PlanError::Busybox)?)?;
+    archive.modules(&kernel.modules(&["virtio_mmio", "virtio_console"]))?;
+    if let Some(config) = kernel.config() {
+        archive.kernel_config(kernel.release(), &config)?;
+    }
+    let include = match &spec.job {
+        Job::Test(test) => {
+            archive.test(&test.binary)?;
+            if let Some(scheduler) = &test.scheduler {
+                archive.scheduler(&scheduler.binary)?;
+            }
+            &test.include
+        }
+        Job::Shell(shell) => &shell.include,
+    };
+    archive.includes(include, &path)?;
+    let job = ktstr_proto::codec::encode(&guest_job(spec, ring)).expect("a job is far below the size limit");
+    archive.job(job)?;
+    let temporary = |source| PlanError::File { action: "create", path: env::temp_dir(), source };
+    let file = tempfile::tempfile().map_err(temporary)?;
+    let packed = archive.write(io::BufWriter::new(&file))?;
+    notes.extend(packed.warnings);
+    io::Seek::rewind(&mut &file).map_err(temporary)?;
+    Ok((file, packed.size))
+}
+
+fn guest_job(spec: &RunSpec, ring: RingRegion) -> GuestJob {
+    let scheduler = match &spec.job {
+        Job::Test(test) => test.scheduler.as_ref().map(|s| GuestScheduler {
+            name: s.name.clone(),
+            args: s.args.clone(),
+            attach_timeout_ms: 60_000,
+        }),
+        Job::Shell(_) => None,
+    };
+    let task = match &spec.job {
+        Job::Test(test) => GuestTask::Test(GuestTest {
+            test: test.test.clone(),
+            duration_ms: test.duration_ms,
+            assert: test.assert,
+        }),
+        Job::Shell(shell) => match &shell.exec {
+            Some(command) => GuestTask::Exec(command.clone()),
+            None => GuestTask::Shell(shell.term.clone()),
+        },
+    };
+    GuestJob { ring, topology: spec.topology, seed: spec.seed, env: spec.env.clone(), scheduler, task }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn emulator_versions_are_read_as_distributions_print_them() {
+        assert_eq!(parse_version("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)"), Some((10, 0)));
+        assert_eq!(parse_version("QEMU emulator version 7.2.17"), Some((7, 2)));
+        assert_eq!(parse_version("something else"), None);
+    }
+
+    #[test]
+    fn the_ring_never_touches_the_kernel_image() {
+        for end in [0x100_0000, 0x480_0000, 0x47f_ffff, 0x480_0001] {
+            let ring = ring_region(end, AccelKind::Tcg);
+            assert!(ring.gpa > end && ring.gpa.is_multiple_of(4096) && ring.gpa - end <= 8 << 20);
+        }
+    }
+}

@@ -1,0 +1,553 @@
+//! One run from request to report.
+//!
+//! ```text
+//! Planning ──plan──▶ Starting ──Started──▶ Running ──machine gone──▶ Finishing ──summary──▶ Done
+//!     │                  │                     │                         │ 1 s
+//!     └──── trouble ─────┴──── trouble, deadline, cancel ────────────────┴──────────────────▶ Done
+//! ```
+//!
+//! The session owns its two children and its directory; it never blocks. Whatever happens it ends
+//! in [`State::Done`] with exactly one report in the outbox and no process left.
+
+use std::time::{Duration, Instant};
+
+use ktstr_proto::{
+    ChannelError, Fds, Link,
+    channel::Message,
+    client::ClientEvent,
+    guest::{GuestFrame, Phase},
+    link::{RemoteError, chain},
+    monitor::{Attach, Finish, MonitorEvent, MonitorLink, MonitorReply, MonitorRequest},
+    ring::FrameDecoder,
+    run::{Job, RunSpec},
+    verdict::{Assert, Process, RunReport},
+    vmm::{Start, Started, VmmEvent, VmmLink, VmmReply, VmmRequest},
+};
+
+use crate::{
+    children::{Child, describe},
+    judge::{Evidence, Stopped},
+    plan::{Plan, PlanError},
+    rundir::{RunDir, RunDirError},
+};
+
+/// How long the monitor may take to sum up once the machine is gone.
+const SUMMARY_LIMIT: Duration = Duration::from_secs(1);
+/// Sampling period of the monitor.
+const PERIOD_MS: u32 = 100;
+
+/// Where a session stands.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum State {
+    /// Kernel, accelerator and initramfs are being prepared on another thread.
+    Planning,
+    /// The VMM was told to start.
+    Starting,
+    /// The machine runs.
+    Running,
+    /// The machine is gone, the monitor sums up.
+    Finishing,
+    /// The report is out.
+    Done,
+}
+
+/// One run.
+pub struct Session {
+    spec: RunSpec,
+    dir: RunDir,
+    state: State,
+    plan: Option<Plan>,
+    vmm: Option<Child<VmmLink>>,
+    monitor: Option<Child<MonitorLink>>,
+    monitor_known: bool,
+    vmm_known: bool,
+    evidence: Evidence,
+    decoder: FrameDecoder,
+    notes: Vec<String>,
+    accel_detail: String,
+    begun: Instant,
+    first_frame: Option<Instant>,
+    give_up: Option<Instant>,
+    /// What the client is to be told.
+    pub outbox: Vec<(ClientEvent, Fds)>,
+}
+
+impl Session {
+    /// Opens the run's directory and notes what was asked.
+    pub fn open(spec: RunSpec) -> Result<Self, RunDirError> {
+        let dir = RunDir::create(&spec.runs_root, &spec.name)?;
+        dir.write_json("spec.json", &spec)?;
+        Ok(Self {
+            spec,
+            dir,
+            state: State::Planning,
+            plan: None,
+            vmm: None,
+            monitor: None,
+            monitor_known: false,
+            vmm_known: false,
+            evidence: Evidence::default(),
+            decoder: FrameDecoder::default(),
+            notes: Vec::new(),
+            accel_detail: String::new(),
+            begun: Instant::now(),
+            first_frame: None,
+            give_up: None,
+            outbox: Vec::new(),
+        })
+    }
+
+    /// What was asked.
+    pub fn spec(&self) -> &RunSpec {
+        &self.spec
+    }
+
+    /// Name and directory of the run.
+    pub fn dir(&self) -> &RunDir {
+        &self.dir
+    }
+
+    /// Where it stands.
+    pub fn state(&self) -> State {
+        self.state
+    }
+
+    /// The VMM, for the readiness loop.
+    pub fn vmm(&self) -> Option<&Child<VmmLink>> {
+        self.vmm.as_ref()
+    }
+
+    /// The monitor, for the readiness loop.
+    pub fn monitor(&self) -> Option<&Child<MonitorLink>> {
+        self.monitor.as_ref()
+    }
+
+    /// When [`Self::tick`] wants to be called at the latest.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.give_up
+    }
+
+    fn notice(&mut self, text: String) {
+        self.record("notice", &text);
+        self.notes.push(text.clone());
+        self.outbox.push((ClientEvent::Notice(text), Fds::default()));
+    }
+
+    /// Event log lines are best effort: a full disk shows up when the report cannot be written.
+    fn record<T: serde::Serialize>(&mut self, what: &str, value: &T) {
+        if let Err(error) = self.dir.event(what, value) {
+            tracing::warn!("{}", chain(&error));
+        }
+    }
+
+    /// The plan is ready: start the machine.
+    pub fn planned(&mut self, plan: Result<Plan, PlanError>) {
+        if self.state != State::Planning {
+            return;
+        }
+        match plan {
+            Ok(plan) => {
+                for note in &plan.notes {
+                    self.notice(note.clone());
+                }
+                if let Err(stopped) = self.start(plan) {
+                    self.stop(stopped);
+                }
+            }
+            Err(error) => {
+                let reason = chain(&error);
+                self.stop(if error.is_missing() { Stopped::Missing(reason) } else { Stopped::BadRequest(reason) });
+            }
+        }
+    }
+
+    fn start(&mut self, plan: Plan) -> Result<(), Stopped> {
+        let died = |e: &dyn std::error::Error| Stopped::Died(Process::Vmm, chain(e));
+        let mut vmm = Child::<VmmLink>::spawn("ktstr-vmm", &[], self.dir.log_file("vmm.log")).map_err(|e| died(&e))?;
+        let mut fds = Fds::default();
+        let start = Start {
+            accel: plan.accel,
+            topology: self.spec.topology,
+            memory_mb: plan.memory_mb,
+            cmdline: plan.cmdline.clone(),
+            ring: plan.ring,
+            kernel: fds.attach(plan.open_kernel().map_err(|e| Stopped::BadRequest(chain(&e)))?),
+            initrd: fds.attach(plan.open_initramfs().map_err(|e| Stopped::BadRequest(chain(&e)))?),
+            emulator: plan.emulator.clone(),
+            interactive: plan.interactive,
+            seed: self.spec.seed,
+        };
+        self.record("vmm-start", &start);
+        let send = |vmm: &mut Child<VmmLink>| -> Result<(), ChannelError> {
+            vmm.channel.queue_hello("ktstr-orch")?;
+            vmm.channel.queue_request(VmmRequest::Start(start), fds)?;
+            vmm.channel.flush().map(drop)
+        };
+        send(&mut vmm).map_err(|e| died(&e))?;
+        self.record("vmm-pid", &vmm.pid());
+        self.give_up = Some(Instant::now() + plan.boot_limit);
+        self.vmm = Some(vmm);
+        self.plan = Some(plan);
+        self.state = State::Starting;
+        Ok(())
+    }
+
+    /// The VMM's socket is ready.
+    pub fn vmm_ready(&mut self) {
+        loop {
+            let Some(vmm) = &mut self.vmm else { return };
+            let step = pump(&mut vmm.channel);
+            match step {
+                Ok(Some((message, fds))) => self.vmm_message(message, fds),
+                Ok(None) => return,
+                // Its end is told by the pidfd, with the exit status.
+                Err(ChannelError::Closed { .. }) => return,
+                Err(error) => {
+                    let how = format!("broke the protocol: {}", chain(&error));
+                    return self.stop(Stopped::Died(Process::Vmm, how));
+                }
+            }
+        }
+    }
+
+    fn vmm_message(&mut self, message: Message<VmmLink>, fds: Fds) {
+        match message {
+            Message::Hello(_) => {
+                let accepted = self.vmm.as_ref().map(|vmm| vmm.channel.accept_hello(message));
+                self.vmm_known = true;
+                if let Some(Err(error)) = accepted {
+                    self.stop(Stopped::BadRequest(chain(&error)));
+                }
+            }
+            _ if !self.vmm_known => self.stop(Stopped::Died(Process::Vmm, "spoke before its hello".into())),
+            Message::Event(event) => self.vmm_event(event),
+            Message::Reply(reply) => match reply.result {
+                Ok(VmmReply::Start(started)) => {
+                    if let Err(stopped) = self.machine_started(started, fds) {
+                        self.stop(stopped);
+                    }
+                }
+                Ok(other) => self.record("vmm-reply", &other),
+                Err(error) => self.stop(refused(&error)),
+            },
+            Message::Request(_) => self.stop(Stopped::Died(Process::Vmm, "asked instead of answering".into())),
+        }
+    }
+
+    fn machine_started(&mut self, started: Started, mut fds: Fds) -> Result<(), Stopped> {
+        let wrong = |e: ktstr_proto::link::MissingFd| Stopped::Died(Process::Vmm, chain(&e));
+        self.record("vmm-started", &started);
+        self.accel_detail.clone_from(&started.detail);
+        self.state = State::Running;
+        if let Some(slot) = started.console {
+            let console = fds.take(slot, "console").map_err(wrong)?;
+            let mut out = Fds::default();
+            let slot = out.attach(console);
+            self.outbox.push((ClientEvent::ConsoleReady(slot), out));
+        }
+        let ram = fds.take(started.ram, "ram").map_err(wrong)?;
+        if self.spec.observe
+            && let Err(error) = self.attach_monitor(ram, &started)
+        {
+            self.notice(format!("the monitor does not observe this run: {error}"));
+        }
+        Ok(())
+    }
+
+    fn attach_monitor(&mut self, ram: std::os::fd::OwnedFd, started: &Started) -> Result<(), String> {
+        let plan = self.plan.as_ref().expect("a started machine has a plan");
+        let mut monitor = Child::<MonitorLink>::spawn("ktstr-monitor", &[], self.dir.log_file("monitor.log"))
+            .map_err(|e| chain(&e))?;
+        let mut fds = Fds::default();
+        let attach = Attach {
+            ram: fds.attach(ram),
+            regions: started.regions.clone(),
+            kernel: fds.attach(plan.open_kernel().map_err(|e| chain(&e))?),
+            cpus: self.spec.topology.cpus(),
+            period_ms: PERIOD_MS,
+            sustained_samples: self.assert().sustained_samples.unwrap_or(5),
+        };
+        let send = |monitor: &mut Child<MonitorLink>| -> Result<(), ChannelError> {
+            monitor.channel.queue_hello("ktstr-orch")?;
+            monitor.channel.queue_request(MonitorRequest::Attach(attach), fds)?;
+            monitor.channel.flush().map(drop)
+        };
+        send(&mut monitor).map_err(|e| chain(&e))?;
+        self.record("monitor-pid", &monitor.pid());
+        self.monitor = Some(monitor);
+        Ok(())
+    }
+
+    fn vmm_event(&mut self, event: VmmEvent) {
+        match event {
+            VmmEvent::Console(bytes) => {
+                self.evidence.console.push(&String::from_utf8_lossy(&bytes));
+                self.keep(|dir| dir.console(&bytes));
+                if matches!(&self.spec.job, Job::Shell(shell) if shell.dmesg) {
+                    self.outbox.push((ClientEvent::Console(bytes), Fds::default()));
+                }
+            }
+            VmmEvent::Com2(bytes) => {
+                self.evidence.console.push(&String::from_utf8_lossy(&bytes));
+                self.keep(|dir| dir.com2(&bytes));
+            }
+            VmmEvent::Ring(bytes) => self.ring_bytes(&bytes),
+            VmmEvent::RingBroken(reason) => self.stop(Stopped::Channel(reason)),
+            VmmEvent::Exited(exit) => {
+                self.record("vmm-exited", &exit);
+                self.evidence.exit = Some(exit);
+                self.wind_up();
+            }
+        }
+    }
+
+    fn keep(&mut self, write: impl FnOnce(&mut RunDir) -> Result<(), RunDirError>) {
+        if let Err(error) = write(&mut self.dir) {
+            self.stop(Stopped::Died(Process::Orchestrator, chain(&error)));
+        }
+    }
+
+    fn ring_bytes(&mut self, bytes: &[u8]) {
+        self.decoder.push(bytes);
+        loop {
+            match self.decoder.next_message() {
+                Ok(Some(message)) => {
+                    if self.first_frame.is_none() {
+                        self.first_frame = Some(Instant::now());
+                        let limit = self.plan.as_ref().map_or(Duration::from_secs(60), |p| p.run_limit);
+                        self.give_up = Some(Instant::now() + limit);
+                    }
+                    self.keep(|dir| dir.guest(&message));
+                    match &message.body {
+                        GuestFrame::Log(log) => {
+                            let (source, text) = (log.source, log.text.clone());
+                            self.outbox.push((ClientEvent::Output { source, text }, Fds::default()));
+                        }
+                        GuestFrame::Phase(Phase::TeardownStarted | Phase::PoweringOff) => {
+                            // What is left is bounded in the guest, too; this is for a guest that hangs in it.
+                            let limit = Instant::now() + Duration::from_secs(30);
+                            self.give_up = self.give_up.map(|g| g.min(limit));
+                        }
+                        _ => {}
+                    }
+                    self.evidence.note(message);
+                }
+                Ok(None) => return,
+                Err(error) => return self.stop(Stopped::Channel(chain(&error))),
+            }
+        }
+    }
+
+    /// The monitor's socket is ready.
+    pub fn monitor_ready(&mut self) {
+        loop {
+            let Some(monitor) = &mut self.monitor else { return };
+            match pump(&mut monitor.channel) {
+                Ok(Some((message, _))) => self.monitor_message(message),
+                Ok(None) | Err(ChannelError::Closed { .. }) => return,
+                Err(error) => return self.lose_monitor(&format!("broke the protocol: {}", chain(&error))),
+            }
+        }
+    }
+
+    fn monitor_message(&mut self, message: Message<MonitorLink>) {
+        match message {
+            Message::Hello(_) => {
+                let accepted = self.monitor.as_ref().map(|monitor| monitor.channel.accept_hello(message));
+                self.monitor_known = true;
+                if let Some(Err(error)) = accepted {
+                    self.lose_monitor(&chain(&error));
+                }
+            }
+            _ if !self.monitor_known => self.lose_monitor("spoke before its hello"),
+            Message::Event(MonitorEvent::Unavailable(what)) => {
+                self.record("monitor-unavailable", &what);
+            }
+            Message::Event(event) => self.record("monitor", &event),
+            Message::Reply(reply) => match reply.result {
+                Ok(MonitorReply::Finish(summary)) => {
+                    self.evidence.monitor = Some(summary);
+                    self.monitor = None;
+                    if self.state == State::Finishing {
+                        self.finish();
+                    }
+                }
+                Ok(other) => self.record("monitor-reply", &other),
+                Err(error) => self.lose_monitor(&error.message),
+            },
+            Message::Request(_) => self.lose_monitor("asked instead of answering"),
+        }
+    }
+
+    /// Observation ends here; the run goes on.
+    fn lose_monitor(&mut self, how: &str) {
+        self.monitor = None;
+        let phase = self.evidence.phase().map_or_else(|| "boot".into(), |p| format!("{p:?}"));
+        self.notice(format!("observation ended after {} ms (phase {phase}): ktstr-monitor {how}", self.dir.elapsed_ms()));
+        if self.state == State::Finishing {
+            self.finish();
+        }
+    }
+
+    /// The VMM's pidfd is readable.
+    pub fn vmm_ended(&mut self) {
+        self.vmm_ready();
+        let Some(status) = self.vmm.as_mut().and_then(Child::ended) else { return };
+        if self.evidence.exit.is_none() && self.state != State::Done {
+            self.stop(Stopped::Died(Process::Vmm, describe(Some(status))));
+        }
+    }
+
+    /// The monitor's pidfd is readable.
+    pub fn monitor_ended(&mut self) {
+        self.monitor_ready();
+        if let Some(status) = self.monitor.as_mut().and_then(Child::ended) {
+            self.lose_monitor(&describe(Some(status)));
+        }
+    }
+
+    /// Time has passed.
+    pub fn tick(&mut self, now: Instant) {
+        if self.give_up.is_none_or(|at| now < at) {
+            return;
+        }
+        match self.state {
+            State::Starting | State::Running => {
+                let waited_ms = self.dir.elapsed_ms();
+                self.stop(Stopped::Deadline { waited_ms });
+            }
+            State::Finishing => {
+                self.lose_monitor("did not sum up in time");
+            }
+            State::Planning | State::Done => self.give_up = None,
+        }
+    }
+
+    /// Ends the run for a reason outside of the guest.
+    pub fn stop(&mut self, why: Stopped) {
+        if self.state == State::Done {
+            return;
+        }
+        self.evidence.stopped.get_or_insert(why);
+        self.vmm = None;
+        self.wind_up();
+    }
+
+    /// The machine is gone: get the monitor's summary, then finish.
+    fn wind_up(&mut self) {
+        if matches!(self.state, State::Finishing | State::Done) {
+            return;
+        }
+        self.state = State::Finishing;
+        self.give_up = Some(Instant::now() + SUMMARY_LIMIT);
+        let asked = self.monitor.as_mut().map(|monitor| {
+            monitor.channel.queue_request(MonitorRequest::Finish(Finish), Fds::default())?;
+            monitor.channel.flush()
+        });
+        match asked {
+            Some(Ok(_)) => {}
+            Some(Err(error)) => self.lose_monitor(&chain(&error)),
+            None => self.finish(),
+        }
+    }
+
+    fn assert(&self) -> Assert {
+        match &self.spec.job {
+            Job::Test(test) => test.assert,
+            Job::Shell(_) => Assert::NO_OVERRIDES,
+        }
+    }
+
+    fn finish(&mut self) {
+        if self.state == State::Done {
+            return;
+        }
+        self.state = State::Done;
+        self.vmm = None;
+        self.monitor = None;
+        self.give_up = None;
+        let report = self.report();
+        let written = self
+            .dir
+            .write_json("sidecar.json", &report)
+            .and_then(|()| self.dir.write_text("replay", &format!("{}\n", report.replay)));
+        if let Err(error) = written {
+            self.notice(chain(&error));
+        }
+        self.outbox.push((ClientEvent::Finished(report), Fds::default()));
+    }
+
+    fn report(&self) -> RunReport {
+        let accel = self.plan.as_ref().map(|p| p.accel);
+        let judgement = self.evidence.judge(accel, &self.assert());
+        let kernel = self
+            .evidence
+            .release()
+            .map(str::to_owned)
+            .or_else(|| self.plan.as_ref().map(|p| p.kernel_key().to_owned()))
+            .or_else(|| self.spec.kernel.clone())
+            .unwrap_or_else(|| "(none)".into());
+        let kernel_arg = self.plan.as_ref().map_or_else(|| kernel.clone(), |p| p.kernel_key().to_owned());
+        let accel_arg = accel.map_or_else(|| self.spec.accel.to_string(), |a| a.to_string());
+        let scheduler = match &self.spec.job {
+            Job::Test(test) => test.scheduler.as_ref().map_or("EEVDF", |s| s.name.as_str()),
+            Job::Shell(_) => "EEVDF",
+        };
+        let boot = self.first_frame.map_or(0, |at| (at - self.begun).as_millis() as u64);
+        RunReport {
+            run_id: self.dir.id.clone(),
+            run_dir: self.dir.path.clone(),
+            name: self.spec.name.clone(),
+            outcome: judgement.outcome,
+            infrastructure: judgement.infrastructure,
+            cause: judgement.cause,
+            result: judgement.result,
+            monitor: self.evidence.monitor.clone(),
+            notes: self.notes.clone(),
+            scheduler_log: self.evidence.scheduler_log.last(40),
+            console_tail: self.evidence.console.last(40),
+            accel,
+            accel_detail: self.accel_detail.clone(),
+            kernel,
+            scheduler: scheduler.to_owned(),
+            topology: self.spec.topology,
+            exit_status: judgement.exit_status,
+            seed: self.spec.seed,
+            replay: self.spec.replay.replace("{kernel}", &kernel_arg).replace("{accel}", &accel_arg),
+            host_ms: (boot, self.dir.elapsed_ms()),
+        }
+    }
+}
+
+/// A refusal of the VMM, as what it means for the run.
+fn refused(error: &RemoteError) -> Stopped {
+    use ktstr_proto::link::ErrorCode;
+    match error.code {
+        ErrorCode::Unavailable => Stopped::Missing(error.message.clone()),
+        ErrorCode::BadRequest | ErrorCode::BadInput => Stopped::BadRequest(error.message.clone()),
+        ErrorCode::Infrastructure | ErrorCode::Jail => {
+            Stopped::Died(Process::Vmm, format!("could not start the machine: {}", error.message))
+        }
+    }
+}
+
+/// Sends what can be sent and returns the next message, if one is complete.
+pub fn pump<L: Link>(
+    channel: &mut ktstr_proto::Channel<L>,
+) -> Result<Option<(Message<L>, Fds)>, ChannelError> {
+    use ktstr_proto::channel::Filled;
+    if !channel.is_eof() {
+        channel.flush()?;
+    }
+    loop {
+        if let Some(message) = channel.next_message()? {
+            return Ok(Some(message));
+        }
+        match channel.fill()? {
+            Filled::Data => {}
+            Filled::WouldBlock => return Ok(None),
+            Filled::Eof => return Err(ChannelError::Closed { peer: L::NAME }),
+        }
+    }
+}
+
