@@ -1,0 +1,7 @@
+//! The `ktstr` executable; all of it is in the library.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    cargo_ktstr::run(std::env::args_os(), "ktstr")
+}

@@ -1,0 +1,158 @@
+//! Every subcommand and option, in the order of the help.
+
+use std::path::PathBuf;
+
+use anyhow::Context;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use ktstr_proto::{Accel, Topology};
+
+/// Test harness for Linux process schedulers.
+#[derive(Debug, Parser)]
+#[command(name = "ktstr", version, arg_required_else_help = true, disable_help_subcommand = true)]
+pub struct Cli {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// The subcommands.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Run tests through `cargo nextest run` and count the four verdicts
+    Test(TestArgs),
+    /// Fetch, list and remove cached kernels
+    #[command(subcommand)]
+    Kernel(KernelAction),
+    /// Boot a virtual machine with a shell
+    Shell(ShellArgs),
+    /// Show the host's CPUs, last-level caches and NUMA nodes
+    Topo,
+    /// Print a completion script for a shell
+    Completions(CompletionArgs),
+}
+
+/// `kernel …`.
+#[derive(Debug, Subcommand)]
+pub enum KernelAction {
+    /// Fetch a distribution kernel, or import package or image files
+    Pull {
+        /// `debian`, `debian:SERIES` (newest match, e.g. debian:7.2), or files: *.deb, vmlinuz, vmlinux
+        #[arg(value_name = "WHAT", default_value = "debian")]
+        what: Vec<String>,
+    },
+    /// List cached kernels, newest first
+    List {
+        /// All recorded facts as JSON
+        #[arg(long)]
+        json: bool,
+    },
+    /// Remove cached kernels
+    Clean {
+        /// Keep the N newest usable kernels
+        #[arg(long, value_name = "N")]
+        keep: Option<usize>,
+        /// Remove damaged entries only
+        #[arg(long, conflicts_with = "keep")]
+        corrupt_only: bool,
+        /// Do not ask; required when stdin is no terminal
+        #[arg(long)]
+        force: bool,
+    },
+}
+
+/// The accelerator from an option, or `KTSTR_ACCEL`, or `auto`.
+pub fn accel(option: Option<Accel>) -> anyhow::Result<Accel> {
+    match (option, std::env::var("KTSTR_ACCEL")) {
+        (Some(accel), _) => Ok(accel),
+        (None, Ok(text)) if !text.is_empty() => text.parse().context("KTSTR_ACCEL"),
+        _ => Ok(Accel::Auto),
+    }
+}
+
+/// `test …`.
+#[derive(Debug, Args)]
+pub struct TestArgs {
+    /// Path, version, series or key of a kernel [default: newest cached with sched_ext]
+    #[arg(long, value_name = "ID")]
+    pub kernel: Option<String>,
+    /// What runs the virtual CPUs: auto, kvm, tcg or det [default: $KTSTR_ACCEL or auto]
+    #[arg(long)]
+    pub accel: Option<Accel>,
+    /// Seed of everything random
+    #[arg(long, value_name = "N")]
+    pub seed: Option<u64>,
+    /// Exit with an error when such verdicts occur
+    #[arg(long, value_enum, value_name = "VERDICT")]
+    pub deny: Vec<Deny>,
+    /// Arguments for `cargo nextest run`
+    #[arg(last = true, value_name = "NEXTEST ARGS")]
+    pub nextest: Vec<std::ffi::OsString>,
+}
+
+/// Verdicts that can be made errors.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+pub enum Deny {
+    /// Tests that lacked something they need
+    NotRun,
+}
+
+/// `shell …`.
+#[derive(Debug, Args)]
+pub struct ShellArgs {
+    /// Path, version, series or key of a kernel [default: newest cached with sched_ext]
+    #[arg(long, value_name = "ID")]
+    pub kernel: Option<String>,
+    /// NUMA nodes, last-level caches, cores per cache, threads per core
+    #[arg(long, value_name = "N,L,C,T", default_value = "1,1,1,1")]
+    pub topology: Topology,
+    /// File or directory to have at /include-files/NAME; bare names are looked up in PATH
+    #[arg(short, long, value_name = "PATH")]
+    pub include_files: Vec<PathBuf>,
+    /// Guest memory [default: estimated from what is packed]
+    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u32).range(128..))]
+    pub memory_mb: Option<u32>,
+    /// Show the kernel's console on stderr
+    #[arg(long)]
+    pub dmesg: bool,
+    /// Run one command instead of a shell; its exit status becomes ours
+    #[arg(long, value_name = "CMD")]
+    pub exec: Option<String>,
+    /// What runs the virtual CPUs: auto, kvm, tcg or det [default: $KTSTR_ACCEL or auto]
+    #[arg(long)]
+    pub accel: Option<Accel>,
+}
+
+/// `completions …`.
+#[derive(Debug, Args)]
+pub struct CompletionArgs {
+    /// Which shell
+    #[arg(value_enum)]
+    pub shell: clap_complete::Shell,
+    /// Command name to complete [default: the command this was asked of]
+    #[arg(long, value_name = "NAME")]
+    pub binary: Option<String>,
+}
+
+/// Prints a completion script.
+pub fn completions(args: &CompletionArgs, default_name: &str) {
+    let name = args.binary.as_deref().unwrap_or(default_name);
+    clap_complete::generate(args.shell, &mut Cli::command(), name, &mut std::io::stdout());
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn everything_after_two_dashes_is_nextests() {
+        let cli = Cli::try_parse_from(["ktstr", "test", "--accel", "det", "--deny", "not-run", "--", "-E", "test(x)"]);
+        let Command::Test(args) = cli.unwrap().command else { panic!("not the test command") };
+        assert_eq!(args.nextest, ["-E", "test(x)"]);
+        assert_eq!((args.accel, args.deny), (Some(Accel::Det), vec![Deny::NotRun]));
+    }
+}

@@ -1,0 +1,140 @@
+//! `test`: `cargo nextest run` with the kernel and accelerator chosen here,
+//! then the four counts from the run directories.
+//!
+//! A test process can only tell zero from non-zero; the reports tell failed,
+//! inconclusive, not run and broken infrastructure apart, and decide the code.
+
+use std::fs;
+use std::path::{Path, PathBuf};
+use std::process::{Command, ExitCode, Stdio};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context, bail};
+use ktstr_proto::verdict::Outcome;
+
+use crate::cli::{Deny, TestArgs};
+use crate::exit::{Exit, coded};
+use crate::kernel;
+use crate::summary::Summary;
+
+/// Runs it.
+pub fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
+    let mut command = nextest()?;
+    command.arg("run").args(&args.nextest);
+    if let Some(selector) = &args.kernel {
+        let store = kernel::open_store()?;
+        let kernel = kernel::find(&store, Some(selector))?;
+        command.env("KTSTR_KERNEL", kernel.key());
+        // It would win over the choice made here.
+        command.env_remove("KTSTR_TEST_KERNEL");
+    }
+    if let Some(accel) = args.accel {
+        command.env("KTSTR_ACCEL", accel.to_string());
+    }
+    if let Some(seed) = args.seed {
+        command.env("KTSTR_SEED", seed.to_string());
+    }
+    let root = runs_root()?;
+    command.env("KTSTR_RUNS_ROOT", &root);
+    let status = command.status().context("cannot run cargo nextest")?;
+    let summary = Summary::read(&root);
+    eprint!("{}", summary.render());
+    eprintln!("runs: {}", root.display());
+    Ok(conclude(&summary, status.success(), &args.deny).into())
+}
+
+fn nextest() -> anyhow::Result<Command> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let known = Command::new(&cargo)
+        .args(["nextest", "--version"])
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status()
+        .map_err(|e| coded(Exit::NotRun, anyhow::Error::from(e).context("cannot run cargo")))?;
+    if !known.success() {
+        let hint = "cargo-nextest is not installed; install it with `cargo install --locked cargo-nextest`";
+        return Err(coded(Exit::NotRun, anyhow::anyhow!(hint)));
+    }
+    let mut command = Command::new(cargo);
+    command.arg("nextest");
+    Ok(command)
+}
+
+/// A fresh directory for the runs of this invocation, below the workspace's
+/// target directory, or below `KTSTR_RUNS_ROOT`.
+fn runs_root() -> anyhow::Result<PathBuf> {
+    let base = match std::env::var_os("KTSTR_RUNS_ROOT").filter(|value| !value.is_empty()) {
+        Some(root) => PathBuf::from(root),
+        None => target_directory()?.join("ktstr"),
+    };
+    let millis = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis());
+    let root = std::path::absolute(base.join(format!("test-{millis:x}-{:x}", std::process::id())))?;
+    fs::create_dir_all(&root).with_context(|| format!("cannot create {}", root.display()))?;
+    Ok(root)
+}
+
+fn target_directory() -> anyhow::Result<PathBuf> {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let output = Command::new(cargo)
+        .args(["metadata", "--no-deps", "--format-version", "1"])
+        .stdin(Stdio::null())
+        .output()
+        .context("cannot run cargo metadata")?;
+    if !output.status.success() {
+        bail!("cargo metadata failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let metadata: serde_json::Value = serde_json::from_slice(&output.stdout).context("cannot read cargo metadata")?;
+    let target = metadata["target_directory"].as_str().context("cargo metadata names no target directory")?;
+    Ok(Path::new(target).to_owned())
+}
+
+/// Reports outrank the exit status of nextest, which knows no difference.
+fn conclude(summary: &Summary, nextest_passed: bool, deny: &[Deny]) -> Exit {
+    let any = |outcome| summary.count(outcome) > 0;
+    if any(Outcome::Fail) {
+        Exit::Fail
+    } else if summary.infrastructure() > 0 {
+        Exit::Infrastructure
+    } else if any(Outcome::Inconclusive) {
+        Exit::Inconclusive
+    } else if !nextest_passed {
+        // A test without a machine failed, or the build did.
+        Exit::Fail
+    } else if deny.contains(&Deny::NotRun) && any(Outcome::NotRun) {
+        Exit::NotRun
+    } else {
+        Exit::Pass
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::summary::tests::report;
+
+    fn summary(outcomes: &[(Outcome, bool)]) -> Summary {
+        let root = tempfile::tempdir().unwrap();
+        for (n, (outcome, infrastructure)) in outcomes.iter().enumerate() {
+            let mut report = report(&format!("t{n}"), *outcome, None);
+            report.infrastructure = *infrastructure;
+            let dir = root.path().join(n.to_string());
+            fs::create_dir(&dir).unwrap();
+            fs::write(dir.join("sidecar.json"), serde_json::to_vec(&report).unwrap()).unwrap();
+        }
+        Summary::read(root.path())
+    }
+
+    #[test]
+    fn codes() {
+        use Outcome::{Fail, Inconclusive, NotRun, Pass};
+        let code = |outcomes: &[(Outcome, bool)], passed| conclude(&summary(outcomes), passed, &[]);
+        assert_eq!(code(&[(Pass, false), (NotRun, false)], true), Exit::Pass);
+        assert_eq!(code(&[(Pass, false), (Fail, false), (Fail, true)], false), Exit::Fail);
+        assert_eq!(code(&[(Pass, false), (Inconclusive, false)], false), Exit::Inconclusive);
+        assert_eq!(code(&[(Pass, false), (Fail, true)], false), Exit::Infrastructure);
+        assert_eq!(code(&[], false), Exit::Fail, "a test without a machine failed");
+        let denied = conclude(&summary(&[(NotRun, false)]), true, &[Deny::NotRun]);
+        assert_eq!(denied, Exit::NotRun);
+    }
+}
