@@ -209,7 +209,7 @@ mod tests {
     #[test]
     fn time_off_the_cpu_of_work_that_never_blocks_is_a_gap() {
         let board = Board::new(1).unwrap();
-        let mut meter = Meter::start(&board, 0, Blocking::Never);
+        let meter = Meter::start(&board, 0, Blocking::Never);
         std::thread::sleep(Duration::from_millis(60));
         meter.finish();
         assert!(board.slot(0).max_gap_ns.load(Relaxed) >= 50_000_000);
