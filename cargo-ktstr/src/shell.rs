@@ -119,7 +119,11 @@ impl Session {
         loop {
             while let Some((event, mut fds)) = self.orchestrator.next_event()? {
                 match event {
-                    ClientEvent::Finished(report) => return Ok(Ended::Finished(Box::new(report))),
+                    ClientEvent::Finished(report) => {
+                        // The machine's last words may still lie in its console.
+                        self.console_to_stdout()?;
+                        return Ok(Ended::Finished(Box::new(report)));
+                    }
                     ClientEvent::ConsoleReady(slot) => {
                         let socket = UnixStream::from(fds.take(slot, "console")?);
                         socket.set_nonblocking(true)?;

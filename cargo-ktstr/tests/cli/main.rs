@@ -1,5 +1,8 @@
 //! The commands as a user sees them: help, errors, exit codes, the kernel
-//! store through the executables, the terminal. No kernel boots here.
+//! store through the executables, the terminal. No kernel boots here; the
+//! shell talks to a stand-in for the orchestrator (`session`).
+
+mod session;
 
 use std::fs;
 use std::io::{Read, Write};
