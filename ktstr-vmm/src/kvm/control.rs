@@ -1,0 +1,200 @@
+//! Run, pause, stop: what is wanted from the threads of a machine and how far they are.
+//!
+//! ```text
+//!            pause                    finish / kill
+//!   Run ───────────────▶ Pause ─────────────────────┐
+//!    ▲                     │                        ▼
+//!    └──────── resume ─────┘        Run ─────────▶ Stop ── last vCPU gone ──▶ Event::Exited
+//! ```
+//!
+//! The first reason to stop wins. `Exited` is sent once, after the last vCPU thread is gone.
+
+use std::collections::VecDeque;
+use std::os::fd::{AsRawFd, BorrowedFd};
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use vmm_sys_util::eventfd::EventFd;
+
+use super::kick::{RunPage, ThreadId};
+use crate::machine::{Event, Exit};
+
+/// How long `pause` waits before it gives up on a vCPU.
+const PAUSE_DEADLINE: Duration = Duration::from_secs(10);
+/// How often it asks again meanwhile.
+const KICK_AGAIN: Duration = Duration::from_millis(50);
+
+/// What the threads shall do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Wanted {
+    /// Execute guest code.
+    Run = 0,
+    /// Wait.
+    Pause = 1,
+    /// End.
+    Stop = 2,
+}
+
+/// Some vCPUs did not stop in time.
+#[derive(Debug, thiserror::Error)]
+#[error("{running} of {live} vCPUs did not leave the guest within {} s", PAUSE_DEADLINE.as_secs())]
+pub struct PauseTimedOut {
+    running: usize,
+    live: usize,
+}
+
+#[derive(Debug)]
+struct Member {
+    page: Arc<RunPage>,
+    thread: ThreadId,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    members: Vec<Option<Member>>,
+    live: usize,
+    parked: usize,
+    exit: Option<Exit>,
+    events: VecDeque<Event>,
+}
+
+/// The state shared by all threads of a machine.
+#[derive(Debug)]
+pub struct Control {
+    wanted: AtomicU8,
+    state: Mutex<State>,
+    changed: Condvar,
+    event: EventFd,
+}
+
+impl Control {
+    /// For a machine of this many vCPUs, which start paused.
+    pub fn new(vcpus: u32) -> std::io::Result<Self> {
+        let members = (0..vcpus).map(|_| None).collect();
+        Ok(Self {
+            wanted: AtomicU8::new(Wanted::Run as u8),
+            state: Mutex::new(State { members, live: vcpus as usize, ..State::default() }),
+            changed: Condvar::new(),
+            event: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
+        })
+    }
+
+    /// What is wanted now.
+    pub fn wanted(&self) -> Wanted {
+        match self.wanted.load(Ordering::SeqCst) {
+            0 => Wanted::Run,
+            1 => Wanted::Pause,
+            _ => Wanted::Stop,
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every update is complete before anything in it can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Makes a vCPU thread reachable. Called by that thread.
+    pub fn join(&self, cpu: u32, page: Arc<RunPage>, thread: ThreadId) {
+        self.state().members[cpu as usize] = Some(Member { page, thread });
+    }
+
+    /// Waits while paused; false when the thread shall end.
+    pub fn may_run(&self) -> bool {
+        match self.wanted() {
+            Wanted::Run => return true,
+            Wanted::Stop => return false,
+            Wanted::Pause => {}
+        }
+        let mut state = self.state();
+        state.parked += 1;
+        self.changed.notify_all();
+        while self.wanted() == Wanted::Pause {
+            state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
+        }
+        state.parked -= 1;
+        self.wanted() == Wanted::Run
+    }
+
+    /// A vCPU thread is gone; true if it was the last.
+    pub fn leave(&self, cpu: u32) -> bool {
+        let mut state = self.state();
+        state.members[cpu as usize] = None;
+        state.live -= 1;
+        self.changed.notify_all();
+        state.live == 0
+    }
+
+    /// Sends `Exited`. Called once, when the last vCPU is gone and all output is flushed.
+    pub fn announce_exit(&self) {
+        let exit = self.state().exit.clone().unwrap_or(Exit::Killed);
+        self.send(Event::Exited(exit));
+    }
+
+    /// Queues an event.
+    pub fn send(&self, event: Event) {
+        self.state().events.push_back(event);
+        // Fails only when the counter is full, and then it is readable already.
+        let _ = self.event.write(1);
+    }
+
+    /// Takes the next event.
+    pub fn next_event(&self) -> Option<Event> {
+        let mut state = self.state();
+        let event = state.events.pop_front();
+        if state.events.is_empty() {
+            let _ = self.event.read();
+        }
+        event
+    }
+
+    /// Readable while events wait.
+    pub fn event_fd(&self) -> BorrowedFd<'_> {
+        // SAFETY: the descriptor lives as long as `self`, which the result borrows.
+        unsafe { BorrowedFd::borrow_raw(self.event.as_raw_fd()) }
+    }
+
+    /// Stops the machine for this reason, unless another came first.
+    pub fn finish(&self, exit: Exit) {
+        let mut state = self.state();
+        state.exit.get_or_insert(exit);
+        self.wanted.store(Wanted::Stop as u8, Ordering::SeqCst);
+        self.changed.notify_all();
+        kick(&state);
+    }
+
+    /// Freezes; returns when no vCPU runs guest code.
+    pub fn pause(&self) -> Result<(), PauseTimedOut> {
+        let mut state = self.state();
+        if self.wanted() == Wanted::Run {
+            self.wanted.store(Wanted::Pause as u8, Ordering::SeqCst);
+        }
+        let deadline = Instant::now() + PAUSE_DEADLINE;
+        // A thread that has not joined yet sees the wish before its first run, so it parks as well.
+        while self.wanted() == Wanted::Pause && state.parked < state.live {
+            kick(&state);
+            state = self.changed.wait_timeout(state, KICK_AGAIN).unwrap_or_else(PoisonError::into_inner).0;
+            if Instant::now() > deadline && state.parked < state.live {
+                return Err(PauseTimedOut { running: state.live - state.parked, live: state.live });
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the vCPUs go on.
+    pub fn resume(&self) {
+        let _state = self.state();
+        if self.wanted() == Wanted::Pause {
+            self.wanted.store(Wanted::Run as u8, Ordering::SeqCst);
+        }
+        self.changed.notify_all();
+    }
+}
+
+fn kick(state: &State) {
+    for member in state.members.iter().flatten() {
+        member.page.set_immediate_exit(true);
+        member.thread.interrupt();
+    }
+}

@@ -1,0 +1,87 @@
+//! The devices of the machine and who answers which address.
+//!
+//! Unknown ports and addresses read as all ones and swallow writes, as on real hardware. Next:
+//! `serial`, `power`, `virtio`.
+
+pub mod console;
+pub mod power;
+pub mod serial;
+pub mod virtio;
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use self::serial::Uart;
+use self::virtio::MmioTransport;
+use super::x86_64::layout::{VIRTIO_MMIO, VIRTIO_MMIO_SIZE};
+use crate::machine::Exit;
+
+const COM1: u16 = 0x3f8;
+const COM2: u16 = 0x2f8;
+const COM_PORTS: u16 = 8;
+
+/// All devices of one machine.
+#[derive(Debug)]
+pub struct Devices {
+    /// Kernel console.
+    pub com1: Mutex<Uart>,
+    /// Fallback channel.
+    pub com2: Mutex<Uart>,
+    /// The virtio-mmio windows in address order.
+    pub virtio: Vec<Mutex<MmioTransport>>,
+}
+
+/// Locks a device; a panic elsewhere does not make its registers unusable.
+pub fn lock<T>(device: &Mutex<T>) -> MutexGuard<'_, T> {
+    device.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Devices {
+    fn uart(&self, port: u16) -> Option<(&Mutex<Uart>, u8)> {
+        let within = |base: u16| port.checked_sub(base).filter(|offset| *offset < COM_PORTS).map(|o| o as u8);
+        within(COM1).map(|o| (&self.com1, o)).or_else(|| within(COM2).map(|o| (&self.com2, o)))
+    }
+
+    /// The guest reads a port.
+    pub fn port_read(&self, port: u16, data: &mut [u8]) {
+        data.fill(0xff);
+        if let [byte] = data {
+            if let Some((uart, offset)) = self.uart(port) {
+                *byte = lock(uart).read(offset);
+            } else if let Some(value) = power::read(port) {
+                *byte = value;
+            }
+        }
+    }
+
+    /// The guest writes a port; some writes end the machine.
+    pub fn port_write(&self, port: u16, data: &[u8]) -> Option<Exit> {
+        if let Some((uart, offset)) = self.uart(port) {
+            let mut uart = lock(uart);
+            // `rep outsb` arrives as several bytes for the same port.
+            data.iter().for_each(|byte| uart.write(offset, *byte));
+            return None;
+        }
+        power::write(port, *data.first()?)
+    }
+
+    fn window(&self, address: u64) -> Option<(&Mutex<MmioTransport>, u64)> {
+        let offset = address.checked_sub(VIRTIO_MMIO)?;
+        let device = self.virtio.get((offset / VIRTIO_MMIO_SIZE) as usize)?;
+        Some((device, offset % VIRTIO_MMIO_SIZE))
+    }
+
+    /// The guest reads device memory.
+    pub fn mmio_read(&self, address: u64, data: &mut [u8]) {
+        data.fill(0xff);
+        if let Some((device, offset)) = self.window(address) {
+            lock(device).read(offset, data);
+        }
+    }
+
+    /// The guest writes device memory.
+    pub fn mmio_write(&self, address: u64, data: &[u8]) {
+        if let Some((device, offset)) = self.window(address) {
+            lock(device).write(offset, data);
+        }
+    }
+}

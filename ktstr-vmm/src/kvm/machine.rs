@@ -1,0 +1,331 @@
+//! Putting the parts together: from a [`MachineSpec`] and a KVM descriptor to running threads.
+//!
+//! Next: `vcpu` is what the threads do, `control` how they are stopped.
+
+use std::os::fd::{BorrowedFd, FromRawFd, IntoRawFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex};
+use std::thread::JoinHandle;
+
+use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
+use vm_memory::{GuestAddress, GuestMemoryBackend};
+use vmm_sys_util::eventfd::EventFd;
+
+use super::control::Control;
+use super::devices::console::{self, Console};
+use super::devices::serial::{Sink, Uart};
+use super::devices::virtio::{MmioTransport, QUEUE_NOTIFY};
+use super::devices::Devices;
+use super::io_thread::IoThread;
+use super::memory::{GuestRam, RamError};
+use super::vcpu::{Departure, Vcpu, VcpuError};
+use super::x86_64::acpi::Description;
+use super::x86_64::boot::{self, BootError, Entry};
+use super::x86_64::cpuid::{self, ApicIds, TopologyTooLarge};
+use super::x86_64::layout::{self, LayoutError};
+use crate::machine::{Event, Exit, MachineError, MachineSpec, Ram, Running};
+
+/// Why a machine did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The shape has no APIC ids.
+    #[error("number the CPUs")]
+    Topology(#[from] TopologyTooLarge),
+    /// The RAM has no layout.
+    #[error("lay out guest memory")]
+    Layout(#[from] LayoutError),
+    /// The RAM could not be had.
+    #[error("get guest RAM")]
+    Ram(#[from] RamError),
+    /// The guest could not be put into memory.
+    #[error("load the guest")]
+    Boot(#[from] BootError),
+    /// A vCPU could not be set up.
+    #[error("set up a vCPU")]
+    Vcpu(#[from] VcpuError),
+    /// KVM speaks another language.
+    #[error("KVM has API version {found}, this VMM needs {KVM_API_VERSION}")]
+    ApiVersion {
+        /// What it said.
+        found: i32,
+    },
+    /// KVM lacks something.
+    #[error("KVM on this host lacks {capability}; a newer kernel has it, or use `--accel tcg`")]
+    Missing {
+        /// What it lacks.
+        capability: &'static str,
+    },
+    /// More CPUs than KVM takes.
+    #[error("{wanted} vCPUs asked for, KVM on this host takes {limit}")]
+    TooManyCpus {
+        /// Asked for.
+        wanted: u32,
+        /// Possible.
+        limit: usize,
+    },
+    /// An ioctl failed.
+    #[error("{action}")]
+    Kvm {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        #[source]
+        source: vmm_sys_util::errno::Error,
+    },
+    /// A host resource could not be had.
+    #[error("{action}")]
+    Host {
+        /// What was tried.
+        action: &'static str,
+        /// Why it failed.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A virtio device could not be built.
+    #[error("build the virtio console")]
+    Virtio(#[source] virtio_queue::Error),
+}
+
+fn kvm(action: &'static str) -> impl FnOnce(vmm_sys_util::errno::Error) -> StartError {
+    move |source| StartError::Kvm { action, source }
+}
+
+fn host(action: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
+    move |source| StartError::Host { action, source }
+}
+
+/// A machine on KVM.
+#[derive(Debug)]
+pub struct KvmMachine {
+    ram: Ram,
+    /// Closing it would disconnect the interrupt lines.
+    _vm: VmFd,
+    control: Arc<Control>,
+    doorbell: Arc<EventFd>,
+    stop_io: Arc<AtomicBool>,
+    vcpus: Vec<JoinHandle<()>>,
+    io: Option<JoinHandle<()>>,
+}
+
+impl KvmMachine {
+    /// Builds the machine and lets it run. `kvm_fd` is an open `/dev/kvm`.
+    pub fn start(kvm_fd: OwnedFd, spec: MachineSpec) -> Result<Self, StartError> {
+        let ids = ApicIds::new(spec.topology)?;
+        let regions = layout::ram_regions(spec.memory)?;
+        // SAFETY: the descriptor is owned and given away here.
+        let kvm_fd = unsafe { Kvm::from_raw_fd(kvm_fd.into_raw_fd()) };
+        check(&kvm_fd, spec.topology.cpus())?;
+        let vm = kvm_fd.create_vm().map_err(kvm("create the VM"))?;
+        vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(kvm("place KVM's identity map"))?;
+        vm.set_tss_address(layout::KVM_TSS as usize).map_err(kvm("place KVM's task state segment"))?;
+        vm.create_irq_chip().map_err(kvm("create the interrupt controllers"))?;
+
+        let (guest_ram, ram) = GuestRam::new(regions)?;
+        let guest_ram = Arc::new(guest_ram);
+        map_ram(&vm, &guest_ram)?;
+        let virtio = usize::from(spec.console.is_some());
+        let description = Description { topology: spec.topology, ids: &ids, ram: &guest_ram.regions, virtio };
+        let entry = boot::load(&spec, &guest_ram, &description)?;
+        let vcpus = create_vcpus(&kvm_fd, &vm, &ids, spec.topology.cpus(), entry)?;
+
+        let control = Arc::new(Control::new(spec.topology.cpus()).map_err(host("create the event descriptor"))?);
+        let doorbell = Arc::new(eventfd()?);
+        let (devices, console) = create_devices(&vm, spec, &control, &guest_ram, &doorbell)?;
+        let devices = Arc::new(devices);
+        let mut machine = Self {
+            ram,
+            _vm: vm,
+            control,
+            doorbell,
+            stop_io: Arc::default(),
+            vcpus: Vec::new(),
+            io: None,
+        };
+        machine.spawn(vcpus, devices, console, &guest_ram)?;
+        Ok(machine)
+    }
+
+    fn spawn(
+        &mut self,
+        vcpus: Vec<Vcpu>,
+        devices: Arc<Devices>,
+        console: Option<Console>,
+        ram: &Arc<GuestRam>,
+    ) -> Result<(), StartError> {
+        let io = IoThread {
+            control: self.control.clone(),
+            devices: devices.clone(),
+            console,
+            doorbell: self.doorbell.clone(),
+            stop: self.stop_io.clone(),
+        };
+        let spawned = std::thread::Builder::new().name("io".into()).spawn(move || io.run());
+        self.io = Some(spawned.map_err(host("start the device thread"))?);
+        let total = vcpus.len();
+        for (index, vcpu) in vcpus.into_iter().enumerate() {
+            let departure =
+                Departure { cpu: vcpu.number(), control: self.control.clone(), devices: devices.clone() };
+            // The mapping must outlive the vCPU that runs in it.
+            let ram = ram.clone();
+            let spawned = std::thread::Builder::new().name(format!("vcpu{}", vcpu.number())).spawn(move || {
+                let _ram = ram;
+                vcpu.run(&departure.control, &departure.devices);
+            });
+            match spawned {
+                Ok(handle) => self.vcpus.push(handle),
+                Err(source) => {
+                    self.control.finish(Exit::Killed);
+                    // The failed one has left through its `Departure`; the rest never existed.
+                    for cpu in index + 1..total {
+                        self.control.leave(cpu as u32);
+                    }
+                    return Err(StartError::Host { action: "start a vCPU thread", source });
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn stop_io_thread(&mut self) {
+        self.stop_io.store(true, Ordering::SeqCst);
+        let _ = self.doorbell.write(1);
+        if let Some(io) = self.io.take() {
+            let _ = io.join();
+        }
+    }
+
+    fn join(&mut self) {
+        for vcpu in self.vcpus.drain(..) {
+            // A panic was turned into an exit by `Departure`.
+            let _ = vcpu.join();
+        }
+        self.stop_io_thread();
+    }
+}
+
+impl Running for KvmMachine {
+    fn ram(&self) -> &Ram {
+        &self.ram
+    }
+
+    fn event_fd(&self) -> BorrowedFd<'_> {
+        self.control.event_fd()
+    }
+
+    fn next_event(&mut self) -> Option<Event> {
+        let event = self.control.next_event();
+        if matches!(event, Some(Event::Exited(_))) {
+            // All vCPUs are gone: this does not wait for the guest, and the console's last bytes get out.
+            self.join();
+        }
+        event
+    }
+
+    fn pause(&mut self) -> Result<(), MachineError> {
+        self.control.pause().map_err(|source| MachineError {
+            action: "freeze the machine".into(),
+            source: Some(Box::new(source)),
+        })
+    }
+
+    fn resume(&mut self) -> Result<(), MachineError> {
+        self.control.resume();
+        Ok(())
+    }
+
+    fn kill(&mut self) {
+        self.control.finish(Exit::Killed);
+        self.join();
+    }
+}
+
+impl Drop for KvmMachine {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+fn eventfd() -> Result<EventFd, StartError> {
+    EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC).map_err(host("create an event descriptor"))
+}
+
+fn check(kvm_fd: &Kvm, cpus: u32) -> Result<(), StartError> {
+    let found = kvm_fd.get_api_version();
+    if found != KVM_API_VERSION as i32 {
+        return Err(StartError::ApiVersion { found });
+    }
+    let needed = [
+        (Cap::Irqchip, "in-kernel interrupt controllers (KVM_CAP_IRQCHIP)"),
+        (Cap::Irqfd, "interrupts by descriptor (KVM_CAP_IRQFD)"),
+        (Cap::Ioeventfd, "doorbells by descriptor (KVM_CAP_IOEVENTFD)"),
+        (Cap::ImmediateExit, "race-free interruption (KVM_CAP_IMMEDIATE_EXIT)"),
+        (Cap::UserMemory, "user memory (KVM_CAP_USER_MEMORY)"),
+    ];
+    for (cap, capability) in needed {
+        if !kvm_fd.check_extension(cap) {
+            return Err(StartError::Missing { capability });
+        }
+    }
+    let limit = kvm_fd.get_max_vcpus();
+    if cpus as usize > limit {
+        return Err(StartError::TooManyCpus { wanted: cpus, limit });
+    }
+    Ok(())
+}
+
+fn map_ram(vm: &VmFd, ram: &GuestRam) -> Result<(), StartError> {
+    for (slot, region) in ram.regions.iter().enumerate() {
+        let pointer = ram.memory.get_host_address(GuestAddress(region.gpa.0));
+        let userspace_addr = pointer.expect("every region of guest RAM is mapped") as u64;
+        let region = kvm_userspace_memory_region {
+            slot: slot as u32,
+            flags: 0,
+            guest_phys_addr: region.gpa.0,
+            memory_size: region.len,
+            userspace_addr,
+        };
+        // SAFETY: the mapping has this length, and every vCPU thread keeps it alive.
+        unsafe { vm.set_user_memory_region(region) }.map_err(kvm("give guest RAM to KVM"))?;
+    }
+    Ok(())
+}
+
+fn create_vcpus(kvm_fd: &Kvm, vm: &VmFd, ids: &ApicIds, cpus: u32, entry: Entry) -> Result<Vec<Vcpu>, StartError> {
+    let supported = kvm_fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm("ask KVM for its CPUID table"))?;
+    let mut vcpus = Vec::new();
+    for cpu in 0..cpus {
+        let table = cpuid::for_cpu(supported.as_slice(), ids, cpu);
+        vcpus.push(Vcpu::create(vm, cpu, ids.of(cpu), &table, (cpu == 0).then_some(entry))?);
+    }
+    Ok(vcpus)
+}
+
+fn irq(vm: &VmFd, line: u32) -> Result<EventFd, StartError> {
+    let fd = eventfd()?;
+    vm.register_irqfd(&fd, line).map_err(kvm("connect an interrupt line"))?;
+    Ok(fd)
+}
+
+fn create_devices(
+    vm: &VmFd,
+    spec: MachineSpec,
+    control: &Arc<Control>,
+    ram: &Arc<GuestRam>,
+    doorbell: &Arc<EventFd>,
+) -> Result<(Devices, Option<Console>), StartError> {
+    let com = |name, line, fd| -> Result<_, StartError> {
+        Ok(Mutex::new(Uart::new(irq(vm, line)?, Sink::new(name, fd, control.clone()))))
+    };
+    let com1 = com("com1", layout::COM1_IRQ, Some(spec.com1))?;
+    let com2 = com("com2", layout::COM2_IRQ, spec.com2)?;
+    let mut virtio = Vec::new();
+    if spec.console.is_some() {
+        let address = IoEventAddress::Mmio(layout::VIRTIO_MMIO + QUEUE_NOTIFY);
+        vm.register_ioevent(doorbell, &address, NoDatamatch).map_err(kvm("connect the doorbell"))?;
+        let line = irq(vm, layout::VIRTIO_IRQS[0])?;
+        let transport = MmioTransport::new(console::KIND, ram.clone(), line, doorbell.clone());
+        virtio.push(Mutex::new(transport.map_err(StartError::Virtio)?));
+    }
+    Ok((Devices { com1, com2, virtio }, spec.console.map(Console::new)))
+}

@@ -1,0 +1,187 @@
+//! One vCPU: its first state and the loop that runs it.
+//!
+//! Every way out of `KVM_RUN` is either served or ends the machine with a typed reason; none is
+//! ignored silently. Next: `control` decides whether the loop goes on, `devices` serves the exits.
+
+use std::sync::Arc;
+
+use kvm_bindings::{CpuId, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, Msrs, kvm_cpuid_entry2, kvm_msr_entry};
+use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
+
+use super::control::Control;
+use super::devices::{Devices, lock};
+use super::kick::{RunPage, ThreadId};
+use super::x86_64::boot::{self, Entry};
+use crate::machine::Exit;
+
+const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
+/// MTRRs on, everything write-back.
+const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
+
+/// Why a vCPU could not be set up.
+#[derive(Debug, thiserror::Error)]
+#[error("{action} of vCPU {cpu}")]
+pub struct VcpuError {
+    action: &'static str,
+    cpu: u32,
+    #[source]
+    source: std::io::Error,
+}
+
+fn failed<E: Into<std::io::Error>>(action: &'static str, cpu: u32) -> impl FnOnce(E) -> VcpuError {
+    move |source| VcpuError { action, cpu, source: source.into() }
+}
+
+/// A vCPU that has not run yet.
+#[derive(Debug)]
+pub struct Vcpu {
+    cpu: u32,
+    fd: VcpuFd,
+    page: Arc<RunPage>,
+}
+
+impl Vcpu {
+    /// Creates the vCPU with this APIC id. The first CPU gets the boot entry, the others wait for the
+    /// guest to start them.
+    pub fn create(
+        vm: &VmFd,
+        cpu: u32,
+        apic: u32,
+        cpuid: &[kvm_cpuid_entry2],
+        entry: Option<Entry>,
+    ) -> Result<Self, VcpuError> {
+        let fd = vm.create_vcpu(apic.into()).map_err(failed("create the KVM descriptor", cpu))?;
+        let table = CpuId::from_entries(cpuid)
+            .map_err(|e| std::io::Error::other(format!("{e:?}")))
+            .map_err(failed("build the CPUID table", cpu))?;
+        fd.set_cpuid2(&table).map_err(failed("set the CPUID table", cpu))?;
+        let msr = kvm_msr_entry { index: MSR_MTRR_DEF_TYPE, data: MTRR_WRITE_BACK, ..Default::default() };
+        let msrs = Msrs::from_entries(&[msr])
+            .map_err(|e| std::io::Error::other(format!("{e:?}")))
+            .map_err(failed("build the MSR list", cpu))?;
+        fd.set_msrs(&msrs).map_err(failed("set the MTRR default", cpu))?;
+        if let Some(entry) = entry {
+            let mut sregs = fd.get_sregs().map_err(failed("read the system registers", cpu))?;
+            boot::enter_protected_mode(&mut sregs);
+            fd.set_sregs(&sregs).map_err(failed("set the system registers", cpu))?;
+            fd.set_regs(&boot::entry_regs(entry)).map_err(failed("set the registers", cpu))?;
+        }
+        let page = RunPage::map(as_fd(&fd)).map_err(failed("map the run page", cpu))?;
+        Ok(Self { cpu, fd, page: Arc::new(page) })
+    }
+
+    /// Runs guest code until the machine stops. The thread's whole life.
+    pub fn run(mut self, control: &Control, devices: &Devices) {
+        let thread = match ThreadId::current() {
+            Ok(thread) => thread,
+            Err(error) => {
+                let detail = format!("prepare the thread of vCPU {}: {error}", self.cpu);
+                return control.finish(Exit::InternalError { detail });
+            }
+        };
+        control.join(self.cpu, self.page.clone(), thread);
+        loop {
+            self.page.set_immediate_exit(false);
+            if !control.may_run() {
+                return;
+            }
+            if let Some(exit) = self.step(devices) {
+                return control.finish(exit);
+            }
+        }
+    }
+
+    /// One stay in the guest.
+    fn step(&mut self, devices: &Devices) -> Option<Exit> {
+        let cpu = self.cpu;
+        let internal = |detail: String| Some(Exit::InternalError { detail: format!("vCPU {cpu}: {detail}") });
+        match self.fd.run() {
+            Ok(VcpuExit::IoIn(port, data)) => devices.port_read(port, data),
+            Ok(VcpuExit::IoOut(port, data)) => return devices.port_write(port, data),
+            Ok(VcpuExit::MmioRead(address, data)) => devices.mmio_read(address, data),
+            Ok(VcpuExit::MmioWrite(address, data)) => devices.mmio_write(address, data),
+            // HLT is served in the kernel; the others mean "go on".
+            Ok(VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_)) => {}
+            Ok(VcpuExit::Shutdown) => return Some(Exit::TripleFault { cpu: Some(cpu) }),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => return Some(Exit::PowerOff),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => return Some(Exit::Reset),
+            Ok(VcpuExit::InternalError) => {
+                let detail = self.describe_internal_error();
+                return internal(detail);
+            }
+            Ok(VcpuExit::FailEntry(reason, host_cpu)) => {
+                return internal(format!(
+                    "the processor refused to enter the guest (reason {reason:#x} on host CPU {host_cpu})"
+                ));
+            }
+            Ok(other) => {
+                let detail = format!("exit that nobody asked for: {other:?}");
+                return internal(detail);
+            }
+            // Interrupted by a kick; or a CPU that waits to be started was woken.
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
+            Err(error) => return internal(format!("KVM_RUN failed: {error}; {}", self.position())),
+        }
+        None
+    }
+
+    fn describe_internal_error(&mut self) -> String {
+        // SAFETY: the exit reason says that this member of the union is the valid one.
+        let internal = unsafe { self.fd.get_kvm_run().__bindgen_anon_1.internal };
+        let what = match internal.suberror {
+            1 => "KVM cannot emulate an instruction".to_owned(),
+            2 => "simultaneous exceptions".to_owned(),
+            3 => "a fault while an event was delivered".to_owned(),
+            other => format!("KVM internal error {other}"),
+        };
+        let count = (internal.ndata as usize).min(internal.data.len());
+        format!("{what}; {}; data {:x?}", self.position(), &internal.data[..count])
+    }
+
+    fn position(&self) -> String {
+        match (self.fd.get_regs(), self.fd.get_sregs()) {
+            (Ok(regs), Ok(sregs)) => format!(
+                "rip {:#x} rsp {:#x} rflags {:#x} cr0 {:#x} cr2 {:#x} cr3 {:#x} cr4 {:#x} efer {:#x}",
+                regs.rip, regs.rsp, regs.rflags, sregs.cr0, sregs.cr2, sregs.cr3, sregs.cr4, sregs.efer
+            ),
+            _ => "registers unreadable".to_owned(),
+        }
+    }
+
+    /// The number of this vCPU.
+    #[must_use]
+    pub fn number(&self) -> u32 {
+        self.cpu
+    }
+}
+
+fn as_fd(fd: &VcpuFd) -> std::os::fd::BorrowedFd<'_> {
+    use std::os::fd::AsRawFd;
+    // SAFETY: the descriptor lives as long as `fd`, which the result borrows.
+    unsafe { std::os::fd::BorrowedFd::borrow_raw(fd.as_raw_fd()) }
+}
+
+/// What a vCPU thread leaves behind, however it ends: a panic is a typed exit too.
+#[derive(Debug)]
+pub struct Departure {
+    /// Which vCPU.
+    pub cpu: u32,
+    /// Shared state.
+    pub control: Arc<Control>,
+    /// Flushed by the last one.
+    pub devices: Arc<Devices>,
+}
+
+impl Drop for Departure {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            let detail = format!("the thread of vCPU {} panicked; its message is on standard error", self.cpu);
+            self.control.finish(Exit::InternalError { detail });
+        }
+        if self.control.leave(self.cpu) {
+            lock(&self.devices.com1).flush_partial_line();
+            lock(&self.devices.com2).flush_partial_line();
+            self.control.announce_exit();
+        }
+    }
+}

@@ -1,0 +1,262 @@
+//! What CPUID tells the guest: the host's features with the topology of the requested machine.
+//!
+//! Every LLC is one package, so that each vendor's rules for finding the LLC agree whatever CPU
+//! family the host presents. APIC id = `llc << (core_bits + thread_bits) | core << thread_bits | thread`.
+//! It refuses shapes whose APIC ids need x2APIC addressing of interrupts. Next: `acpi` lists the same
+//! ids in the MADT.
+
+use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
+
+use crate::machine::Topology;
+
+/// Highest APIC id reachable without x2APIC (255 is the broadcast id).
+pub const MAX_APIC_ID: u32 = 254;
+
+/// A shape that CPUID cannot express.
+#[derive(Debug, thiserror::Error)]
+#[error("a machine of {llcs} LLCs with {cores} cores of {threads} threads needs APIC ids up to {highest}, the limit is {MAX_APIC_ID}; use fewer LLCs, or core and thread counts that are powers of two")]
+pub struct TopologyTooLarge {
+    llcs: u32,
+    cores: u32,
+    threads: u32,
+    highest: u64,
+}
+
+/// APIC ids of one machine shape.
+#[derive(Clone, Copy, Debug)]
+pub struct ApicIds {
+    topology: Topology,
+    thread_bits: u32,
+    core_bits: u32,
+}
+
+impl ApicIds {
+    /// Works out the id fields, or says why the shape does not fit.
+    pub fn new(topology: Topology) -> Result<Self, TopologyTooLarge> {
+        let Topology { llcs, cores_per_llc: cores, threads_per_core: threads, .. } = topology;
+        let bits = |n: u32| 32 - n.saturating_sub(1).leading_zeros();
+        let ids = Self { topology, thread_bits: bits(threads), core_bits: bits(cores) };
+        let field = |n: u32, shift: u32| u64::from(n.saturating_sub(1)).checked_shl(shift).unwrap_or(u64::MAX);
+        let highest = field(llcs, ids.thread_bits + ids.core_bits)
+            .saturating_add(field(cores, ids.thread_bits))
+            .saturating_add(u64::from(threads.saturating_sub(1)));
+        if llcs == 0 || cores == 0 || threads == 0 || highest > MAX_APIC_ID.into() {
+            return Err(TopologyTooLarge { llcs, cores, threads, highest });
+        }
+        Ok(ids)
+    }
+
+    /// The APIC id of the CPU with this sequential number.
+    #[must_use]
+    pub fn of(&self, cpu: u32) -> u32 {
+        let Topology { cores_per_llc: cores, threads_per_core: threads, .. } = self.topology;
+        let (thread, core, llc) = (cpu % threads, cpu / threads % cores, cpu / threads / cores);
+        llc << (self.core_bits + self.thread_bits) | core << self.thread_bits | thread
+    }
+
+    fn per_package(&self) -> u32 {
+        self.topology.cores_per_llc * self.topology.threads_per_core
+    }
+
+    fn package_shift(&self) -> u32 {
+        self.core_bits + self.thread_bits
+    }
+}
+
+#[derive(Clone, Copy, PartialEq)]
+enum Vendor {
+    Intel,
+    Amd,
+}
+
+fn vendor(entries: &[kvm_cpuid_entry2]) -> Vendor {
+    match entries.iter().find(|e| e.function == 0).map(|e| e.ebx) {
+        // "Auth" of AuthenticAMD, "Hygo" of HygonGenuine.
+        Some(0x6874_7541 | 0x6f67_7948) => Vendor::Amd,
+        _ => Vendor::Intel,
+    }
+}
+
+/// The CPUID table of one vCPU, from what KVM supports on this host.
+#[must_use]
+pub fn for_cpu(supported: &[kvm_cpuid_entry2], ids: &ApicIds, cpu: u32) -> Vec<kvm_cpuid_entry2> {
+    let vendor = vendor(supported);
+    let rewritten = |f: u32| matches!(f, 0x4 | 0xb | 0x1f | 0x8000_001d) || f > 0x8000_0022 && f < 0xc000_0000;
+    let mut table: Vec<_> = supported.iter().filter(|e| !rewritten(e.function)).copied().collect();
+    for leaf in [0, 1, 0x8000_0000, 0x8000_0001, 0x8000_0008] {
+        if !table.iter().any(|e| e.function == leaf) {
+            table.push(kvm_cpuid_entry2 { function: leaf, ..Default::default() });
+        }
+    }
+    if vendor == Vendor::Amd && !table.iter().any(|e| e.function == 0x8000_001e) {
+        table.push(kvm_cpuid_entry2 { function: 0x8000_001e, ..Default::default() });
+    }
+    for entry in &mut table {
+        patch(entry, vendor, ids, ids.of(cpu));
+    }
+    table.extend(extended_topology(0xb, ids, ids.of(cpu)));
+    if vendor == Vendor::Intel {
+        table.extend(extended_topology(0x1f, ids, ids.of(cpu)));
+    }
+    table.extend(caches(supported, vendor, ids));
+    table
+}
+
+fn patch(entry: &mut kvm_cpuid_entry2, vendor: Vendor, ids: &ApicIds, apic: u32) {
+    let per_package = ids.per_package();
+    match entry.function {
+        0 => entry.eax = entry.eax.max(if vendor == Vendor::Intel { 0x1f } else { 0xd }),
+        1 => {
+            let logical = (1u32 << ids.package_shift()).min(255);
+            entry.ebx = entry.ebx & 0xffff | apic << 24 | logical << 16;
+            // x2APIC, TSC deadline timer, "runs under a hypervisor".
+            entry.ecx |= 1 << 21 | 1 << 24 | 1 << 31;
+            entry.edx = entry.edx & !(1 << 28) | u32::from(per_package > 1) << 28;
+        }
+        0x8000_0000 if vendor == Vendor::Amd => entry.eax = entry.eax.clamp(0x8000_001e, 0x8000_0022),
+        0x8000_0001 if vendor == Vendor::Amd => {
+            // Topology extensions; legacy multi-core bit.
+            entry.ecx = entry.ecx & !2 | 1 << 22 | u32::from(per_package > 1) << 1;
+        }
+        0x8000_0008 if vendor == Vendor::Amd => {
+            entry.ecx = ids.package_shift() << 12 | (per_package - 1).min(255);
+        }
+        0x8000_001e => {
+            let core = apic >> ids.thread_bits & ((1 << ids.core_bits) - 1);
+            entry.eax = apic;
+            entry.ebx = (ids.topology.threads_per_core - 1) << 8 | core;
+            // Families before 17h take the node id for the LLC id, so it is the LLC's number.
+            entry.ecx = apic >> ids.package_shift();
+        }
+        _ => {}
+    }
+}
+
+fn extended_topology(function: u32, ids: &ApicIds, apic: u32) -> [kvm_cpuid_entry2; 3] {
+    let level = |index: u32, shift: u32, count: u32, kind: u32| kvm_cpuid_entry2 {
+        function,
+        index,
+        flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+        eax: shift,
+        ebx: count,
+        ecx: kind << 8 | index,
+        edx: apic,
+        ..Default::default()
+    };
+    [
+        level(0, ids.thread_bits, ids.topology.threads_per_core, 1),
+        level(1, ids.package_shift(), ids.per_package(), 2),
+        level(2, 0, 0, 0),
+    ]
+}
+
+/// L1 data, L1 instruction, L2, L3: `type | level << 5`, and EBX/ECX where the host tells nothing.
+const DEFAULT_CACHES: [(u32, u32, u32); 4] = [
+    (1 | 1 << 5, 7 << 22 | 63, 63),
+    (2 | 1 << 5, 7 << 22 | 63, 63),
+    (3 | 2 << 5, 7 << 22 | 63, 1023),
+    (3 | 3 << 5, 15 << 22 | 63, 16383),
+];
+
+fn caches(supported: &[kvm_cpuid_entry2], vendor: Vendor, ids: &ApicIds) -> Vec<kvm_cpuid_entry2> {
+    let function = if vendor == Vendor::Amd { 0x8000_001d } else { 4 };
+    let mut table: Vec<_> = DEFAULT_CACHES
+        .iter()
+        .enumerate()
+        .map(|(index, &(kind, ebx, ecx))| {
+            let host = supported.iter().find(|e| e.function == function && e.eax & 0xff == kind);
+            let level = kind >> 5;
+            let sharing = 1u32 << if level == 3 { ids.package_shift() } else { ids.thread_bits };
+            let cores = if vendor == Vendor::Intel { ((1 << ids.core_bits) - 1).min(63) << 26 } else { 0 };
+            kvm_cpuid_entry2 {
+                function,
+                index: index as u32,
+                flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+                // Bit 8: self-initialising.
+                eax: kind | 1 << 8 | (sharing - 1) << 14 | cores,
+                ebx: host.map_or(ebx, |e| e.ebx),
+                ecx: host.map_or(ecx, |e| e.ecx),
+                edx: host.map_or(0, |e| e.edx),
+                ..Default::default()
+            }
+        })
+        .collect();
+    table.push(kvm_cpuid_entry2 {
+        function,
+        index: DEFAULT_CACHES.len() as u32,
+        flags: KVM_CPUID_FLAG_SIGNIFCANT_INDEX,
+        ..Default::default()
+    });
+    table
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashSet;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const AMD: u32 = 0x6874_7541;
+    const INTEL: u32 = 0x756e_6547;
+
+    fn host(vendor: u32) -> Vec<kvm_cpuid_entry2> {
+        let leaf = |function, eax, ebx| kvm_cpuid_entry2 { function, eax, ebx, ..Default::default() };
+        vec![leaf(0, 0xd, vendor), leaf(1, 0xf00, 0x800), leaf(0xb, 9, 9), leaf(0x8000_0000, 0x8000_0028, 0)]
+    }
+
+    fn leaf(table: &[kvm_cpuid_entry2], function: u32, index: u32) -> kvm_cpuid_entry2 {
+        let found: Vec<_> = table.iter().filter(|e| e.function == function && e.index == index).collect();
+        assert_eq!(found.len(), 1, "leaf {function:#x}.{index} appears once");
+        *found[0]
+    }
+
+    /// Reads (llc, core, thread) back the way a kernel does, from the shifts of leaf 0xB.
+    fn decode(table: &[kvm_cpuid_entry2]) -> (u32, u32, u32) {
+        let (smt, core) = (leaf(table, 0xb, 0), leaf(table, 0xb, 1));
+        let apic = smt.edx;
+        assert_eq!(apic, leaf(table, 1, 0).ebx >> 24);
+        (apic >> core.eax, apic >> smt.eax & ((1 << (core.eax - smt.eax)) - 1), apic & ((1 << smt.eax) - 1))
+    }
+
+    proptest! {
+        #[test]
+        fn the_tables_decode_to_the_shape(llcs in 1u32..16, cores in 1u32..9, threads in 1u32..3, amd: bool) {
+            let topology = Topology { numa_nodes: 1, llcs, cores_per_llc: cores, threads_per_core: threads };
+            let Ok(ids) = ApicIds::new(topology) else { return Ok(()) };
+            let host = host(if amd { AMD } else { INTEL });
+            let mut seen = HashSet::new();
+            for cpu in 0..topology.cpus() {
+                let table = for_cpu(&host, &ids, cpu);
+                let want = (cpu / threads / cores, cpu / threads % cores, cpu % threads);
+                prop_assert_eq!(decode(&table), want);
+                prop_assert!(seen.insert(leaf(&table, 0xb, 0).edx));
+                prop_assert_eq!(leaf(&table, 0xb, 1).ebx, cores * threads);
+                prop_assert_eq!(leaf(&table, 1, 0).edx >> 28 & 1, u32::from(cores * threads > 1));
+                let l3 = leaf(&table, if amd { 0x8000_001d } else { 4 }, 3);
+                let apic = leaf(&table, 0xb, 0).edx;
+                let sharing = ((l3.eax >> 14 & 0xfff) + 1).next_power_of_two();
+                prop_assert_eq!(apic / sharing, want.0);
+                if amd {
+                    let node = leaf(&table, 0x8000_001e, 0);
+                    prop_assert_eq!((node.eax, node.ecx & 0xff, node.ebx & 0xff), (apic, want.0, want.1));
+                    prop_assert_eq!(leaf(&table, 0x8000_0008, 0).ecx >> 12 & 0xf, leaf(&table, 0xb, 1).eax);
+                    prop_assert!(leaf(&table, 0x8000_0000, 0).eax < 0x8000_0026);
+                } else {
+                    prop_assert_eq!(leaf(&table, 0x1f, 1).eax, leaf(&table, 0xb, 1).eax);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn shapes_beyond_apic_ids_are_refused() {
+        let shape = |llcs, cores, threads| ApicIds::new(Topology { numa_nodes: 1, llcs, cores_per_llc: cores, threads_per_core: threads });
+        assert!(shape(1, 255, 1).is_ok());
+        assert!(shape(1, 256, 1).is_err());
+        assert!(shape(16, 16, 1).is_err());
+        assert!(shape(u32::MAX, u32::MAX, u32::MAX).is_err());
+        assert!(shape(0, 1, 1).is_err());
+    }
+}
