@@ -6,8 +6,13 @@
 //! in the lab passes its own code on.
 
 mod bench;
+mod demo;
+mod det_check;
 mod lab;
 mod prereq;
+mod soak;
+mod suite;
+mod workspace;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -21,6 +26,14 @@ struct Cli {
 
 #[derive(Subcommand)]
 enum Command {
+    /// Judge a real scheduler on a real kernel: install, build, pull, run
+    Demo(demo::DemoArgs),
+    /// The whole test suite, real kernels and the KVM lab included
+    Test(suite::TestArgs),
+    /// Run the demo under `det` many times and compare every byte
+    DetCheck(det_check::DetCheckArgs),
+    /// Boot many times and look for a guest that the emulator corrupted
+    Soak(soak::SoakArgs),
     /// Run a command in a VM that has a working /dev/kvm, on any machine
     Lab(lab::LabArgs),
     /// Check for, and install, what building and running needs
@@ -40,6 +53,10 @@ enum Command {
 
 fn main() -> ExitCode {
     let result = match Cli::parse().command {
+        Command::Demo(args) => demo::command(&args),
+        Command::Test(args) => suite::command(&args),
+        Command::DetCheck(args) => det_check::command(&args),
+        Command::Soak(args) => soak::command(&args),
         Command::Lab(args) => lab::command(args),
         Command::Prereq(args) => prereq::command(&args),
         Command::Bench(args) => bench::command(&args),

@@ -193,7 +193,7 @@ mod tests {
         symlink("..", root.join("up")).unwrap();
         symlink("nowhere", root.join("void")).unwrap();
         let _socket = std::os::unix::net::UnixListener::bind(root.join("sock")).unwrap();
-        let includes = gather(&[root.clone()], OsStr::new("")).unwrap();
+        let includes = gather(std::slice::from_ref(&root), OsStr::new("")).unwrap();
         assert_eq!(names(&includes), ["release/b", "release/link", "release/sub/a"]);
         assert_eq!(includes.empty, ["release/none"]);
         let text = includes.warnings.join("\n");

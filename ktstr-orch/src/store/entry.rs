@@ -526,7 +526,8 @@ pub(super) mod tests {
 
     #[test]
     fn damage_is_reported_with_its_reason() {
-        let damages: [(&str, fn(&Path)); 6] = [
+        type Damage = fn(&Path);
+        let damages: [(&str, Damage); 6] = [
             ("vmlinux: content differs", |dir| fs::write(dir.join("vmlinux"), "\x7fELF kernxl").unwrap()),
             ("vmlinux: has 3 bytes", |dir| fs::write(dir.join("vmlinux"), "abc").unwrap()),
             ("config: No such file", |dir| fs::remove_file(dir.join("config")).unwrap()),
