@@ -1,7 +1,9 @@
 //! What runs inside the guest: PID 1, scheduler lifecycle, cgroups, scenarios, workers.
 
+pub mod init;
 pub mod job;
 pub mod report;
+mod ring_memory;
 pub mod cgroup;
 pub mod check;
 pub mod scenario;

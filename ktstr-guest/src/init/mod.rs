@@ -1,0 +1,210 @@
+//! PID 1 of the guest: sets the machine up, runs one scheduler and one task, switches it off.
+//!
+//! It is told everything by a file in the initramfs ([`ktstr_proto::guest::GuestJob`]), waits for
+//! nobody outside and says everything through the ring. The steps, in order, are the body of
+//! `Init::set_up` and `Init::work`; each returns a `Result`, and the first that fails is reported by
+//! its name before the power goes off. It never exits and never restarts anything.
+//!
+//! It judges nothing: what a frame means for the verdict is the orchestrator's business. The test
+//! itself is another process, see [`crate::report`].
+
+mod clock;
+mod console;
+mod kmsg;
+mod modules;
+mod mounts;
+mod outbox;
+mod power;
+mod scheduler;
+mod shell;
+mod spawn;
+mod streams;
+mod system;
+mod task;
+mod watch;
+
+use std::{
+    error::Error,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::Path,
+    process::ExitCode,
+    sync::{Mutex, PoisonError},
+};
+
+use ktstr_proto::{
+    guest::{COMPLETE_PATH, GuestFrame, GuestJob, GuestTask, JOB_PATH, MODULES_PATH, Phase},
+    link::chain,
+    ring::RingError,
+};
+
+use self::{
+    kmsg::Kmsg,
+    outbox::Outbox,
+    scheduler::{Scheduler, SchedulerError},
+    watch::Watch,
+};
+use crate::job::read_job;
+
+pub use self::console::PREFIX as FATAL_PREFIX;
+
+/// How long the host may take to empty the ring before the power goes off.
+const DRAIN_MS: u64 = 5_000;
+
+/// The initramfs was not unpacked to its end.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{COMPLETE_PATH} is missing: the kernel did not unpack the initramfs to its end, almost always because the guest has too little memory"
+)]
+struct Truncated;
+
+/// A step that failed, and why.
+#[derive(Debug, PartialEq, Eq)]
+struct Failure {
+    step: &'static str,
+    reason: String,
+}
+
+/// Names the step of an error.
+fn step<T, E: Error>(step: &'static str, result: Result<T, E>) -> Result<T, Failure> {
+    result.map_err(|error| Failure { step, reason: chain(&error) })
+}
+
+/// What PID 1 holds on to until the end, failed or not.
+#[derive(Default)]
+struct Init {
+    out: Option<Outbox>,
+    can_power_off: bool,
+    interactive: bool,
+}
+
+/// Message of the last panic, for the report.
+static PANIC: Mutex<String> = Mutex::new(String::new());
+
+/// Entry of the executable. Returns only when it is not PID 1.
+pub fn main() -> ExitCode {
+    if std::process::id() != 1 {
+        eprintln!("ktstr-guest is the first process of a ktstr guest and does nothing elsewhere; to get a shell in one: ktstr shell");
+        return ExitCode::from(2);
+    }
+    std::panic::set_hook(Box::new(|info| {
+        *PANIC.lock().unwrap_or_else(PoisonError::into_inner) = info.to_string();
+    }));
+    let mut init = Init::default();
+    let failure = match catch_unwind(AssertUnwindSafe(|| init.run())) {
+        Ok(result) => result.err(),
+        Err(_) => Some(Failure {
+            step: "panic",
+            reason: PANIC.lock().unwrap_or_else(PoisonError::into_inner).clone(),
+        }),
+    };
+    // A panic while reporting must not keep the power on.
+    let _ = catch_unwind(AssertUnwindSafe(|| init.finish(failure)));
+    power::power_off(init.can_power_off)
+}
+
+impl Init {
+    fn run(&mut self) -> Result<(), Failure> {
+        let (job, kmsg) = self.set_up()?;
+        self.work(&job, kmsg)
+    }
+
+    /// From the bare initramfs to a machine that can run a test.
+    fn set_up(&mut self) -> Result<(GuestJob, Kmsg), Failure> {
+        step("mount", mounts::mount_required())?;
+        let complete = if Path::new(COMPLETE_PATH).exists() { Ok(()) } else { Err(Truncated) };
+        let job = read_job(Path::new(JOB_PATH));
+        if let Ok(job) = &job {
+            self.open_ring(job)?;
+        }
+        step("initramfs", complete)?;
+        let job = step("job", job)?;
+        let kmsg = step("kernel log", Kmsg::open())?;
+        self.can_power_off = kmsg.can_power_off();
+        let mut missing: Vec<String> = mounts::mount_optional().iter().map(|e| chain(e)).collect();
+        step("modules", modules::load_listed(Path::new(MODULES_PATH)))?;
+        if !matches!(job.task, GuestTask::Test(_)) {
+            step("shell", system::install_shell())?;
+        }
+        step("cpus", system::wait_for_cpus(job.topology))?;
+        missing.extend(system::set_sysctls());
+        missing.extend(system::loopback_up().err().map(|e| format!("loopback: {e}")));
+        missing.extend(system::escape_scheduler().err().map(|e| format!("real-time priority of PID 1: {e}")));
+        for what in missing {
+            self.say(|out| out.note(&format!("not available: {what}")))?;
+        }
+        self.say(|out| out.phase(Phase::SystemReady))?;
+        Ok((job, kmsg))
+    }
+
+    /// The scheduler and the task.
+    fn work(&mut self, job: &GuestJob, kmsg: Kmsg) -> Result<(), Failure> {
+        self.interactive = matches!(job.task, GuestTask::Shell(_));
+        let Some(out) = &mut self.out else { return Ok(()) };
+        let mut watch = step("watch", Watch::new(kmsg))?;
+        let scheduler = match &job.scheduler {
+            None => None,
+            Some(wanted) => match Scheduler::attach(&mut watch, out, job, wanted) {
+                Ok(scheduler) => Some(scheduler),
+                // Both have been said in frames of their own, or were asked for.
+                Err(SchedulerError::Ended { .. } | SchedulerError::Cancelled { .. }) => return Ok(()),
+                Err(error) => return step("scheduler", Err(error)),
+            },
+        };
+        step("task", task::run(&mut watch, out, job, scheduler))
+    }
+
+    /// Sets the ring up and says the first words through it.
+    fn open_ring(&mut self, job: &GuestJob) -> Result<(), Failure> {
+        let out = self.out.insert(step("ring", Outbox::open(job.ring))?);
+        let release = nix::sys::utsname::uname()
+            .map(|name| name.release().to_string_lossy().into_owned())
+            .unwrap_or_default();
+        let hello = GuestFrame::Hello { release, cpus_online: system::cpus_online() };
+        step("ring", out.send(hello))?;
+        step("ring", out.phase(Phase::InitStarted))
+    }
+
+    fn say(&mut self, say: impl FnOnce(&mut Outbox) -> Result<(), RingError>) -> Result<(), Failure> {
+        self.out.as_mut().map_or(Ok(()), |out| step("ring", say(out)))
+    }
+
+    /// The last words: the failure if there is one, and that the power goes off now.
+    fn finish(&mut self, failure: Option<Failure>) {
+        if self.interactive {
+            shell::flush_terminal();
+        }
+        let mut heard = failure.is_none();
+        if let Some(out) = &mut self.out {
+            if let Some(Failure { step, reason }) = &failure {
+                let frame = GuestFrame::StepFailed { step: (*step).into(), reason: reason.clone() };
+                heard = out.send(frame).is_ok();
+            }
+            heard &= out.phase(Phase::PoweringOff).is_ok();
+            out.drain(DRAIN_MS);
+        }
+        let Failure { step, reason } = match failure {
+            Some(failure) => failure,
+            None if heard => return,
+            None => Failure { step: "ring", reason: "no room left in the ring for the last words".into() },
+        };
+        console::say_fatal(step, &reason);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_failed_step_carries_its_whole_chain_of_causes() {
+        let error = crate::job::JobError::Read { path: "/ktstr/job".into(), source: std::io::ErrorKind::NotFound.into() };
+        let failed = step::<(), _>("job", Err(error)).unwrap_err();
+        assert_eq!(failed.step, "job");
+        assert_eq!(failed.reason, "cannot read the job at /ktstr/job: entity not found");
+    }
+
+    #[test]
+    fn it_refuses_to_be_anything_but_the_first_process() {
+        assert_eq!(format!("{:?}", main()), format!("{:?}", ExitCode::from(2)));
+    }
+}

@@ -1,0 +1,303 @@
+//! The one loop of PID 1: everything that may happen while something runs, in one `poll`.
+//!
+//! ```text
+//! SIGCHLD ─► reap ──────────► who ended, kept until asked for
+//! kernel log ───────────────► ScxDisabled
+//! test's channel ───────────► its frames, as they are
+//! pipes of the children ────► Log
+//! ```
+//!
+//! Children are reaped first and read afterwards, so that all they wrote stands in the ring before
+//! their end is acted upon. It takes no decision: [`super::scheduler`] and [`super::task`] do.
+
+use std::{
+    io::Read,
+    os::{
+        fd::AsFd,
+        unix::net::UnixStream,
+    },
+};
+
+use ktstr_proto::{
+    guest::{GuestFrame, ProcessEnd},
+    link::chain,
+    ring::RingError,
+};
+use nix::{
+    errno::Errno,
+    poll::{PollFd, PollFlags, PollTimeout, poll},
+    sys::{
+        signal::{SigSet, Signal},
+        signalfd::{SfdFlags, SignalFd},
+        wait::{WaitPidFlag, WaitStatus, waitpid},
+    },
+    unistd::Pid,
+};
+
+use super::{
+    clock,
+    kmsg::{Kmsg, SchedExt},
+    outbox::Outbox,
+    streams::Stream,
+};
+use crate::report::Inbox;
+
+/// How long the kernel's details may lag behind its `disabled`.
+const DETAIL_MS: u64 = 50;
+/// How often the host's signal is looked at.
+const SIGNAL_MS: u64 = 100;
+/// Most pieces taken from one source per turn, so that no source starves the others.
+const PIECES: usize = 64;
+
+/// Why the loop cannot go on.
+#[derive(Debug, thiserror::Error)]
+pub enum WatchError {
+    /// Child signals cannot be watched.
+    #[error("cannot watch for the end of children")]
+    Signals(#[source] Errno),
+    /// The kernel log cannot be read.
+    #[error("cannot follow the kernel log /dev/kmsg")]
+    Kmsg(#[source] std::io::Error),
+    /// Waiting failed.
+    #[error("cannot wait for events")]
+    Poll(#[source] Errno),
+    /// Nothing can be said any more.
+    #[error("cannot write to the ring")]
+    Ring(#[source] RingError),
+}
+
+impl From<RingError> for WatchError {
+    fn from(source: RingError) -> Self {
+        Self::Ring(source)
+    }
+}
+
+/// The kernel's word that it ended the scheduler.
+#[derive(Debug)]
+struct Disabled {
+    name: String,
+    reason: String,
+    at_ms: u64,
+}
+
+/// Everything that is watched.
+pub struct Watch {
+    signals: SignalFd,
+    kmsg: Kmsg,
+    channel: Option<(UnixStream, Inbox)>,
+    streams: Vec<Stream>,
+    children: Vec<Pid>,
+    ended: Vec<(Pid, ProcessEnd)>,
+    unsaid: Option<Disabled>,
+    disabled_at_ms: Option<u64>,
+}
+
+impl Watch {
+    /// Begins to watch for children and the kernel's words.
+    pub fn new(kmsg: Kmsg) -> Result<Self, WatchError> {
+        let mut mask = SigSet::empty();
+        mask.add(Signal::SIGCHLD);
+        mask.thread_block().map_err(WatchError::Signals)?;
+        let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
+        let signals = SignalFd::with_flags(&mask, flags).map_err(WatchError::Signals)?;
+        Ok(Self {
+            signals,
+            kmsg,
+            channel: None,
+            streams: Vec::new(),
+            children: Vec::new(),
+            ended: Vec::new(),
+            unsaid: None,
+            disabled_at_ms: None,
+        })
+    }
+
+    /// Keeps the end of this child; other processes are only reaped.
+    pub fn add_child(&mut self, pid: Pid) {
+        self.children.push(pid);
+    }
+
+    /// Follows the output of a child.
+    pub fn add_stream(&mut self, stream: Stream) {
+        self.streams.push(stream);
+    }
+
+    /// Follows the test's channel, a non-blocking stream.
+    pub fn set_channel(&mut self, stream: UnixStream) {
+        self.channel = Some((stream, Inbox::default()));
+    }
+
+    /// How a child ended, once.
+    pub fn take_end(&mut self, pid: Pid) -> Option<ProcessEnd> {
+        let index = self.ended.iter().position(|(p, _)| *p == pid)?;
+        Some(self.ended.swap_remove(index).1)
+    }
+
+    /// When the kernel said last, in guest milliseconds, that it disabled the BPF scheduler.
+    pub fn disabled_at_ms(&self) -> Option<u64> {
+        self.disabled_at_ms
+    }
+
+    /// The scheduler is in charge again.
+    pub fn forget_disabled(&mut self) {
+        self.disabled_at_ms = None;
+    }
+
+    /// Takes turns until `done` gives something or `limit_ms` have passed.
+    pub fn until<T>(
+        &mut self,
+        out: &mut Outbox,
+        limit_ms: u64,
+        mut done: impl FnMut(&mut Self) -> Option<T>,
+    ) -> Result<Option<T>, WatchError> {
+        let until = clock::now_ms() + limit_ms;
+        loop {
+            if let Some(found) = done(self) {
+                return Ok(Some(found));
+            }
+            let now = clock::now_ms();
+            if now >= until {
+                return Ok(None);
+            }
+            self.turn(out, Some(until - now))?;
+        }
+    }
+
+    /// Waits for something, at most `limit_ms`, and passes on whatever is there.
+    pub fn turn(&mut self, out: &mut Outbox, limit_ms: Option<u64>) -> Result<(), WatchError> {
+        self.wait(out, limit_ms)?;
+        let ended_before = self.ended.len();
+        self.reap()?;
+        self.read_kernel_log(out)?;
+        self.read_channel(out)?;
+        self.read_streams(out)?;
+        let someone_ended = self.ended.len() > ended_before;
+        if self.unsaid.as_ref().is_some_and(|d| someone_ended || clock::now_ms() >= d.at_ms + DETAIL_MS) {
+            self.say_disabled(out, None)?;
+        }
+        Ok(())
+    }
+
+    fn wait(&self, out: &Outbox, limit_ms: Option<u64>) -> Result<(), WatchError> {
+        let limits = [
+            limit_ms,
+            out.listens().then_some(SIGNAL_MS),
+            self.unsaid.as_ref().map(|_| DETAIL_MS),
+        ];
+        let timeout = match limits.into_iter().flatten().min() {
+            Some(ms) => PollTimeout::try_from(ms.min(60_000)).unwrap_or(PollTimeout::MAX),
+            None => PollTimeout::NONE,
+        };
+        let mut fds = vec![
+            PollFd::new(self.signals.as_fd(), PollFlags::POLLIN),
+            PollFd::new(self.kmsg.as_fd(), PollFlags::POLLIN),
+        ];
+        fds.extend(self.channel.iter().map(|(c, _)| PollFd::new(c.as_fd(), PollFlags::POLLIN)));
+        fds.extend(self.streams.iter().map(|s| PollFd::new(s.as_fd(), PollFlags::POLLIN)));
+        match poll(&mut fds, timeout) {
+            Ok(_) | Err(Errno::EINTR) => Ok(()),
+            Err(source) => Err(WatchError::Poll(source)),
+        }
+    }
+
+    /// Takes every child that ended, adopted ones included.
+    fn reap(&mut self) -> Result<(), WatchError> {
+        while self.signals.read_signal().map_err(WatchError::Signals)?.is_some() {}
+        loop {
+            match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) => self.note_end(pid, ProcessEnd::Exited(code)),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                    self.note_end(pid, ProcessEnd::Signaled(signal as i32));
+                }
+                Ok(WaitStatus::StillAlive) | Err(Errno::ECHILD) => return Ok(()),
+                Ok(_) | Err(Errno::EINTR) => {}
+                Err(source) => return Err(WatchError::Signals(source)),
+            }
+        }
+    }
+
+    fn note_end(&mut self, pid: Pid, end: ProcessEnd) {
+        if let Some(index) = self.children.iter().position(|child| *child == pid) {
+            self.children.swap_remove(index);
+            self.ended.push((pid, end));
+        }
+    }
+
+    fn read_kernel_log(&mut self, out: &mut Outbox) -> Result<(), WatchError> {
+        while let Some(said) = self.kmsg.next().map_err(WatchError::Kmsg)? {
+            match said {
+                SchedExt::Enabled { .. } => {}
+                SchedExt::Disabled { name, reason } => {
+                    self.say_disabled(out, None)?;
+                    let at_ms = clock::now_ms();
+                    self.disabled_at_ms = Some(at_ms);
+                    self.unsaid = Some(Disabled { name, reason, at_ms });
+                }
+                SchedExt::Detail { name, text } => {
+                    if self.unsaid.as_ref().is_some_and(|d| d.name == name) {
+                        self.say_disabled(out, Some(&text))?;
+                    } else {
+                        out.note(&format!("kernel: sched_ext: {name}: {text}"))?;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Says what the kernel said, with the detail when there is one.
+    fn say_disabled(&mut self, out: &mut Outbox, detail: Option<&str>) -> Result<(), WatchError> {
+        if let Some(Disabled { reason, .. }) = self.unsaid.take() {
+            let reason = detail.map_or(reason.clone(), |detail| format!("{reason}: {detail}"));
+            out.send(GuestFrame::ScxDisabled { reason })?;
+        }
+        Ok(())
+    }
+
+    /// Passes the test's frames on. A channel that carries no frames is closed and said to be so.
+    fn read_channel(&mut self, out: &mut Outbox) -> Result<(), WatchError> {
+        let Some((stream, inbox)) = &mut self.channel else { return Ok(()) };
+        let mut piece = [0; 16 << 10];
+        for _ in 0..PIECES {
+            match stream.read(&mut piece) {
+                Ok(0) => {
+                    let pending = inbox.pending();
+                    self.channel = None;
+                    if pending > 0 {
+                        out.note(&format!("the test process ended within a report: {pending} bytes of it came"))?;
+                    }
+                    return Ok(());
+                }
+                Ok(n) => inbox.push(&piece[..n]),
+                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) => {
+                    self.channel = None;
+                    return Ok(out.note(&format!("the test's channel broke: {error}"))?);
+                }
+            }
+            loop {
+                match inbox.next_frame() {
+                    Ok(Some(frame)) => out.send(frame)?,
+                    Ok(None) => break,
+                    Err(error) => {
+                        self.channel = None;
+                        return Ok(out.note(&chain(&error))?);
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn read_streams(&mut self, out: &mut Outbox) -> Result<(), WatchError> {
+        for stream in &mut self.streams {
+            for _ in 0..PIECES {
+                let Some(text) = stream.next_piece() else { break };
+                out.log(stream.source(), text)?;
+            }
+        }
+        self.streams.retain(|stream| !stream.is_closed());
+        Ok(())
+    }
+}
