@@ -64,7 +64,7 @@ fn spec(args: &ShellArgs) -> anyhow::Result<RunSpec> {
     // Found here as well as by the orchestrator: the message is at hand at
     // once, and a file is imported under the user's eyes.
     let kernel = kernel::find(&store, args.kernel.as_deref())?;
-    let include = args.include_files.iter().map(|path| absolute(path)).collect::<anyhow::Result<_>>()?;
+    let include = args.include_files.iter().map(absolute).collect::<anyhow::Result<_>>()?;
     let term = args.exec.is_none().then(|| {
         let (rows, cols) = terminal::window_size().unwrap_or((24, 80));
         let term = std::env::var("TERM").unwrap_or_else(|_| "vt100".to_owned());

@@ -327,10 +327,18 @@ impl Store {
     }
 }
 
-/// Damaged entries sort below all versions.
-fn rank(entry: &ListedEntry) -> Option<(KernelVersion, String)> {
+/// Damaged entries sort below all versions; of one version, what came as a
+/// whole package set is newest, since a bare image lacks modules.
+fn rank(entry: &ListedEntry) -> Option<(KernelVersion, u8, String)> {
     match &entry.state {
-        EntryState::Valid(m) => KernelVersion::parse(&m.release).map(|v| (v, m.created.clone())),
+        EntryState::Valid(m) => {
+            let whole = match m.source {
+                Source::Debian { .. } => 2,
+                Source::PackageFiles { .. } => 1,
+                Source::Image { .. } => 0,
+            };
+            KernelVersion::parse(&m.release).map(|v| (v, whole, m.created.clone()))
+        }
         EntryState::Corrupt(_) => None,
     }
 }

@@ -7,6 +7,7 @@
 use std::ffi::OsString;
 use std::fs::{self, File};
 use std::io::{self, BufRead, BufReader, Read};
+use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -15,6 +16,9 @@ use super::control::{Paragraph, paragraphs};
 use super::offer::Package;
 use super::sources::{self, Mirror};
 use super::{Event, PullError};
+
+/// Start of the names of download directories.
+const DOWNLOAD: &str = "download-";
 
 /// Why apt did not do what was asked.
 #[derive(Debug, thiserror::Error)]
@@ -129,6 +133,13 @@ impl Client {
             let path = self.dir.join(dir);
             fs::create_dir_all(&path).map_err(|source| ClientError::State { action: "create", path, source })?;
         }
+        // Left by a pull that was killed: the lock is ours, so nobody uses them.
+        for item in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
+            if item.file_name().to_string_lossy().starts_with(DOWNLOAD) {
+                let path = item.path();
+                fs::remove_dir_all(&path).map_err(|source| ClientError::State { action: "remove", path, source })?;
+            }
+        }
         let write = |name: &str, text: &str| {
             let path = self.dir.join(name);
             fs::write(&path, text).map_err(|source| ClientError::State { action: "write", path, source })
@@ -157,7 +168,7 @@ impl Client {
     /// Downloads packages, verified against the signed lists by apt.
     pub fn download(&self, packages: &[Package], progress: &mut dyn FnMut(Event)) -> Result<Downloads, ClientError> {
         let dir = tempfile::Builder::new()
-            .prefix("download-")
+            .prefix(DOWNLOAD)
             .tempdir_in(&self.dir)
             .map_err(|source| ClientError::State { action: "create a directory in", path: self.dir.clone(), source })?;
         let mut command = self.apt("apt-get");
@@ -180,6 +191,10 @@ impl Client {
         // apt's messages are matched by nobody, but a person may have to read
         // them in a report: one language.
         command.env("LC_ALL", "C").env("APT_CONFIG", self.dir.join("apt.conf")).stdin(Stdio::null());
+        // SAFETY: between fork and exec only this one system call on an
+        // integer is made. Without it apt would outlive a killed pull and keep
+        // its lists locked.
+        unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)?)) };
         command
     }
 
@@ -249,7 +264,7 @@ fn configuration(dir: &Path) -> String {
          Dir::Cache \"{dir}/cache\";\n\
          APT::Default-Release \"\";\n\
          APT::Sandbox::User \"\";\n\
-         APT::Update::Post-Invoke \"\";\n\
+         APT::Update::Error-Mode \"any\";\n\
          Acquire::Languages \"none\";\n\
          Acquire::IndexTargets::deb::DEP-11::DefaultEnabled \"false\";\n\
          #clear APT::Update::Post-Invoke;\n\

@@ -85,6 +85,7 @@ pub fn pull(
     let client = Client::prepare(store, &SUITES, lookup)?;
     progress(Event::Step(format!("asking {} for kernels in {}", client.mirror(), SUITES.join(" and "))));
     client.update(progress)?;
+    progress(Event::Step("reading the package lists".to_owned()));
     let offers = offer::complete(&client.kernel_packages()?, client.arch());
     let chosen = match series {
         Some(series) => offer::choose(&offers, |offer| offer.version.matches(series), Some(series))?,
