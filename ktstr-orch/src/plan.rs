@@ -22,7 +22,7 @@ use ktstr_proto::{
 
 use crate::{
     children::{Child, SpawnError, find_executable},
-    pack::{self, ClosureError, Initramfs, LibraryPath, PackError, memory},
+    pack::{self, Initramfs, LibraryPath, PackError, memory},
     store::{Kernel, KernelUnfit, ResolveError, RootError, Store, StoreError, store_root},
 };
 
@@ -76,9 +76,6 @@ pub enum PlanError {
         /// What it said.
         said: String,
     },
-    /// The emulator's libraries cannot be found.
-    #[error("cannot prepare the emulator's jail")]
-    EmulatorFiles(#[source] ClosureError),
     /// Hardware KVM was asked for and cannot be used.
     #[error("accelerator kvm cannot be used here: {detail}")]
     NoKvm {
@@ -265,11 +262,9 @@ fn find_emulator(accel: AccelKind) -> Result<Emulator, PlanError> {
         .map_err(|source| PlanError::File { action: "run", path: program.clone(), source })?;
     let said = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
     let version = parse_version(&said).ok_or_else(|| PlanError::EmulatorVersion { program: program.clone(), said })?;
-    let mut files =
-        pack::host_libraries(&program, &LibraryPath::of_host(None)).map_err(PlanError::EmulatorFiles)?;
-    files.push(program.clone());
-    let firmware = ["/usr/share/qemu", "/usr/share/seabios", "/usr/lib/x86_64-linux-gnu/qemu"];
-    files.extend(firmware.map(PathBuf::from).into_iter().filter(|dir| dir.is_dir()));
+    // The jail shows the system's library directories by itself.
+    let firmware = ["/usr/share/qemu", "/usr/share/seabios"];
+    let files = firmware.map(PathBuf::from).into_iter().filter(|dir| dir.is_dir()).collect();
     Ok(Emulator { program, version, files })
 }
 

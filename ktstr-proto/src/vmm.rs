@@ -88,7 +88,7 @@ pub struct Emulator {
     pub program: PathBuf,
     /// Its version, major and minor.
     pub version: (u32, u32),
-    /// Files and directories bound read-only: libraries, loader, firmware.
+    /// Files and directories it reads beside the system's libraries: firmware. Bound read-only.
     pub files: Vec<PathBuf>,
 }
 

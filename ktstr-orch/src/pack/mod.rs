@@ -23,13 +23,3 @@ pub use include::IncludeError;
 pub use initramfs::{Initramfs, PackError, Packed, in_path};
 pub use library_path::LibraryPath;
 pub use tree::TreeError;
-
-/// The interpreter and all libraries `executable` needs, as files of the host.
-pub fn host_libraries(
-    executable: &std::path::Path,
-    path: &LibraryPath,
-) -> Result<Vec<std::path::PathBuf>, ClosureError> {
-    let closure = closure::of(executable, path)?;
-    Ok(closure.interpreter.into_iter().chain(closure.libraries.into_values()).collect())
-}
-
