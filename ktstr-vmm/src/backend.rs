@@ -5,6 +5,8 @@
 
 use std::os::fd::OwnedFd;
 
+use ktstr_jail::Confined;
+
 use crate::emulator::{EmulatorSpec, Prepared};
 use crate::kvm::KvmMachine;
 use crate::machine::{MachineError, MachineSpec, Running};
@@ -57,8 +59,8 @@ impl Ready {
         }
     }
 
-    /// Lets the guest run.
-    pub fn start(self) -> Result<Started, MachineError> {
+    /// Lets the guest run, which only a confined process may do.
+    pub fn start(self, _confined: &Confined) -> Result<Started, MachineError> {
         match self {
             Ready::Kvm { kvm, spec } => {
                 let machine = KvmMachine::start(kvm, *spec).map_err(|source| MachineError {

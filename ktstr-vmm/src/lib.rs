@@ -2,30 +2,38 @@
 //!
 //! [`machine`] is that interface, [`kvm`] and [`emulator`] are its backends, [`backend`] chooses.
 //! [`session`] is one machine with everything that leaves it ([`console`], [`ring`]); [`serve`] runs
-//! it for an orchestrator.
+//! it for an orchestrator, [`standalone`] for a person.
 
 pub mod backend;
+pub mod confine;
 pub mod console;
 pub mod emulator;
 pub mod kvm;
 pub mod machine;
+pub mod probe;
 pub mod ring;
 pub mod serve;
 pub mod session;
+pub mod standalone;
 pub mod terminal;
 
-/// What the executable does: serves the orchestrator that started it.
+/// What the executable does: serves the orchestrator that started it, or runs a shell.
 #[must_use]
 pub fn role_main() -> std::process::ExitCode {
-    let served = ktstr_proto::Channel::inherited("the orchestrator")
-        .map_err(serve::ServeError::from)
-        .and_then(serve::Server::new)
-        .and_then(serve::Server::run);
-    match served {
-        Ok(()) => std::process::ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("ktstr-vmm: {}", ktstr_proto::link::chain(&error));
-            std::process::ExitCode::from(4)
+    use clap::Parser as _;
+    let ended = match standalone::options::Options::parse().command {
+        Some(standalone::options::Command::Shell(options)) => {
+            standalone::shell::run(&options).map_err(|error| ktstr_proto::link::chain(&error))
         }
-    }
+        None => serve_orchestrator().map(|()| 0).map_err(|error| ktstr_proto::link::chain(&error)),
+    };
+    std::process::ExitCode::from(ended.unwrap_or_else(|message| {
+        eprintln!("ktstr-vmm: {message}");
+        4
+    }))
+}
+
+fn serve_orchestrator() -> Result<(), serve::ServeError> {
+    let channel = ktstr_proto::Channel::inherited("the orchestrator")?;
+    serve::Server::new(channel)?.run()
 }

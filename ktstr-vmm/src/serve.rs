@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
+use ktstr_jail::JailError;
 use ktstr_proto::channel::Filled;
 use ktstr_proto::link::{ErrorCode, Fds, MissingFd, RemoteError, RequestFrame};
 use ktstr_proto::ring::Mode as RingMode;
@@ -24,6 +25,7 @@ use mio::unix::SourceFd;
 use mio::{Events, Interest, Poll, Token};
 
 use crate::backend::{Backend, Ready};
+use crate::confine;
 use crate::console::{ConsoleError, PortOutput};
 use crate::emulator::{EmulatorSpec, Mode, Version};
 use crate::machine::{self, ConsoleFds, Exit, Gpa, MachineError, MachineSpec};
@@ -115,6 +117,13 @@ pub enum RefusedStart {
         #[from]
         source: MachineError,
     },
+    /// This process could not be confined.
+    #[error("enter the jail")]
+    Jail {
+        /// The reason.
+        #[from]
+        source: JailError,
+    },
     /// The ring cannot be reached.
     #[error("reach the guest channel")]
     Ring {
@@ -131,6 +140,7 @@ impl RefusedStart {
                 ErrorCode::BadRequest
             }
             Self::Ring { .. } => ErrorCode::BadRequest,
+            Self::Jail { .. } => ErrorCode::Jail,
             Self::Console { .. } | Self::Port { .. } | Self::Machine { .. } => ErrorCode::Infrastructure,
         }
     }
@@ -236,7 +246,7 @@ impl Server {
     fn answer(&mut self, frame: RequestFrame<VmmRequest>, fds: Fds) -> Result<(), ServeError> {
         let mut attached = Fds::default();
         let result = match frame.request {
-            VmmRequest::Probe(_) => probe().map(VmmReply::Probe),
+            VmmRequest::Probe(_) => Ok(VmmReply::Probe(probe())),
             VmmRequest::Start(start) => self.start(&start, fds, &mut attached).map(VmmReply::Start),
             VmmRequest::Pause(_) => self.pause().map(VmmReply::Pause),
             VmmRequest::Resume(_) => self.running("resume").and_then(|session| {
@@ -275,10 +285,11 @@ impl Server {
 
     fn start(&mut self, start: &Start, fds: Fds, attached: &mut Fds) -> Result<Started, RemoteError> {
         if !matches!(self.state, State::Idle) {
-            return Err(refusal("start: this process has had its machine; start another process"));
+            return Err(refusal("start: this process has had its one attempt; start another process"));
         }
-        let (session, started) =
-            launch(start, fds, attached).map_err(|e| RemoteError::new(e.code(), &e))?;
+        // Whatever comes of it: this process may be confined afterwards and cannot try again.
+        self.state = State::Ended;
+        let (session, started) = launch(start, fds, attached).map_err(|e| RemoteError::new(e.code(), &e))?;
         let watched = session.event_fd().as_raw_fd();
         self.poll
             .registry()
@@ -314,7 +325,7 @@ fn launch(start: &Start, mut fds: Fds, attached: &mut Fds) -> Result<(Session, S
         console,
     };
     let ready = Ready::prepare(&backend, spec)?;
-    let running = ready.start()?;
+    let running = ready.start(&confine::this_process()?)?;
     let session = Session::new(running.machine, com1, com2, &start.ring)?;
     let ram = session.ram();
     let regions = ram
@@ -343,7 +354,8 @@ fn console_pair() -> Result<(ConsoleFds, OwnedFd), RefusedStart> {
     pair().map_err(|source| RefusedStart::Console { source })
 }
 
-fn shape(topology: ktstr_proto::Topology) -> machine::Topology {
+/// The machine's shape in the terms of both backends.
+pub(crate) fn shape(topology: ktstr_proto::Topology) -> machine::Topology {
     machine::Topology {
         numa_nodes: topology.numa_nodes,
         llcs: topology.llcs,
@@ -364,6 +376,7 @@ fn backend(start: &Start) -> Result<Backend, RefusedStart> {
         program: emulator.program.clone(),
         version: Version { major, minor, micro: 0 },
         mode,
+        files: emulator.files.clone(),
         host_cpus: std::thread::available_parallelism().map_or(1, Into::into),
     }))
 }
@@ -375,8 +388,11 @@ fn detail(backend: &Backend) -> String {
     }
 }
 
-fn probe() -> Result<ProbeReport, RemoteError> {
-    Err(RemoteError { code: ErrorCode::Unavailable, message: "this build cannot probe hardware KVM".to_owned() })
+fn probe() -> ProbeReport {
+    let start = std::time::Instant::now();
+    let verdict = crate::probe::probe();
+    let took_us = start.elapsed().as_micros().try_into().unwrap_or(u64::MAX);
+    ProbeReport { usable: verdict.is_usable(), detail: verdict.to_string(), took_us }
 }
 
 fn exit_on_the_wire(exit: Exit) -> VmExit {

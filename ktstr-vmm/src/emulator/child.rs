@@ -1,15 +1,17 @@
 //! The emulator as a child process: started with named descriptors and nothing else, noticed when it
 //! dies, ended together with us.
 //!
-//! It refuses to inherit: only the descriptors given cross the `exec`, the environment is empty,
-//! standard input is `/dev/null`. The child's standard error is kept (its end only) for errors.
+//! It runs in its jail from the first instruction. It refuses to inherit: only the descriptors given
+//! cross the `exec`, the environment is empty, standard input is `/dev/null`. The child's standard error is kept (its end only) for errors.
 
-use std::io::Read;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::fs::File;
+use std::io::{PipeReader, Read};
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Child, ChildStderr, Command, ExitStatus, Stdio};
+use std::process::ExitStatus;
 
+use ktstr_jail::{JailError, JailSpec, Jailed, Program};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 
@@ -19,20 +21,20 @@ const STDERR_KEPT: usize = 8 << 10;
 /// Why the emulator could not be started.
 #[derive(Debug, thiserror::Error)]
 pub enum ChildError {
-    /// It could not be executed.
+    /// It could not be executed in its jail.
     #[error("start the emulator {program}")]
     Spawn {
         /// The executable.
         program: String,
-        /// The operating system's reason.
+        /// The reason.
         #[source]
-        source: std::io::Error,
+        source: JailError,
     },
-    /// It runs but cannot be watched.
-    #[error("open a process descriptor of the emulator")]
-    Pidfd {
+    /// Its standard streams could not be made.
+    #[error("make the emulator's standard streams")]
+    Streams {
         /// The operating system's reason.
-        #[source]
+        #[from]
         source: std::io::Error,
     },
     /// Its standard error cannot be read without blocking.
@@ -44,65 +46,44 @@ pub enum ChildError {
     },
 }
 
-/// A running emulator. Dropping it kills and reaps it.
+/// A running emulator in its jail. Dropping it kills and reaps it.
 #[derive(Debug)]
 pub struct Emulator {
-    child: Child,
-    pidfd: OwnedFd,
-    stderr: ChildStderr,
+    child: Jailed,
+    stderr: PipeReader,
     complaints: Vec<u8>,
-    status: Option<ExitStatus>,
 }
 
 impl Emulator {
-    /// Starts `program`; `inherited` keep their numbers in the child.
+    /// Starts `program` in `jail`; `inherited` keep their numbers in the child.
     ///
     /// The child dies with the *thread* that calls this, which must therefore live as long as the
     /// machine.
-    pub fn spawn(program: &Path, args: &[String], inherited: &[BorrowedFd<'_>]) -> Result<Emulator, ChildError> {
-        let numbers: Vec<RawFd> = inherited.iter().map(AsRawFd::as_raw_fd).collect();
-        let parent = std::process::id();
-        let mut command = Command::new(program);
-        command.args(args).env_clear().current_dir("/").stdin(Stdio::null()).stdout(Stdio::null());
-        command.stderr(Stdio::piped());
-        // SAFETY: between fork and exec the closure calls only async-signal-safe system calls and
-        // does not allocate.
-        unsafe {
-            command.pre_exec(move || prepare(&numbers, parent));
-        }
-        let mut child = command
-            .spawn()
+    pub fn spawn(
+        jail: &JailSpec,
+        program: &Path,
+        args: &[String],
+        inherited: &[BorrowedFd<'_>],
+    ) -> Result<Emulator, ChildError> {
+        let null = File::options().read(true).write(true).open("/dev/null")?;
+        let (stderr, stderr_sink) = std::io::pipe()?;
+        let stdio = [null.as_fd(), null.as_fd(), stderr_sink.as_fd()];
+        let child = ktstr_jail::spawn(jail, &Program { path: program, args, stdio, inherited })
             .map_err(|source| ChildError::Spawn { program: program.display().to_string(), source })?;
-        let stderr = child.stderr.take();
-        let mut emulator = match (pidfd_of(&child), stderr) {
-            (Ok(pidfd), Some(stderr)) => {
-                Emulator { child, pidfd, stderr, complaints: Vec::new(), status: None }
-            }
-            (pidfd, _) => {
-                // Unwatched it must not run; the error to report is the first one.
-                let _ = child.kill();
-                let _ = child.wait();
-                let source = pidfd.err().unwrap_or_else(|| std::io::ErrorKind::BrokenPipe.into());
-                return Err(ChildError::Pidfd { source });
-            }
-        };
-        if let Err(source) = set_nonblocking(emulator.stderr.as_fd()) {
-            emulator.kill();
-            return Err(ChildError::Stderr { source });
-        }
-        Ok(emulator)
+        set_nonblocking(stderr.as_fd()).map_err(|source| ChildError::Stderr { source })?;
+        Ok(Emulator { child, stderr, complaints: Vec::new() })
     }
 
     /// Readable once the child has ended.
     #[must_use]
     pub fn pidfd(&self) -> BorrowedFd<'_> {
-        self.pidfd.as_fd()
+        self.child.pidfd()
     }
 
     /// The child's process id.
     #[must_use]
     pub fn pid(&self) -> u32 {
-        self.child.id()
+        self.child.pid()
     }
 
     /// The child's standard error, for polling.
@@ -138,31 +119,21 @@ impl Emulator {
 
     /// How the child ended, if it has.
     pub fn try_wait(&mut self) -> Option<ExitStatus> {
-        if self.status.is_none() {
-            self.status = self.child.try_wait().ok().flatten();
-        }
-        self.status
+        self.child.try_wait()
     }
 
     /// Kills the child and reaps it.
     pub fn kill(&mut self) {
-        if self.try_wait().is_none() {
-            // Both fail only for a child that is gone already.
-            let _ = self.child.kill();
-            self.status = self.child.wait().ok();
-        }
-    }
-}
-
-impl Drop for Emulator {
-    fn drop(&mut self) {
-        self.kill();
+        self.child.kill();
     }
 }
 
 /// The end of a process in words.
 #[must_use]
 pub fn describe(status: ExitStatus) -> String {
+    if ktstr_jail::killed_by_filter(status) {
+        return "killed by its system call filter (SIGSYS)".to_owned();
+    }
     match (status.signal(), status.code()) {
         (Some(signal), _) => match nix::sys::signal::Signal::try_from(signal) {
             Ok(name) => format!("killed by {name}"),
@@ -173,35 +144,6 @@ pub fn describe(status: ExitStatus) -> String {
     }
 }
 
-fn prepare(numbers: &[RawFd], parent: u32) -> std::io::Result<()> {
-    // SAFETY: plain system calls on numbers; no memory is passed.
-    unsafe {
-        if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-        // The parent may have died before the line above.
-        if libc::getppid() as u32 != parent {
-            return Err(std::io::Error::from_raw_os_error(libc::ESRCH));
-        }
-        for number in numbers {
-            if libc::fcntl(*number, libc::F_SETFD, 0) != 0 {
-                return Err(std::io::Error::last_os_error());
-            }
-        }
-    }
-    Ok(())
-}
-
-fn pidfd_of(child: &Child) -> std::io::Result<OwnedFd> {
-    // SAFETY: the call takes two numbers; its result is checked before it becomes an owner.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, child.id() as libc::pid_t, 0) };
-    if fd < 0 {
-        return Err(std::io::Error::last_os_error());
-    }
-    // SAFETY: a descriptor the kernel has just made for us, owned by nobody else.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
-}
-
 fn set_nonblocking(fd: BorrowedFd<'_>) -> Result<(), Errno> {
     let flags = OFlag::from_bits_retain(fcntl(fd, FcntlArg::F_GETFL)?);
     fcntl(fd, FcntlArg::F_SETFL(flags | OFlag::O_NONBLOCK)).map(drop)
@@ -209,14 +151,17 @@ fn set_nonblocking(fd: BorrowedFd<'_>) -> Result<(), Errno> {
 
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd;
     use std::time::{Duration, Instant};
 
     use nix::poll::{PollFd, PollFlags, poll};
 
     use super::*;
 
-    fn shell(script: &str, inherited: &[BorrowedFd<'_>]) -> Emulator {
-        Emulator::spawn(Path::new("/bin/sh"), &["-c".into(), script.into()], inherited).unwrap()
+    /// Small programs that do with the system calls an emulator may make.
+    fn start(program: &str, args: &[&str], inherited: &[BorrowedFd<'_>]) -> Emulator {
+        let args: Vec<String> = args.iter().map(ToString::to_string).collect();
+        Emulator::spawn(&JailSpec::emulator(&[]), Path::new(program), &args, inherited).unwrap()
     }
 
     fn wait(emulator: &mut Emulator) -> ExitStatus {
@@ -226,48 +171,56 @@ mod tests {
 
     #[test]
     fn the_end_and_the_complaints_are_known() {
-        let mut emulator = shell("echo 'x: warning: harmless' >&2; echo broken >&2; exit 3", &[]);
-        assert_eq!(describe(wait(&mut emulator)), "exit status 3");
+        let mut emulator = start("/bin/cat", &["/no/such: warning: harmless", "/no/such/file"], &[]);
+        assert_eq!(describe(wait(&mut emulator)), "exit status 1");
         while emulator.read_complaints() {}
-        assert_eq!(emulator.complaints(), "broken");
+        assert!(emulator.complaints().contains("/no/such/file: No such file"), "{}", emulator.complaints());
+        assert!(!emulator.complaints().contains("harmless"));
     }
 
     #[test]
-    fn only_named_descriptors_cross_and_the_environment_is_empty() {
+    fn only_named_descriptors_cross() {
         let given = tempfile::tempfile().unwrap();
         let kept = tempfile::tempfile().unwrap();
-        let script = format!(
-            "test -e /proc/self/fd/{} || exit 1; test -e /proc/self/fd/{} && exit 2; test -z \"$HOME\" || exit 3",
-            given.as_raw_fd(),
-            kept.as_raw_fd()
-        );
-        let mut emulator = shell(&script, &[given.as_fd()]);
+        let path = |file: &File| format!("/proc/self/fd/{}", file.as_raw_fd());
+        let mut emulator = start("/usr/bin/test", &["-e", &path(&given)], &[given.as_fd()]);
         assert_eq!(describe(wait(&mut emulator)), "exit status 0");
+        let mut emulator = start("/usr/bin/test", &["-e", &path(&kept)], &[given.as_fd()]);
+        assert_eq!(describe(wait(&mut emulator)), "exit status 1");
     }
 
     #[test]
     fn a_kill_is_noticed_at_once_and_named() {
-        let mut emulator = shell("exec sleep 60", &[]);
-        let start = Instant::now();
+        let mut emulator = start("/bin/sleep", &["60"], &[]);
+        let begun = Instant::now();
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(emulator.pid() as i32), nix::sys::signal::SIGKILL).unwrap();
         assert_eq!(describe(wait(&mut emulator)), "killed by SIGKILL");
-        assert!(start.elapsed() < Duration::from_millis(200));
+        assert!(begun.elapsed() < Duration::from_millis(200));
+    }
+
+    #[test]
+    fn a_forbidden_system_call_is_named_as_the_end() {
+        // A shell asks for its parent's process id, which no emulator does.
+        let mut emulator = start("/bin/sh", &["-c", "exit 0"], &[]);
+        assert_eq!(describe(wait(&mut emulator)), "killed by its system call filter (SIGSYS)");
     }
 
     #[test]
     fn endless_complaints_keep_their_end() {
-        let mut emulator = shell("yes padding | head -c 300000 >&2; echo the end >&2", &[]);
+        let mut paths = vec!["/no/such/file/anywhere"; 2000];
+        paths.push("/the/end");
+        let mut emulator = start("/bin/cat", &paths, &[]);
         while emulator.try_wait().is_none() {
             emulator.read_complaints();
         }
         while emulator.read_complaints() {}
         assert!(emulator.complaints.len() <= STDERR_KEPT);
-        assert!(emulator.complaints().ends_with("the end"));
+        assert!(emulator.complaints().ends_with("/the/end: No such file or directory"));
     }
 
     #[test]
     fn a_missing_program_is_named() {
-        let error = Emulator::spawn(Path::new("/nonexistent/emulator"), &[], &[]).unwrap_err();
+        let error = Emulator::spawn(&JailSpec::emulator(&[]), Path::new("/nonexistent/emulator"), &[], &[]).unwrap_err();
         assert_eq!(error.to_string(), "start the emulator /nonexistent/emulator");
     }
 }

@@ -13,9 +13,10 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use ktstr_jail::{JailError, JailSpec};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -25,6 +26,7 @@ use super::child::{ChildError, Emulator, describe};
 use super::layout::{self, LayoutError};
 use super::qmp::{Qmp, QmpError, QmpEvent, ShutdownReason};
 use super::version::Version;
+use crate::confine;
 use crate::machine::{Event, Exit, MachineError, MachineSpec, Ram, Running};
 
 /// How long the emulator may take to answer its control socket. A host busy with other machines
@@ -42,6 +44,8 @@ pub struct EmulatorSpec {
     pub version: Version,
     /// For speed or for replay.
     pub mode: Mode,
+    /// Firmware and further files it reads, shown read-only in its jail. Libraries are shown anyway.
+    pub files: Vec<PathBuf>,
     /// CPUs of the host that the emulator may use.
     pub host_cpus: usize,
 }
@@ -151,7 +155,7 @@ impl Prepared {
             cmdline: &cmdline,
             fds,
         };
-        let child = Emulator::spawn(&emulator.program, &args::compose(&machine), &fds.all())?;
+        let child = spawn_confined(emulator, &args::compose(&machine), &fds.all())?;
         Ok(Prepared { child, qmp: Qmp::new(ours)?, ram })
     }
 
@@ -178,6 +182,28 @@ impl Prepared {
             return StartError::Died { end, complaints: self.child.complaints() };
         }
         error.into()
+    }
+}
+
+/// Where distributions put the emulator's firmware, for callers that name no files.
+const FIRMWARE: [&str; 2] = ["/usr/share/qemu", "/usr/share/seabios"];
+
+/// Starts the child in its jail.
+fn spawn_confined(
+    emulator: &EmulatorSpec,
+    args: &[String],
+    inherited: &[BorrowedFd<'_>],
+) -> Result<Emulator, ChildError> {
+    let mut files: Vec<&Path> = emulator.files.iter().map(PathBuf::as_path).collect();
+    if files.is_empty() {
+        files.extend(FIRMWARE.map(Path::new));
+    }
+    let spawn = |jail: &JailSpec| Emulator::spawn(jail, &emulator.program, args, inherited);
+    match spawn(&JailSpec::emulator(&files)) {
+        Err(ChildError::Spawn { source: JailError::UserNamespaceForbidden { .. }, .. }) if confine::is_root() => {
+            spawn(&confine::without_user_namespace(JailSpec::emulator(&files)))
+        }
+        outcome => outcome,
     }
 }
 

@@ -3,7 +3,7 @@
 //! Where to look next: `main.rs`, the tests.
 
 use std::fs::File;
-use std::io::Write;
+use std::io::{Seek, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
@@ -94,6 +94,7 @@ pub fn initramfs(script: &str) -> OwnedFd {
     member(&mut archive, "TRAILER!!!", 0, &[]);
     let mut file = sink();
     file.write_all(&archive).unwrap();
+    file.rewind().unwrap();
     file.into()
 }
 
@@ -157,7 +158,13 @@ impl<'a> Boot<'a> {
             console: None,
         };
         let emulator =
-            EmulatorSpec { program: QEMU.into(), version: self.version, mode: self.mode, host_cpus: 2 };
+            EmulatorSpec {
+                program: QEMU.into(),
+                version: self.version,
+                mode: self.mode,
+                files: Vec::new(),
+                host_cpus: 2,
+            };
         let machine = Prepared::spawn(spec, &emulator).unwrap().start().unwrap();
         Guest { machine, com1, com2 }
     }

@@ -5,6 +5,7 @@
 
 mod guest;
 mod role;
+mod shell;
 
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};

@@ -18,7 +18,7 @@ use ktstr_proto::{AccelKind, Call, Channel, ChannelError, Topology, channel::Mes
 use crate::guest::{Needs, QEMU, initramfs, needs};
 
 const LIMIT: Duration = Duration::from_secs(120);
-const RING: RingRegion = RingRegion { gpa: 0x800_0000, len: 1 << 20, mode: Mode::Wrap };
+pub const RING: RingRegion = RingRegion { gpa: 0x800_0000, len: 1 << 20, mode: Mode::Wrap };
 
 struct Role {
     child: Child,
@@ -129,13 +129,13 @@ fn ring_bytes(events: &[VmmEvent]) -> Vec<u8> {
 }
 
 /// Shell that writes `bytes` at `offset` of the ring.
-fn poke(offset: u64, bytes: &[u8]) -> String {
+pub fn poke(offset: u64, bytes: &[u8]) -> String {
     let octal: String = bytes.iter().map(|byte| format!("\\{byte:03o}")).collect();
     let at = RING.gpa + offset;
     format!("printf '{octal}' | dd of=/dev/mem bs=1 seek={at} conv=notrunc 2>/dev/null\n")
 }
 
-fn ring_header(mode: Mode, capacity: u64, written: u64) -> String {
+pub fn ring_header(mode: Mode, capacity: u64, written: u64) -> String {
     [
         poke(8, &ring::VERSION.to_le_bytes()),
         poke(12, &(mode as u32).to_le_bytes()),
@@ -219,7 +219,7 @@ fn pause_resume_kill() {
 }
 
 /// Whether the process is gone, waiting at most the 200 ms in which everybody must notice.
-fn gone(pid: u32) -> bool {
+pub fn gone(pid: u32) -> bool {
     let start = Instant::now();
     while start.elapsed() < Duration::from_millis(200) {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
@@ -281,8 +281,7 @@ fn what_cannot_be_started_says_why() {
         interactive: false,
         seed: 1,
     };
-    let mut role = Role::spawn();
-    let mut refused = |start, fds| match role.call(start, fds) {
+    let refused = |start, fds| match Role::spawn().call(start, fds) {
         Err(error) => ktstr_proto::link::chain(&error),
         Ok(_) => panic!("started"),
     };
