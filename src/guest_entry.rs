@@ -1,0 +1,138 @@
+//! The guest half of a test executable: PID 1 starts the same executable with `KTSTR_GUEST_TEST=NAME`,
+//! and a constructor that runs before `main` runs that one registered test instead of the test harness.
+//!
+//! It reports through [`Reporter`] and leaves through `exit`; `main` is not reached in the guest. Outside
+//! the guest the variable is not set and the constructor does nothing.
+
+use std::{
+    backtrace::Backtrace,
+    panic::{AssertUnwindSafe, PanicHookInfo, catch_unwind},
+    path::Path,
+    sync::{Mutex, PoisonError},
+};
+
+use ktstr_guest::{
+    job::read_job,
+    report::{ReportError, Reporter},
+    scenario::Ctx,
+};
+use ktstr_proto::{
+    guest::{GuestFrame, GuestTask, JOB_PATH, TEST_ENV, TestEnd},
+    verdict::{AssertResult, DetailKind, Outcome},
+};
+
+use crate::host::{KTSTR_TESTS, KtstrTestEntry};
+
+/// Longest backtrace that is reported, in bytes.
+const MAX_BACKTRACE: usize = 64 << 10;
+/// Exit status when PID 1 cannot be told anything.
+const NO_REPORT: i32 = 2;
+
+#[used]
+#[unsafe(link_section = ".init_array")]
+static BEFORE_MAIN: extern "C" fn() = before_main;
+
+extern "C" fn before_main() {
+    if let Some(name) = std::env::var_os(TEST_ENV) {
+        let code = catch_unwind(|| run(&name.to_string_lossy())).unwrap_or(NO_REPORT);
+        std::process::exit(code);
+    }
+}
+
+/// Runs one registered test; the exit status.
+fn run(name: &str) -> i32 {
+    match carry_out(name) {
+        Ok(passed) => i32::from(!passed),
+        Err(error) => {
+            eprintln!("ktstr: test `{name}` cannot be run in this guest: {error:#}");
+            NO_REPORT
+        }
+    }
+}
+
+fn carry_out(name: &str) -> anyhow::Result<bool> {
+    let reporter = Reporter::from_env()?;
+    let entry = KTSTR_TESTS.iter().find(|entry| entry.full_name() == name);
+    let Some(entry) = entry else {
+        let mut known: Vec<String> = KTSTR_TESTS.iter().map(KtstrTestEntry::full_name).collect();
+        known.sort();
+        reporter.send(&GuestFrame::TestEnded(TestEnd::Unknown(known)))?;
+        return Ok(false);
+    };
+    let job = read_job(Path::new(JOB_PATH))?;
+    let GuestTask::Test(test) = &job.task else {
+        anyhow::bail!("the job at {JOB_PATH} asks for no test");
+    };
+    let ctx = Ctx::of_job(&job, test, reporter);
+    let end = call(entry, &ctx);
+    let passed = matches!(&end, TestEnd::Returned(result) if result.is_pass() || result.is_skip());
+    report(&ctx.reporter, end)?;
+    Ok(passed)
+}
+
+/// Calls the test function and catches whatever it does.
+fn call(entry: &KtstrTestEntry, ctx: &Ctx) -> TestEnd {
+    static FIRST_PANIC: Mutex<Option<(String, String)>> = Mutex::new(None);
+    let usual = std::panic::take_hook();
+    std::panic::set_hook(Box::new(move |info| {
+        let mut first = FIRST_PANIC.lock().unwrap_or_else(PoisonError::into_inner);
+        if first.is_none() {
+            *first = Some((panic_message(info), backtrace()));
+        }
+        drop(first);
+        usual(info);
+    }));
+    match catch_unwind(AssertUnwindSafe(|| (entry.run)(ctx))) {
+        Ok(Ok(result)) => TestEnd::Returned(result),
+        Ok(Err(error)) => TestEnd::Error(error.chain().map(ToString::to_string).collect()),
+        Err(_) => {
+            let first = FIRST_PANIC.lock().unwrap_or_else(PoisonError::into_inner).take();
+            let (message, backtrace) = first.unwrap_or_else(|| ("resumed a panic without message".into(), String::new()));
+            TestEnd::Panicked { message, backtrace }
+        }
+    }
+}
+
+fn panic_message(info: &PanicHookInfo<'_>) -> String {
+    let text = info.payload_as_str().unwrap_or("(payload is no text)");
+    match info.location() {
+        Some(place) => format!("{text}, at {}:{}:{}", place.file(), place.line(), place.column()),
+        None => text.into(),
+    }
+}
+
+fn backtrace() -> String {
+    let mut text = Backtrace::force_capture().to_string();
+    if text.len() > MAX_BACKTRACE {
+        let end = (0..=MAX_BACKTRACE).rev().find(|end| text.is_char_boundary(*end)).unwrap_or(0);
+        text.truncate(end);
+        text.push_str("\n(cut)");
+    }
+    text
+}
+
+/// Sends the end of the test; figures of single workers are left out when there are too many to send.
+fn report(reporter: &Reporter, end: TestEnd) -> Result<(), ReportError> {
+    let frame = GuestFrame::TestEnded(end);
+    match (reporter.send(&frame), frame) {
+        (Err(ReportError::TooLong { length }), GuestFrame::TestEnded(TestEnd::Returned(mut result))) => {
+            let left_out = result.stats.workers.len();
+            result.stats.workers.clear();
+            let message = format!("figures of {left_out} single workers left out: {length} bytes are too many");
+            result.push(DetailKind::Note, result.outcome.max(Outcome::NotRun), message);
+            reporter.send(&GuestFrame::TestEnded(TestEnd::Returned(shortened(result))))
+        }
+        (sent, _) => sent,
+    }
+}
+
+/// Keeps the first findings; the rest is counted.
+fn shortened(mut result: AssertResult) -> AssertResult {
+    const KEPT: usize = 200;
+    let more = result.details.len().saturating_sub(KEPT);
+    if more > 0 {
+        result.details.truncate(KEPT);
+        result.push(DetailKind::Note, result.outcome, format!("{more} more findings left out"));
+    }
+    result
+}

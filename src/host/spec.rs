@@ -1,0 +1,148 @@
+//! From a registered test and the environment to the request for a run.
+//!
+//! Read from the environment: `KTSTR_KERNEL` (or `KTSTR_TEST_KERNEL`, which wins), `KTSTR_ACCEL`,
+//! `KTSTR_SEED`, `KTSTR_SCHEDULER`, `KTSTR_RUNS_ROOT` (or `KTSTR_RUNS_DIR`), `RUST_LOG` for the guest.
+
+use std::{
+    env,
+    path::{Path, PathBuf},
+};
+
+use ktstr_proto::{
+    Accel,
+    run::{Job, RunSpec, SchedulerJob, TestJob, UnknownAccel},
+    topology::TopologyError,
+};
+
+use super::KtstrTestEntry;
+use crate::executables::{NotFound, find_scheduler};
+
+/// Why a run cannot even be asked for.
+#[derive(Debug, thiserror::Error)]
+pub enum SpecError {
+    /// The machine cannot be built.
+    #[error("test `{test}` asks for a machine that cannot be built")]
+    Shape {
+        /// The test.
+        test: String,
+        /// What is wrong.
+        #[source]
+        source: TopologyError,
+    },
+    /// The accelerator variable is wrong.
+    #[error("KTSTR_ACCEL is wrong")]
+    Accel(#[source] UnknownAccel),
+    /// The seed variable is wrong.
+    #[error("KTSTR_SEED=`{value}` is no whole number below 2^64")]
+    Seed {
+        /// Value of the variable.
+        value: String,
+    },
+    /// The scheduler is nowhere.
+    #[error("scheduler `{scheduler}` cannot be started")]
+    Scheduler {
+        /// Its name.
+        scheduler: &'static str,
+        /// Where it was looked for.
+        #[source]
+        source: NotFound,
+    },
+    /// This process does not know its own executable.
+    #[error("cannot find this test's own executable")]
+    OwnExecutable(#[source] std::io::Error),
+}
+
+/// The request for a run of `entry`.
+pub fn spec_of(entry: &KtstrTestEntry) -> Result<RunSpec, SpecError> {
+    let test = entry.full_name();
+    let topology = entry.topology().map_err(|source| SpecError::Shape { test: test.clone(), source })?;
+    let binary = env::current_exe().map_err(SpecError::OwnExecutable)?;
+    let accel: Accel = set("KTSTR_ACCEL").map_or(Ok(Accel::Auto), |text| text.parse()).map_err(SpecError::Accel)?;
+    let seed = match set("KTSTR_SEED") {
+        Some(value) => value.parse().map_err(|_| SpecError::Seed { value })?,
+        None => seed_of(&test),
+    };
+    let scheduler = entry
+        .scheduler
+        .map(|scheduler| {
+            let binary = find_scheduler(scheduler.binary, scheduler.package)
+                .map_err(|source| SpecError::Scheduler { scheduler: scheduler.name, source })?;
+            let args = scheduler.sched_args.iter().chain(entry.extra_sched_args).map(|arg| arg.to_string()).collect();
+            Ok(SchedulerJob { name: scheduler.name.into(), binary, args })
+        })
+        .transpose()?;
+    let replay = replay(entry, &test, seed, set("KTSTR_SCHEDULER").as_deref());
+    Ok(RunSpec {
+        name: test.clone(),
+        runs_root: runs_root(&binary),
+        job: Job::Test(TestJob {
+            binary,
+            test,
+            duration_ms: entry.duration_s.saturating_mul(1000),
+            scheduler,
+            include: Vec::new(),
+            assert: entry.thresholds(),
+        }),
+        kernel: set("KTSTR_TEST_KERNEL").or_else(|| set("KTSTR_KERNEL")),
+        accel,
+        topology,
+        memory_mb: entry.memory_mb,
+        seed,
+        deadline_ms: None,
+        replay,
+        observe: true,
+        env: set("RUST_LOG").map(|value| ("RUST_LOG".into(), value)).into_iter().collect(),
+    })
+}
+
+fn set(variable: &str) -> Option<String> {
+    env::var(variable).ok().filter(|value| !value.is_empty())
+}
+
+/// Every test has its own seed, the same each time (FNV-1a of its name).
+fn seed_of(test: &str) -> u64 {
+    let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
+    test.bytes().fold(0xcbf2_9ce4_8422_2325, mix) >> 32
+}
+
+/// The line that repeats the run; the orchestrator fills in kernel and accelerator.
+fn replay(entry: &KtstrTestEntry, test: &str, seed: u64, scheduler: Option<&str>) -> String {
+    let scheduler = scheduler.map(|path| format!("KTSTR_SCHEDULER={path} ")).unwrap_or_default();
+    format!(
+        "{scheduler}KTSTR_KERNEL={{kernel}} KTSTR_ACCEL={{accel}} KTSTR_SEED={seed} \
+         cargo nextest run -p {} -E 'test(={test})'",
+        entry.package
+    )
+}
+
+/// Where run directories are made: as told, else `ktstr/runs` in the target directory that the
+/// executable lies in, else below the working directory.
+fn runs_root(exe: &Path) -> PathBuf {
+    let told = set("KTSTR_RUNS_ROOT").or_else(|| set("KTSTR_RUNS_DIR")).map(PathBuf::from);
+    let root = told.unwrap_or_else(|| target_of(exe).unwrap_or_else(|| PathBuf::from("target")).join("ktstr/runs"));
+    std::path::absolute(&root).unwrap_or(root)
+}
+
+/// The target directory: cargo marks it with a `CACHEDIR.TAG`.
+fn target_of(exe: &Path) -> Option<PathBuf> {
+    exe.ancestors().skip(1).find(|directory| directory.join("CACHEDIR.TAG").is_file()).map(Path::to_path_buf)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn seeds_differ_between_tests_and_not_between_runs() {
+        assert_eq!(seed_of("demo"), seed_of("demo"));
+        assert_ne!(seed_of("demo"), seed_of("demo2"));
+    }
+
+    #[test]
+    fn runs_lie_in_the_target_directory_of_the_executable() {
+        let exe = env::current_exe().unwrap();
+        let target = target_of(&exe).expect("cargo runs tests from a target directory");
+        assert!(exe.starts_with(&target) && target.join("CACHEDIR.TAG").is_file());
+        assert_eq!(target_of(Path::new("/nonexistent/debug/deps/x")), None);
+    }
+}

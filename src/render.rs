@@ -1,0 +1,353 @@
+//! A run's report as text for people: plain, readable in 80 columns, the verdict first, the way to
+//! repeat it last. Paths and command lines are never broken, so that they can be copied.
+
+use std::fmt::Write;
+
+use ktstr_proto::{
+    monitor::MonitorSummary,
+    verdict::{AssertResult, Cause, Outcome, RunReport, ScenarioStats},
+};
+
+const WIDTH: usize = 80;
+/// Log lines shown; the run directory holds all.
+const TAIL: usize = 25;
+
+/// The whole report.
+pub fn report(report: &RunReport) -> String {
+    let mut out = String::new();
+    header(&mut out, report);
+    if let Some(result) = &report.result {
+        findings(&mut out, result);
+    }
+    if let Some(cause) = &report.cause {
+        particulars(&mut out, cause);
+    }
+    for note in &report.notes {
+        wrapped(&mut out, "  note: ", note);
+    }
+    machine(&mut out, report);
+    if let Some(result) = report.result.as_ref().filter(|result| !result.stats.cgroups.is_empty()) {
+        stats(&mut out, &result.stats);
+    }
+    if let Some(summary) = &report.monitor {
+        monitor(&mut out, summary);
+    }
+    if report.infrastructure || !matches!(report.outcome, Outcome::Pass | Outcome::NotRun) {
+        tail(&mut out, "scheduler log", &report.scheduler_log);
+        if console_matters(report) {
+            tail(&mut out, "console", &report.console_tail);
+        }
+    }
+    line(&mut out, format_args!("run directory: {}", report.run_dir.display()));
+    if !report.replay.is_empty() {
+        line(&mut out, format_args!("replay: {}", report.replay));
+    }
+    out
+}
+
+/// What is said when there was no run to report on.
+pub fn infrastructure(test: &str, reason: &str) -> String {
+    let mut out = String::new();
+    line(&mut out, format_args!("ktstr_test '{test}' FAILED: infrastructure, nothing was tested"));
+    wrapped(&mut out, "  ", reason);
+    out
+}
+
+fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
+    // Writing to a string cannot fail.
+    let _ = writeln!(out, "{text}");
+}
+
+fn header(out: &mut String, report: &RunReport) {
+    let scheduler = if report.scheduler.is_empty() { "EEVDF" } else { &report.scheduler };
+    let name = format!("ktstr_test '{}' [sched={scheduler}] [topo={}]", report.name, report.topology);
+    let verdict = match (report.infrastructure, report.outcome) {
+        (true, _) => "FAILED: infrastructure".to_owned(),
+        (false, Outcome::Pass) => "PASS".into(),
+        (false, Outcome::NotRun) => "NOT RUN".into(),
+        (false, Outcome::Inconclusive) => "INCONCLUSIVE".into(),
+        (false, Outcome::Fail) => "FAILED".into(),
+    };
+    match (&report.cause, report.infrastructure) {
+        (None, _) => line(out, format_args!("{name} {verdict}")),
+        (Some(cause), true) => {
+            line(out, format_args!("{name} {verdict}"));
+            wrapped(out, "  ", &headline(cause));
+        }
+        (Some(cause), false) => wrapped(out, "", &format!("{name} {verdict}: {}", headline(cause))),
+    }
+}
+
+/// A cause in one sentence.
+pub fn headline(cause: &Cause) -> String {
+    match cause {
+        Cause::Assertion => "a check failed".into(),
+        Cause::TestPanic { message, .. } => format!("the test panicked: {message}"),
+        Cause::TestDied { how } => format!("the test process {how} without a result"),
+        Cause::SchedulerStall { reason } => format!("scheduler stall: {reason}"),
+        Cause::SchedulerError { reason } => format!("the scheduler failed with an error: {reason}"),
+        Cause::SchedulerNotAttached { reason } => format!("the scheduler did not attach: {reason}"),
+        Cause::SchedulerDied { how } => format!("the scheduler process {how}"),
+        Cause::KernelPanic { message } => format!("the guest kernel panicked: {message}"),
+        Cause::GuestInit { step, reason } => format!("the guest could not be set up: {step}: {reason}"),
+        Cause::Deadline { phase, waited_ms } => {
+            format!("nothing more was heard for {:.1} s; the last station was {phase}", *waited_ms as f64 / 1000.0)
+        }
+        Cause::GuestEnded { how } => format!("the guest ended before its result arrived: {how}"),
+        Cause::Channel { reason } => format!("the guest sent what cannot be understood: {reason}"),
+        Cause::ProcessDied { process, how } => format!("{process} {how}"),
+        Cause::Missing { reason } | Cause::BadRequest { reason } => reason.clone(),
+        Cause::Cancelled => "cancelled".into(),
+    }
+}
+
+fn findings(out: &mut String, result: &AssertResult) {
+    for detail in &result.details {
+        let mark = match detail.outcome {
+            Outcome::Fail => "  ",
+            Outcome::Inconclusive => "  inconclusive: ",
+            Outcome::Pass | Outcome::NotRun => "  note: ",
+        };
+        wrapped(out, mark, &detail.message);
+    }
+}
+
+fn particulars(out: &mut String, cause: &Cause) {
+    if let Cause::TestPanic { backtrace, .. } = cause
+        && !backtrace.is_empty()
+    {
+        line(out, format_args!("--- backtrace ---"));
+        for text in trimmed_backtrace(backtrace) {
+            line(out, format_args!("  {text}"));
+        }
+    }
+}
+
+/// The frames between the panic machinery and ktstr's own call of the test.
+fn trimmed_backtrace(backtrace: &str) -> Vec<&str> {
+    let lines: Vec<&str> = backtrace.lines().map(str::trim_end).collect();
+    let is_frame = |text: &str| text.trim_start().split_once(": ").is_some_and(|(n, _)| n.parse::<u32>().is_ok());
+    let last_machinery = lines.iter().rposition(|l| {
+        is_frame(l) && (l.contains("core::panicking::") || l.contains("rust_begin_unwind") || l.contains("begin_panic"))
+    });
+    let start = last_machinery
+        .and_then(|at| lines[at + 1..].iter().position(|l| is_frame(l)).map(|next| at + 1 + next))
+        .unwrap_or(0);
+    let end = lines[start..].iter().position(|l| l.contains("ktstr::guest_entry")).map_or(lines.len(), |n| start + n);
+    let frames = if start < end { &lines[start..end] } else { &lines[..] };
+    frames.iter().take(2 * TAIL).copied().collect()
+}
+
+fn machine(out: &mut String, report: &RunReport) {
+    let mut parts = Vec::new();
+    if !report.kernel.is_empty() {
+        parts.push(format!("kernel {}", report.kernel));
+    }
+    if let Some(accel) = report.accel {
+        let detail =
+            if report.accel_detail.is_empty() { String::new() } else { format!(" ({})", report.accel_detail) };
+        parts.push(format!("{accel}{detail}"));
+    }
+    parts.push(format!("seed {}", report.seed));
+    let (boot, total) = report.host_ms;
+    if total > 0 {
+        parts.push(format!("boot {:.1} s, total {:.1} s", boot as f64 / 1000.0, total as f64 / 1000.0));
+    }
+    wrapped(out, "  ", &parts.join(", "));
+}
+
+fn stats(out: &mut String, stats: &ScenarioStats) {
+    let mut cpus: Vec<u32> = stats.workers.iter().flat_map(|w| w.cpus_used.iter().copied()).collect();
+    cpus.sort_unstable();
+    cpus.dedup();
+    let workers: u32 = stats.cgroups.iter().map(|c| c.workers).sum();
+    let (migrations, spread, gap) = (stats.total_migrations(), stats.worst_spread(), stats.worst_gap_ms());
+    line(out, format_args!("--- stats ---"));
+    let summary = format!(
+        "{workers} workers, {} cpus, {migrations} migrations, worst_spread={spread:.1}%, worst_gap={gap}ms",
+        cpus.len()
+    );
+    wrapped(out, "", &summary);
+    for cgroup in &stats.cgroups {
+        let text = format!(
+            "{}: workers={} cpus={} off_cpu={:.1}-{:.1}% spread={:.1}% gap={}ms migrations={} iter={} run_delay={:.0}us",
+            cgroup.name,
+            cgroup.workers,
+            cgroup.cpus,
+            cgroup.min_off_cpu_pct,
+            cgroup.max_off_cpu_pct,
+            cgroup.spread_pct,
+            cgroup.max_gap_ms,
+            cgroup.migrations,
+            cgroup.iterations,
+            cgroup.mean_run_delay_us
+        );
+        wrapped(out, "  ", &text);
+    }
+}
+
+fn monitor(out: &mut String, summary: &MonitorSummary) {
+    line(out, format_args!("--- monitor ---"));
+    let stuck = match summary.stuck_cpus.as_slice() {
+        [] => "none".into(),
+        cpus => format!("cpus {}", ktstr_guest::scenario::cpu_list(cpus)),
+    };
+    let text = format!(
+        "samples={} failed={} max_imbalance={:.1} max_dsq_depth={} (cpu{}) stuck={stuck}",
+        summary.samples,
+        summary.failed_samples,
+        summary.max_imbalance_ratio,
+        summary.max_local_dsq_depth,
+        summary.max_local_dsq_cpu
+    );
+    wrapped(out, "", &text);
+    let events: Vec<String> =
+        summary.events.iter().filter(|(_, n)| *n != 0).map(|(name, n)| format!("{name}={n}")).collect();
+    if !events.is_empty() {
+        wrapped(out, "events: ", &events.join(" "));
+    }
+    for what in &summary.unavailable {
+        wrapped(out, "unavailable: ", what);
+    }
+}
+
+/// The console says something when the machine or the scheduler's place in the kernel is the matter.
+fn console_matters(report: &RunReport) -> bool {
+    report.infrastructure
+        || !matches!(report.cause, None | Some(Cause::Assertion | Cause::TestPanic { .. } | Cause::Cancelled))
+}
+
+fn tail(out: &mut String, title: &str, lines: &[String]) {
+    if lines.is_empty() {
+        return;
+    }
+    let skipped = lines.len().saturating_sub(TAIL);
+    line(out, format_args!("--- {title} ---"));
+    if skipped > 0 {
+        line(out, format_args!("  ({skipped} earlier lines are in the run directory)"));
+    }
+    for text in &lines[skipped..] {
+        wrapped(out, "  ", &printable(text));
+    }
+}
+
+/// What the guest wrote, without what would steer a terminal.
+fn printable(text: &str) -> String {
+    text.trim_end().chars().map(|c| if c == '\t' { ' ' } else { c }).filter(|c| !c.is_control()).collect()
+}
+
+/// Breaks `text` between words at the width; further lines are indented. Its own line ends are kept.
+fn wrapped(out: &mut String, prefix: &str, text: &str) {
+    let indent = " ".repeat(prefix.chars().take_while(|c| *c == ' ').count() + 2);
+    for (number, part) in text.lines().enumerate() {
+        let mut current = if number == 0 { prefix.to_owned() } else { indent.clone() };
+        let mut empty = true;
+        for word in part.split(' ') {
+            let fits = current.chars().count() + usize::from(!empty) + word.chars().count() <= WIDTH;
+            if !fits && !empty {
+                line(out, format_args!("{}", current.trim_end()));
+                current.clone_from(&indent);
+                empty = true;
+            }
+            if !empty {
+                current.push(' ');
+            }
+            current.push_str(word);
+            empty = false;
+        }
+        line(out, format_args!("{}", current.trim_end()));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ktstr_proto::{
+        RunId, Topology,
+        run::AccelKind,
+        verdict::{CgroupStats, DetailKind, Process},
+    };
+
+    use super::*;
+
+    fn sample() -> RunReport {
+        let mut result = AssertResult::fail(DetailKind::Gap, "tid 71 stuck 4210ms on cpu2 at +3000ms (threshold 3000ms) in cg_0");
+        result.stats.cgroups.push(CgroupStats { name: "cg_0".into(), workers: 2, cpus: 2, ..CgroupStats::default() });
+        RunReport {
+            run_id: RunId("r1".into()),
+            run_dir: "/t/ktstr/runs/r1".into(),
+            name: "demo".into(),
+            outcome: Outcome::Fail,
+            infrastructure: false,
+            cause: Some(Cause::Assertion),
+            result: Some(result),
+            monitor: Some(MonitorSummary { samples: 50, events: vec![("SCX_EV_X".into(), 3)], ..MonitorSummary::default() }),
+            notes: vec!["accelerator tcg, because this host's KVM cannot run a stock kernel at a useful speed".into()],
+            scheduler_log: vec!["attached\x1b[2J".into()],
+            console_tail: vec!["Linux version".into()],
+            accel: Some(AccelKind::Tcg),
+            accel_detail: "QEMU 10.0.2".into(),
+            kernel: "7.2.12".into(),
+            scheduler: "scx-ktstr".into(),
+            topology: Topology { numa_nodes: 1, llcs: 2, cores: 2, threads: 1 },
+            exit_status: None,
+            seed: 7,
+            replay: "KTSTR_KERNEL=7.2.12 KTSTR_ACCEL=tcg KTSTR_SEED=7 cargo nextest run -p ktstr -E 'test(=demo)'".into(),
+            host_ms: (3100, 9200),
+        }
+    }
+
+    #[test]
+    fn a_failure_says_what_where_and_how_to_repeat_it() {
+        let text = report(&sample());
+        let expected = "\
+ktstr_test 'demo' [sched=scx-ktstr] [topo=1n2l2c1t] FAILED: a check failed
+  tid 71 stuck 4210ms on cpu2 at +3000ms (threshold 3000ms) in cg_0
+  note: accelerator tcg, because this host's KVM cannot run a stock kernel at a
+    useful speed
+  kernel 7.2.12, tcg (QEMU 10.0.2), seed 7, boot 3.1 s, total 9.2 s
+--- stats ---
+2 workers, 0 cpus, 0 migrations, worst_spread=0.0%, worst_gap=0ms
+  cg_0: workers=2 cpus=2 off_cpu=0.0-0.0% spread=0.0% gap=0ms migrations=0
+    iter=0 run_delay=0us
+--- monitor ---
+samples=50 failed=0 max_imbalance=0.0 max_dsq_depth=0 (cpu0) stuck=none
+events: SCX_EV_X=3
+--- scheduler log ---
+  attached[2J
+run directory: /t/ktstr/runs/r1
+replay: KTSTR_KERNEL=7.2.12 KTSTR_ACCEL=tcg KTSTR_SEED=7 cargo nextest run -p ktstr -E 'test(=demo)'
+";
+        assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn infrastructure_is_never_called_a_scheduler_failure() {
+        let cause = Cause::ProcessDied { process: Process::Vmm, how: "was killed by signal 9".into() };
+        let text = report(&RunReport { infrastructure: true, cause: Some(cause), result: None, ..sample() });
+        assert!(text.starts_with("ktstr_test 'demo' [sched=scx-ktstr] [topo=1n2l2c1t] FAILED: infrastructure\n"), "{text}");
+        assert!(text.contains("  ktstr-vmm was killed by signal 9\n"), "{text}");
+        assert!(text.contains("--- console ---"), "{text}");
+    }
+
+    #[test]
+    fn a_pass_shows_figures_and_no_logs() {
+        let text = report(&RunReport { outcome: Outcome::Pass, cause: None, ..sample() });
+        assert!(text.contains("PASS\n") && text.contains("--- stats ---"), "{text}");
+        assert!(!text.contains("scheduler log"), "{text}");
+    }
+
+    #[test]
+    fn prose_stays_within_the_width_and_keeps_its_line_ends() {
+        let mut out = String::new();
+        wrapped(&mut out, "  note: ", &format!("{}\nsecond", "word ".repeat(60)));
+        assert!(out.lines().all(|l| l.len() <= WIDTH), "{out}");
+        assert!(out.ends_with("    second\n"), "{out}");
+    }
+
+    #[test]
+    fn a_backtrace_is_cut_down_to_the_test() {
+        let text = "   0: std::backtrace::x\n             at /r/std\n   1: core::panicking::panic_fmt\n             at /r/core\n   2: demo::my_test\n             at tests/demo.rs:3\n   3: ktstr::guest_entry::call\n   4: main\n";
+        assert_eq!(trimmed_backtrace(text), ["   2: demo::my_test", "             at tests/demo.rs:3"]);
+        assert_eq!(trimmed_backtrace("no frames"), ["no frames"]);
+    }
+}
