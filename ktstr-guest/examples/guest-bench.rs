@@ -8,20 +8,26 @@
 //!                                              `follow=no` only reads what is there, `signal-after-ms=N`
 //!                                              asks for the end after N ms
 //! ```
+//!
+//! Placed at `/ktstr/test` it plays the test process: the test's name says how it behaves.
 
 use std::{
     fs::{File, OpenOptions},
     os::unix::fs::FileExt,
+    path::Path,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
+use ktstr_guest::{job::read_job, report::Reporter};
 use ktstr_proto::{
     codec,
-    guest::{GuestFrame, GuestJob, GuestScheduler, GuestTask, GuestTest, Phase},
+    guest::{
+        CHANNEL_ENV, GuestFrame, GuestJob, GuestScheduler, GuestTask, GuestTest, JOB_PATH, Phase, TEST_ENV, TestEnd,
+    },
     ring::{FrameDecoder, HostSignal, Mode, RingMemory, RingReader, RingRegion},
     topology::Topology,
-    verdict::Assert,
+    verdict::{Assert, AssertResult},
 };
 
 struct Ram {
@@ -59,6 +65,9 @@ impl RingMemory for Ram {
 }
 
 fn main() -> Result<()> {
+    if let Ok(test) = std::env::var(TEST_ENV) {
+        return act(&test);
+    }
     let args: Vec<String> = std::env::args().skip(1).collect();
     let [verb, file, pairs @ ..] = &args[..] else { bail!("guest-bench job|read FILE key=value…") };
     let pairs: Vec<(&str, &str)> =
@@ -68,6 +77,34 @@ fn main() -> Result<()> {
         "read" => read(file, &pairs),
         other => bail!("unknown verb {other}"),
     }
+}
+
+/// The test process, well-behaved or not.
+fn act(test: &str) -> Result<()> {
+    let reporter = Reporter::from_env()?;
+    let job = read_job(Path::new(JOB_PATH))?;
+    println!("{test}: job of seed {} read, KTSTR_SEED={}", job.seed, std::env::var("KTSTR_SEED")?);
+    reporter.send(&GuestFrame::Phase(Phase::ScenarioStarted))?;
+    let end = || GuestFrame::TestEnded(TestEnd::Returned(AssertResult::pass()));
+    match test {
+        "pass" => reporter.send(&end())?,
+        "flood" => {
+            for iterations in 0..20_000 {
+                reporter.send(&GuestFrame::Stimulus { what: "x".repeat(900), iterations })?;
+            }
+            reporter.send(&end())?;
+        }
+        "garbage" => {
+            let fd: i32 = std::env::var(CHANNEL_ENV)?.parse()?;
+            // SAFETY: the descriptor is open, the reporter above holds it for longer than this borrow.
+            let channel = unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) };
+            nix::unistd::write(channel, &[0xff; 64])?;
+            std::thread::sleep(Duration::from_secs(1));
+        }
+        "die" => std::process::abort(),
+        other => bail!("no behaviour {other}"),
+    }
+    Ok(())
 }
 
 fn region(pairs: &[(&str, &str)]) -> Result<RingRegion> {

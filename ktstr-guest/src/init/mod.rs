@@ -111,6 +111,8 @@ impl Init {
     /// From the bare initramfs to a machine that can run a test.
     fn set_up(&mut self) -> Result<(GuestJob, Kmsg), Failure> {
         step("mount", mounts::mount_required())?;
+        let kmsg = Kmsg::open();
+        self.can_power_off = kmsg.as_ref().is_ok_and(Kmsg::can_power_off);
         let complete = if Path::new(COMPLETE_PATH).exists() { Ok(()) } else { Err(Truncated) };
         let job = read_job(Path::new(JOB_PATH));
         if let Ok(job) = &job {
@@ -118,8 +120,7 @@ impl Init {
         }
         step("initramfs", complete)?;
         let job = step("job", job)?;
-        let kmsg = step("kernel log", Kmsg::open())?;
-        self.can_power_off = kmsg.can_power_off();
+        let kmsg = step("kernel log", kmsg)?;
         let mut missing: Vec<String> = mounts::mount_optional().iter().map(|e| chain(e)).collect();
         step("modules", modules::load_listed(Path::new(MODULES_PATH)))?;
         if !matches!(job.task, GuestTask::Test(_)) {

@@ -19,8 +19,10 @@ use super::{
 const STATE: &str = "/sys/kernel/sched_ext/state";
 /// How often [`STATE`] is read while waiting.
 const LOOK_MS: u64 = 5;
-/// How long a scheduler may take to end after SIGTERM.
+/// How long an attached scheduler may take to end after SIGTERM.
 const STOP_MS: u64 = 5_000;
+/// How long one may take that never attached.
+const GIVE_UP_MS: u64 = 500;
 /// How long it may take after SIGKILL: the kernel detaches it then.
 const KILL_MS: u64 = 2_000;
 
@@ -117,11 +119,11 @@ impl Scheduler {
             }
             if clock::now_ms() >= until {
                 let state = state().unwrap_or_default();
-                Self { pid }.stop(watch, out)?;
+                Self { pid }.end(watch, out, GIVE_UP_MS)?;
                 return Err(SchedulerError::Timeout { name: name(), limit_ms, state });
             }
             if out.shutdown_requested() {
-                Self { pid }.stop(watch, out)?;
+                Self { pid }.end(watch, out, GIVE_UP_MS)?;
                 return Err(SchedulerError::Cancelled { name: name() });
             }
             watch.turn(out, Some(LOOK_MS))?;
@@ -132,7 +134,11 @@ impl Scheduler {
 
     /// Asks the scheduler to end, then forces it; says how it ended.
     pub fn stop(self, watch: &mut Watch, out: &mut Outbox) -> Result<(), WatchError> {
-        for (signal, limit_ms) in [(Signal::SIGTERM, STOP_MS), (Signal::SIGKILL, KILL_MS)] {
+        self.end(watch, out, STOP_MS)
+    }
+
+    fn end(self, watch: &mut Watch, out: &mut Outbox, ask_ms: u64) -> Result<(), WatchError> {
+        for (signal, limit_ms) in [(Signal::SIGTERM, ask_ms), (Signal::SIGKILL, KILL_MS)] {
             spawn::signal_group(self.pid, signal);
             if let Some(end) = watch.until(out, limit_ms, |watch| watch.take_end(self.pid))? {
                 return Ok(out.send(GuestFrame::SchedulerEnded { end, expected: true })?);

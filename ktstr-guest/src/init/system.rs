@@ -11,7 +11,7 @@ pub const SHELL: &str = "/bin/sh";
 const BUSYBOX: &str = "/bin/busybox";
 const ONLINE: &str = "/sys/devices/system/cpu/online";
 /// How long CPUs may take to come up.
-const CPUS_MS: u64 = 5_000;
+const CPUS_MS: u64 = 2_000;
 
 /// Switches worth having; kernels without them run tests all the same.
 const SYSCTLS: [(&str, &str); 2] =
