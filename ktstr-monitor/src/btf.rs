@@ -288,7 +288,7 @@ impl Search<'_> {
                 .btf
                 .resolve_name(member)
                 .map_err(|_| self.damaged("a member's name is outside the string table"))?;
-            if own == name {
+            if own == name && !own.is_empty() {
                 return Ok(Some(Hit { member: member.clone(), bit }));
             }
             if own.is_empty()

@@ -1,10 +1,13 @@
 //! The role process: one orchestrator on a socket, one guest, samples until told to stop.
 //!
 //! ```text
-//! greeting ──Attach──▶ sampling ──Finish──▶ summary sent, exit 0
-//!     │                   │
-//!     └── peer closes ────┴──▶ exit 0 at once, nothing to clean up
+//! jailed, greeted ──Attach──▶ reading the kernel file ──▶ sampling ──Finish──▶ summary sent, exit 0
+//!     │                              │        └─▶ refused, exit 0   │
+//!     └──────── peer closes ─────────┴──────────────────────────────┴──▶ exit 0 at once
 //! ```
+//!
+//! The jail is entered before the first byte from outside is parsed. If it cannot be, the first
+//! request is answered with that and nothing is read.
 //!
 //! Nothing here waits for the guest or the VMM: memory is only read. A peer that stops reading gets
 //! no more samples until it has caught up; one that talks nonsense ends the process. The process
@@ -14,6 +17,7 @@ use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
+use ktstr_jail::{Confined, JailSpec};
 use ktstr_proto::channel::{Channel, ChannelError, Filled, Message};
 use ktstr_proto::link::{ErrorCode, Fds, MissingFd, RemoteError, chain};
 use ktstr_proto::monitor::{
@@ -75,6 +79,9 @@ enum ServeError {
     Poll(#[source] Errno),
 }
 
+/// How often the peer is looked after while the kernel file is read.
+const WATCH: Duration = Duration::from_millis(20);
+
 /// Runs the role on the inherited socket. Exit codes: 0 done or no longer needed, 4 broken.
 pub fn role_main() -> ExitCode {
     match serve() {
@@ -88,24 +95,49 @@ pub fn role_main() -> ExitCode {
 
 fn serve() -> Result<(), ServeError> {
     let mut channel = Channel::<MonitorLink>::inherited("the orchestrator")?;
+    let confined = ktstr_jail::enter(&JailSpec::monitor());
     channel.handshake("ktstr-monitor", PATIENCE)?;
-    loop {
-        let Some((id, request, fds)) = next_request(&mut channel, None)? else { return Ok(()) };
-        let result = match request {
-            MonitorRequest::Attach(attach) => Session::attach(&attach, fds)
-                .map_err(|error| RemoteError::new(error.code(), &error)),
-            MonitorRequest::Finish(_) => Err(bad_request("there is nothing to finish: attach first")),
-        };
-        match result {
-            Ok((session, attached)) => {
-                channel.queue_reply(id, Ok(MonitorReply::Attach(attached)), Fds::default())?;
-                return session.run(&mut channel);
-            }
-            Err(error) => {
-                channel.queue_reply(id, Err(error), Fds::default())?;
-                channel.drain(PATIENCE)?;
+    let Some((id, request, fds)) = next_request(&mut channel, None)? else { return Ok(()) };
+    let refused = match (confined, request) {
+        (Err(error), _) => RemoteError::new(ErrorCode::Jail, &error),
+        (Ok(_), MonitorRequest::Finish(_)) => bad_request("there is nothing to finish: attach first"),
+        (Ok(confined), MonitorRequest::Attach(attach)) => {
+            match attach_watched(&mut channel, confined, attach, fds)? {
+                None => return Ok(()),
+                Some(Err(error)) => RemoteError::new(error.code(), &error),
+                Some(Ok((session, attached))) => {
+                    channel.queue_reply(id, Ok(MonitorReply::Attach(attached)), Fds::default())?;
+                    return session.run(&mut channel);
+                }
             }
         }
+    };
+    channel.queue_reply(id, Err(refused), Fds::default())?;
+    Ok(channel.drain(PATIENCE)?)
+}
+
+/// Attaches on a thread of its own, so that a peer that goes away meanwhile ends the process at
+/// once; `None` when it did.
+fn attach_watched(
+    channel: &mut Channel<MonitorLink>,
+    confined: Confined,
+    attach: Attach,
+    fds: Fds,
+) -> Result<Option<Result<(Session, Attached), AttachError>>, ServeError> {
+    let reading = std::thread::spawn(move || Session::attach(confined, &attach, fds));
+    while !reading.is_finished() {
+        match next_request(channel, Some(Instant::now() + WATCH))? {
+            Some((id, ..)) => {
+                let busy = bad_request("the kernel file is still being read");
+                channel.queue_reply(id, Err(busy), Fds::default())?;
+            }
+            None if channel.is_eof() => return Ok(None),
+            None => {}
+        }
+    }
+    match reading.join() {
+        Ok(attached) => Ok(Some(attached)),
+        Err(panic) => std::panic::resume_unwind(panic),
     }
 }
 
@@ -153,6 +185,8 @@ fn next_request(
 
 /// A guest being watched.
 struct Session {
+    /// Guest memory is read by a confined process only.
+    _confined: Confined,
     mem: GuestMem,
     sampler: Sampler,
     observation: Observation,
@@ -165,7 +199,11 @@ struct Session {
 }
 
 impl Session {
-    fn attach(attach: &Attach, mut fds: Fds) -> Result<(Self, Attached), AttachError> {
+    fn attach(
+        confined: Confined,
+        attach: &Attach,
+        mut fds: Fds,
+    ) -> Result<(Self, Attached), AttachError> {
         let ram = fds.take(attach.ram, "ram")?;
         let kernel = fds.take(attach.kernel, "kernel")?;
         let regions = attach.regions.iter().map(|region| Region {
@@ -181,6 +219,7 @@ impl Session {
             absent: report::absent(&profile),
         };
         let session = Self {
+            _confined: confined,
             mem,
             sampler: Sampler::new(profile),
             observation: Observation::new(attach.sustained_samples),

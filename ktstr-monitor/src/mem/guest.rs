@@ -11,7 +11,7 @@ use std::ptr::NonNull;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
-use nix::sys::stat::fstat;
+use nix::unistd::{Whence, lseek};
 use thiserror::Error;
 
 use super::layout::Layout;
@@ -27,7 +27,7 @@ pub struct GuestMem {
 /// Why guest memory could not be mapped.
 #[derive(Debug, Error)]
 pub enum MapError {
-    /// The descriptor does not answer `fstat`.
+    /// The descriptor is no file with a size.
     #[error("cannot ask for the size of the guest memory file")]
     Size(#[source] Errno),
     /// The layout reaches past the end of the file: reading there would kill this process.
@@ -109,8 +109,9 @@ impl GuestMem {
     /// where the file comes from another process use [`GuestMem::map_sealed`].
     pub fn map(file: impl AsFd, layout: Layout) -> Result<Self, MapError> {
         let needed = layout.file_len();
-        let stat = fstat(file.as_fd()).map_err(MapError::Size)?;
-        let len = u64::try_from(stat.st_size).unwrap_or(0);
+        // Not fstat: glibc makes a path look-up of it, which the jail refuses.
+        let len = lseek(file.as_fd(), 0, Whence::SeekEnd).map_err(MapError::Size)?;
+        let len = u64::try_from(len).unwrap_or(0);
         if len < needed {
             return Err(MapError::TooShort { needed, len });
         }
