@@ -1,0 +1,377 @@
+//! System call filters: the files in `policy/`, read, checked and compiled.
+//!
+//! A role's policy is `common.json` plus its own file. Each rule has a reason. `allow` lists what the
+//! process may do; `refuse` lists calls that libraries make and can live without, which get an error
+//! number; anything else kills the process. A policy that allows nothing is an error, never a filter
+//! that lets everything pass.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use seccompiler::{BpfProgram, TargetArch};
+use serde::Deserialize;
+use serde_json::{Value as Json, json};
+
+/// Whose filter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// The process that owns the machine, after its emulator, if any, was started.
+    Vmm,
+    /// The process that reads guest memory.
+    Monitor,
+    /// The emulator, including its start.
+    Emulator,
+}
+
+impl Role {
+    /// Each role.
+    pub const ALL: [Role; 3] = [Role::Vmm, Role::Monitor, Role::Emulator];
+
+    fn files(self) -> [(&'static str, &'static str); 2] {
+        let common = ("common.json", include_str!("../policy/common.json"));
+        match self {
+            Role::Vmm => [common, ("vmm.json", include_str!("../policy/vmm.json"))],
+            Role::Monitor => [common, ("monitor.json", include_str!("../policy/monitor.json"))],
+            Role::Emulator => [common, ("emulator.json", include_str!("../policy/emulator.json"))],
+        }
+    }
+}
+
+/// What is wrong with a policy.
+#[derive(Debug, thiserror::Error)]
+pub enum PolicyError {
+    /// Not the format.
+    #[error("read policy/{file}")]
+    Parse {
+        /// The file.
+        file: &'static str,
+        /// Where and what.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// A rule without a reason.
+    #[error("policy/{file}: the rule for {syscall} has no reason")]
+    NoReason {
+        /// The file.
+        file: &'static str,
+        /// The rule's system call.
+        syscall: String,
+    },
+    /// A system call both allowed and refused, or allowed with and without conditions.
+    #[error("policy/{file}: {syscall} has contradicting rules")]
+    Contradiction {
+        /// The file with the later rule.
+        file: &'static str,
+        /// The system call.
+        syscall: String,
+    },
+    /// An error number that is not known by this name.
+    #[error("policy/{file}: {syscall} is refused with the unknown error {errno}")]
+    UnknownErrno {
+        /// The file.
+        file: &'static str,
+        /// The system call.
+        syscall: String,
+        /// The name.
+        errno: String,
+    },
+    /// A filter that lists nothing.
+    #[error("the policy of {role:?} allows no system call on this architecture")]
+    Empty {
+        /// Whose.
+        role: Role,
+    },
+    /// An architecture without filters.
+    #[error("no system call filter for the architecture {arch}")]
+    Arch {
+        /// Its name.
+        arch: &'static str,
+    },
+    /// The compiler's objection, such as an unknown system call.
+    #[error("compile the filter of {role:?}")]
+    Compile {
+        /// Whose.
+        role: Role,
+        /// The objection.
+        #[source]
+        source: seccompiler::Error,
+    },
+}
+
+/// Numbers that a rule names and only the process to be confined knows.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct OwnNumbers {
+    /// Its process id, as it sees it.
+    pub pid: u32,
+    /// The descriptor it will execute.
+    pub exec_fd: u32,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct File {
+    allow: Vec<Rule>,
+    #[serde(default)]
+    refuse: Vec<Refusal>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Rule {
+    syscall: String,
+    reason: String,
+    /// Absent means every architecture.
+    arch: Option<String>,
+    /// All must hold; several rules of one call are alternatives.
+    #[serde(default)]
+    args: Vec<Arg>,
+    /// Shorthand for `ioctl`: alternatives for the second argument, by name.
+    #[serde(default)]
+    requests: BTreeMap<String, u64>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Arg {
+    index: u8,
+    /// Only the bits set here are compared.
+    mask: Option<u64>,
+    value: Value,
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(untagged)]
+enum Value {
+    Number(u64),
+    Own(Own),
+}
+
+#[derive(Clone, Copy, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum Own {
+    Pid,
+    ExecFd,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Refusal {
+    syscall: String,
+    errno: String,
+    reason: String,
+    arch: Option<String>,
+}
+
+/// A role's rules, merged.
+#[derive(Default)]
+struct Merged {
+    /// Conditions per call; an empty list of alternatives means unconditional.
+    allow: BTreeMap<String, Vec<Vec<Json>>>,
+    refuse: BTreeMap<i32, BTreeSet<String>>,
+}
+
+/// The filters of a role in the order in which they must be loaded: each lets the loading of the next
+/// one pass, the allow-list comes last.
+pub(crate) fn compile(role: Role, own: OwnNumbers) -> Result<Vec<BpfProgram>, PolicyError> {
+    let merged = merge(role, own)?;
+    if merged.allow.is_empty() {
+        return Err(PolicyError::Empty { role });
+    }
+    let mut filters = Vec::new();
+    let mut allowed: Vec<Json> = Vec::new();
+    for (errno, syscalls) in &merged.refuse {
+        let rules: Vec<Json> = syscalls.iter().map(|name| json!({ "syscall": name })).collect();
+        allowed.extend(rules.iter().cloned());
+        filters.push(program(role, "allow", &json!({ "errno": errno }), &rules)?);
+    }
+    for (name, alternatives) in &merged.allow {
+        if alternatives.is_empty() {
+            allowed.push(json!({ "syscall": name }));
+        }
+        allowed.extend(alternatives.iter().map(|args| json!({ "syscall": name, "args": args })));
+    }
+    filters.push(program(role, "kill_process", &json!("allow"), &allowed)?);
+    Ok(filters)
+}
+
+fn merge(role: Role, own: OwnNumbers) -> Result<Merged, PolicyError> {
+    let mut merged = Merged::default();
+    for (file, text) in role.files() {
+        let parsed: File =
+            serde_json::from_str(text).map_err(|source| PolicyError::Parse { file, source })?;
+        for rule in parsed.allow {
+            check_reason(file, &rule.syscall, &rule.reason)?;
+            if here(rule.arch.as_deref()) {
+                allow(&mut merged, file, &rule, own)?;
+            }
+        }
+        for refusal in parsed.refuse {
+            check_reason(file, &refusal.syscall, &refusal.reason)?;
+            if here(refusal.arch.as_deref()) {
+                refuse(&mut merged, file, refusal)?;
+            }
+        }
+    }
+    Ok(merged)
+}
+
+fn check_reason(file: &'static str, syscall: &str, reason: &str) -> Result<(), PolicyError> {
+    if reason.trim().is_empty() {
+        return Err(PolicyError::NoReason { file, syscall: syscall.to_owned() });
+    }
+    Ok(())
+}
+
+fn here(arch: Option<&str>) -> bool {
+    arch.is_none_or(|arch| arch == std::env::consts::ARCH)
+}
+
+fn allow(merged: &mut Merged, file: &'static str, rule: &Rule, own: OwnNumbers) -> Result<(), PolicyError> {
+    let contradiction = || PolicyError::Contradiction { file, syscall: rule.syscall.clone() };
+    if merged.refuse.values().any(|refused| refused.contains(&rule.syscall)) {
+        return Err(contradiction());
+    }
+    let mut alternatives: Vec<Vec<Json>> =
+        rule.requests.values().map(|request| vec![condition(1, None, *request)]).collect();
+    if !rule.args.is_empty() {
+        alternatives.push(rule.args.iter().map(|arg| condition_of(arg, own)).collect());
+    }
+    match merged.allow.get_mut(&rule.syscall) {
+        Some(known) if known.is_empty() || alternatives.is_empty() => return Err(contradiction()),
+        Some(known) => known.extend(alternatives),
+        None => {
+            merged.allow.insert(rule.syscall.clone(), alternatives);
+        }
+    }
+    Ok(())
+}
+
+fn refuse(merged: &mut Merged, file: &'static str, refusal: Refusal) -> Result<(), PolicyError> {
+    let Refusal { syscall, errno, .. } = refusal;
+    let number = match errno.as_str() {
+        "EACCES" => libc::EACCES,
+        "ENOENT" => libc::ENOENT,
+        "ENOSYS" => libc::ENOSYS,
+        "ENOTTY" => libc::ENOTTY,
+        "EPERM" => libc::EPERM,
+        _ => return Err(PolicyError::UnknownErrno { file, syscall, errno }),
+    };
+    let refused_before = merged.refuse.values().any(|refused| refused.contains(&syscall));
+    if refused_before || merged.allow.contains_key(&syscall) {
+        return Err(PolicyError::Contradiction { file, syscall });
+    }
+    merged.refuse.entry(number).or_default().insert(syscall);
+    Ok(())
+}
+
+fn condition_of(arg: &Arg, own: OwnNumbers) -> Json {
+    let value = match arg.value {
+        Value::Number(number) => number,
+        Value::Own(Own::Pid) => own.pid.into(),
+        Value::Own(Own::ExecFd) => own.exec_fd.into(),
+    };
+    condition(arg.index, arg.mask, value)
+}
+
+/// The numbers compared here are C `int`s or flags in the low half; the kernel ignores the high half
+/// of an `int` argument, so comparing it would only let a caller fail.
+fn condition(index: u8, mask: Option<u64>, value: u64) -> Json {
+    let op = match mask {
+        Some(mask) => json!({ "masked_eq": mask }),
+        None => json!("eq"),
+    };
+    json!({ "index": index, "type": "dword", "op": op, "val": value })
+}
+
+fn program(role: Role, mismatch: &str, matched: &Json, rules: &[Json]) -> Result<BpfProgram, PolicyError> {
+    let arch = std::env::consts::ARCH;
+    let target = TargetArch::try_from(arch).map_err(|_| PolicyError::Arch { arch })?;
+    let text = json!({
+        "filter": { "mismatch_action": mismatch, "match_action": matched, "filter": rules }
+    });
+    let mut programs = seccompiler::compile_from_json(text.to_string().as_bytes(), target)
+        .map_err(|source| PolicyError::Compile { role, source })?;
+    programs.remove("filter").ok_or(PolicyError::Empty { role })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const OWN: OwnNumbers = OwnNumbers { pid: 1, exec_fd: 1023 };
+
+    #[test]
+    fn every_role_compiles() {
+        for role in Role::ALL {
+            let filters = compile(role, OWN).unwrap_or_else(|e| panic!("{role:?}: {e:?}"));
+            assert!(filters.len() >= 2, "{role:?}");
+            assert!(filters.iter().all(|filter| !filter.is_empty()));
+        }
+    }
+
+    #[test]
+    fn no_role_may_reach_out() {
+        let never = [
+            "socket", "socketpair", "connect", "bind", "ptrace", "mount", "execve", "kill", "bpf",
+            "keyctl", "perf_event_open", "setns", "unshare", "fork", "vfork", "process_vm_readv",
+            "init_module", "userfaultfd", "pidfd_getfd", "open_by_handle_at",
+        ];
+        for role in Role::ALL {
+            let merged = merge(role, OWN).unwrap();
+            for syscall in never {
+                assert!(!merged.allow.contains_key(syscall), "{role:?} allows {syscall}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_the_emulator_may_open_or_execute() {
+        for (syscall, allowed) in [("openat", [false, false, true]), ("execveat", [false, false, true])] {
+            let found = Role::ALL.map(|role| merge(role, OWN).unwrap().allow.contains_key(syscall));
+            assert_eq!(found, allowed, "{syscall}");
+        }
+    }
+
+    #[test]
+    fn kvm_requests_belong_to_the_vmm_alone() {
+        const KVM_RUN: u64 = 0xae80;
+        let has_run = |role: Role| {
+            let merged = merge(role, OWN).unwrap();
+            merged.allow.get("ioctl").is_some_and(|rules| rules.iter().any(|args| args[0]["val"] == KVM_RUN))
+        };
+        assert_eq!(Role::ALL.map(has_run), [true, false, false]);
+    }
+
+    #[test]
+    fn ioctl_is_never_unconditional() {
+        for role in Role::ALL {
+            let merged = merge(role, OWN).unwrap();
+            assert!(merged.allow.get("ioctl").is_none_or(|rules| !rules.is_empty()), "{role:?}");
+        }
+    }
+
+    #[test]
+    fn a_call_cannot_be_allowed_and_refused() {
+        let mut merged = Merged::default();
+        let refusal = |errno: &str| Refusal {
+            syscall: "openat".into(),
+            errno: errno.into(),
+            reason: "r".into(),
+            arch: None,
+        };
+        let rule = Rule {
+            syscall: "openat".into(),
+            reason: "r".into(),
+            arch: None,
+            args: Vec::new(),
+            requests: BTreeMap::new(),
+        };
+        assert!(matches!(refuse(&mut merged, "t", refusal("EWHAT")), Err(PolicyError::UnknownErrno { .. })));
+        refuse(&mut merged, "t", refusal("ENOENT")).unwrap();
+        assert!(matches!(allow(&mut merged, "t", &rule, OWN), Err(PolicyError::Contradiction { .. })));
+    }
+
+    #[test]
+    fn a_rule_needs_a_reason() {
+        assert!(matches!(check_reason("t", "read", " "), Err(PolicyError::NoReason { .. })));
+    }
+}

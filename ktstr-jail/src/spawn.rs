@@ -1,0 +1,340 @@
+//! Starting another program inside a jail.
+//!
+//! The child is made by `clone3` with its namespaces, a process id namespace among them, and walks a
+//! plan that was prepared before: between `clone3` and the start of the program it makes system
+//! calls and nothing else, so the caller may have threads. A failing step is reported through a pipe
+//! that closes when the program starts; [`spawn`] returns after that.
+//!
+//! The program is executed by descriptor, under a number above the child's limit on descriptors: the
+//! filter allows `execveat` for that number alone, and after the start no descriptor can get it.
+//! The child is killed when the *thread* that called [`spawn`] ends.
+
+use std::ffi::{CStr, CString};
+use std::fs::File;
+use std::io::Read;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::process::ExitStatusExt;
+use std::path::Path;
+use std::process::ExitStatus;
+
+use libc::{c_char, c_int};
+use nix::errno::Errno;
+use nix::sys::wait::WaitPidFlag;
+
+use crate::enter::step_failed;
+use crate::error::JailError;
+use crate::plan::{NAMESPACES, Walker, c_string, plan, user_namespace_flag};
+use crate::spec::{JailSpec, UserNamespace};
+use crate::step::Step;
+
+/// In the pipe's report, instead of a step's index: the program could not be executed.
+const EXEC_FAILED: u32 = u32::MAX;
+/// The parent was gone before the child could ask to be killed with it.
+const PARENT_GONE: u32 = u32::MAX - 1;
+const CHILD_FAILED: c_int = 127;
+
+/// What to start.
+#[derive(Debug)]
+pub struct Program<'a> {
+    /// The executable, as the host sees it. Its environment is empty.
+    pub path: &'a Path,
+    /// Arguments after the program's name.
+    pub args: &'a [String],
+    /// Standard input, output and error.
+    pub stdio: [BorrowedFd<'a>; 3],
+    /// Further descriptors, which keep their numbers. No others are inherited.
+    pub inherited: &'a [BorrowedFd<'a>],
+}
+
+/// A running jailed program. Dropping it kills and reaps it.
+#[derive(Debug)]
+pub struct Jailed {
+    pid: libc::pid_t,
+    pidfd: OwnedFd,
+    status: Option<ExitStatus>,
+}
+
+impl Jailed {
+    /// Its process id on this side.
+    #[must_use]
+    pub fn pid(&self) -> u32 {
+        self.pid.unsigned_abs()
+    }
+
+    /// Readable once it has ended.
+    #[must_use]
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.pidfd.as_fd()
+    }
+
+    /// How it ended, if it has.
+    pub fn try_wait(&mut self) -> Option<ExitStatus> {
+        self.reap(WaitPidFlag::WNOHANG);
+        self.status
+    }
+
+    /// Waits for its end.
+    pub fn wait(&mut self) -> ExitStatus {
+        self.reap(WaitPidFlag::empty());
+        self.status.unwrap_or_default()
+    }
+
+    /// Kills and reaps it.
+    pub fn kill(&mut self) {
+        if self.try_wait().is_some() {
+            return;
+        }
+        // SAFETY: numbers and a null pointer. It fails only for a process that has ended.
+        unsafe {
+            let none = std::ptr::null::<libc::siginfo_t>();
+            libc::syscall(libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd(), libc::SIGKILL, none, 0);
+        }
+        self.wait();
+    }
+
+    fn reap(&mut self, flags: WaitPidFlag) {
+        while self.status.is_none() {
+            let mut raw: c_int = 0;
+            // SAFETY: the kernel writes to `raw`. Nobody else reaps this child, so the id is its own.
+            let result = unsafe { libc::waitpid(self.pid, &raw mut raw, flags.bits()) };
+            match Errno::result(result) {
+                Ok(0) => return,
+                Ok(_) => self.status = Some(ExitStatus::from_raw(raw)),
+                Err(Errno::EINTR) => {}
+                // Reaped behind our back, by a handler of SIGCHLD for one.
+                Err(_) => self.status = Some(ExitStatus::default()),
+            }
+        }
+    }
+}
+
+impl Drop for Jailed {
+    fn drop(&mut self) {
+        self.kill();
+    }
+}
+
+/// Starts `program` in the jail that `spec` describes and returns once it runs.
+pub fn spawn(spec: &JailSpec, program: &Program<'_>) -> Result<Jailed, JailError> {
+    let child = Child::prepare(spec, program)?;
+    let flags = user_namespace_flag(spec) | NAMESPACES | libc::CLONE_NEWPID;
+    let pipe = |source| JailError::Pipe { source };
+    let (mut report, report_writer) = std::io::pipe().map_err(pipe)?;
+    let (alive, alive_writer) = std::io::pipe().map_err(pipe)?;
+    let ends = Ends {
+        report: report_writer.as_raw_fd(),
+        alive: alive.as_raw_fd(),
+        parents: [alive_writer.as_raw_fd(), report.as_raw_fd()],
+    };
+    // SAFETY: the child's branch only makes system calls on what was prepared, and never returns.
+    let (pid, pidfd) = match unsafe { clone3(flags) } {
+        // SAFETY: this is that child.
+        Ok(Cloned::Child) => unsafe { child.run(&ends) },
+        Ok(Cloned::Parent { pid, pidfd }) => (pid, pidfd),
+        Err(errno) if spec.user_namespace == UserNamespace::New => {
+            return Err(JailError::UserNamespaceForbidden { errno: errno as i32 });
+        }
+        Err(errno) => {
+            return Err(JailError::Step { step: "create namespaces".to_owned(), source: errno.into() });
+        }
+    };
+    let mut jailed = Jailed { pid, pidfd, status: None };
+    drop(report_writer);
+    let mut bytes = Vec::new();
+    report.read_to_end(&mut bytes).map_err(pipe)?;
+    drop(alive_writer);
+    match <[u8; 8]>::try_from(bytes.as_slice()) {
+        Ok(report) => {
+            jailed.wait();
+            Err(child.failure(program, report))
+        }
+        Err(_) => match jailed.try_wait() {
+            // Killed before the program started, or a program that ends at once: both are over.
+            Some(status) if killed_early(status) => Err(JailError::ChildEnded { status }),
+            _ => Ok(jailed),
+        },
+    }
+}
+
+fn killed_early(status: ExitStatus) -> bool {
+    status.signal().is_some() || status.code() == Some(CHILD_FAILED)
+}
+
+/// Pipe ends as numbers; the child must close the parent's, or it would keep itself company.
+struct Ends {
+    report: RawFd,
+    alive: RawFd,
+    parents: [RawFd; 2],
+}
+
+/// All that the child needs, allocated beforehand.
+struct Child {
+    steps: Vec<Step>,
+    _executable: File,
+    executable: RawFd,
+    exec_fd: RawFd,
+    stdio: [RawFd; 3],
+    _args: Vec<CString>,
+    argv: Vec<*const c_char>,
+}
+
+impl Child {
+    fn prepare(spec: &JailSpec, program: &Program<'_>) -> Result<Self, JailError> {
+        let file = File::open(program.path)
+            .map_err(|source| JailError::OpenProgram { path: program.path.to_path_buf(), source })?;
+        // The highest number that the current limit allows; the jail's limit is lower.
+        let (soft, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
+            .map_err(|errno| JailError::Step { step: "read the limit on descriptors".into(), source: errno.into() })?;
+        let exec_fd = u32::try_from(soft).unwrap_or(u32::MAX).min(1024).saturating_sub(1);
+        let mut spec = spec.clone();
+        spec.limits.open_files = spec.limits.open_files.min(exec_fd.into());
+        let mut keep: Vec<RawFd> = program.inherited.iter().map(AsRawFd::as_raw_fd).collect();
+        keep.extend(0..3);
+        keep.sort_unstable();
+        keep.dedup();
+        let steps = plan(&spec, &Walker::Child { keep: &keep, exec_fd })?;
+        let mut args = vec![c_string("program", program.path.as_os_str().as_bytes().to_vec())?];
+        for arg in program.args {
+            args.push(c_string("argument", arg.clone().into_bytes())?);
+        }
+        let mut argv: Vec<*const c_char> = args.iter().map(|arg| arg.as_ptr()).collect();
+        argv.push(std::ptr::null());
+        Ok(Self {
+            steps,
+            executable: file.as_raw_fd(),
+            _executable: file,
+            exec_fd: exec_fd as RawFd,
+            stdio: program.stdio.map(|fd| fd.as_raw_fd()),
+            _args: args,
+            argv,
+        })
+    }
+
+    /// The child's life up to the program's start.
+    ///
+    /// # Safety
+    /// Only in the child of [`clone3`].
+    unsafe fn run(&self, ends: &Ends) -> ! {
+        let (at, errno) = match self.walk(ends) {
+            Err(failure) => failure,
+            Ok(()) => {
+                let environment: [*const c_char; 1] = [std::ptr::null()];
+                let empty: &CStr = c"";
+                // SAFETY: the arrays end in null and point to strings that `self` owns.
+                unsafe {
+                    libc::syscall(
+                        libc::SYS_execveat,
+                        self.exec_fd,
+                        empty.as_ptr(),
+                        self.argv.as_ptr(),
+                        environment.as_ptr(),
+                        libc::AT_EMPTY_PATH,
+                    );
+                }
+                (EXEC_FAILED, Errno::last())
+            }
+        };
+        let mut report = [0_u8; 8];
+        report[..4].copy_from_slice(&at.to_ne_bytes());
+        report[4..].copy_from_slice(&(errno as i32).to_ne_bytes());
+        // SAFETY: the buffer lives until the call returns. A failed write leaves the exit status.
+        unsafe {
+            libc::write(ends.report, report.as_ptr().cast(), report.len());
+            libc::_exit(CHILD_FAILED)
+        }
+    }
+
+    fn walk(&self, ends: &Ends) -> Result<(), (u32, Errno)> {
+        let start = |errno| (EXEC_FAILED, errno);
+        for fd in ends.parents {
+            // SAFETY: a copy of the descriptor that belongs to this process alone.
+            unsafe { libc::close(fd) };
+        }
+        self.reset_signals();
+        self.place_descriptors().map_err(start)?;
+        for (index, step) in self.steps.iter().enumerate() {
+            // Loading the first filter is the last moment at which poll is certain to be allowed.
+            if matches!(step, Step::NoNewPrivileges) && parent_is_gone(ends.alive) {
+                return Err((PARENT_GONE, Errno::ESRCH));
+            }
+            step.run().map_err(|errno| (index as u32, errno))?;
+        }
+        Ok(())
+    }
+
+    /// The program starts with the default handlers and nothing blocked, whatever the caller has.
+    fn reset_signals(&self) {
+        // SAFETY: a zeroed sigset is the empty set; SIGPIPE is ignored by Rust programs.
+        unsafe {
+            let none: libc::sigset_t = std::mem::zeroed();
+            libc::sigprocmask(libc::SIG_SETMASK, &raw const none, std::ptr::null_mut());
+            libc::signal(libc::SIGPIPE, libc::SIG_DFL);
+        }
+    }
+
+    /// Standard streams to 0, 1, 2 and the executable to its number. The sources are moved out of
+    /// the way first: one of them may be 0, 1 or 2.
+    fn place_descriptors(&self) -> Result<(), Errno> {
+        // SAFETY: numbers only.
+        unsafe {
+            Errno::result(libc::dup3(self.executable, self.exec_fd, libc::O_CLOEXEC))?;
+            let mut moved = [0; 3];
+            for (to, from) in moved.iter_mut().zip(self.stdio) {
+                *to = Errno::result(libc::fcntl(from, libc::F_DUPFD_CLOEXEC, 3))?;
+            }
+            for (number, from) in (0..).zip(moved) {
+                Errno::result(libc::dup2(from, number))?;
+                libc::close(from);
+            }
+        }
+        Ok(())
+    }
+
+    fn failure(&self, program: &Program<'_>, report: [u8; 8]) -> JailError {
+        let [a, b, c, d, e, f, g, h] = report;
+        let at = u32::from_ne_bytes([a, b, c, d]);
+        let errno = Errno::from_raw(i32::from_ne_bytes([e, f, g, h]));
+        match self.steps.get(at as usize) {
+            Some(step) => step_failed(step, errno),
+            None => JailError::Step {
+                step: format!("start {} in the jail", program.path.display()),
+                source: errno.into(),
+            },
+        }
+    }
+}
+
+fn parent_is_gone(alive: RawFd) -> bool {
+    let mut poll = libc::pollfd { fd: alive, events: 0, revents: 0 };
+    // SAFETY: one structure, which lives until the call returns.
+    let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
+    ready > 0 && poll.revents & libc::POLLHUP != 0
+}
+
+enum Cloned {
+    Child,
+    Parent { pid: libc::pid_t, pidfd: OwnedFd },
+}
+
+/// `fork` with namespaces and a descriptor of the child.
+///
+/// # Safety
+/// The child may only make async-signal-safe calls until it executes a program or exits.
+unsafe fn clone3(flags: c_int) -> Result<Cloned, Errno> {
+    let mut pidfd: RawFd = -1;
+    // struct clone_args, first version: flags, pidfd, child_tid, parent_tid, exit_signal, stack,
+    // stack_size, tls.
+    let flags = u64::from(flags.cast_unsigned()) | libc::CLONE_PIDFD as u64;
+    let args: [u64; 8] = [flags, (&raw mut pidfd) as u64, 0, 0, libc::SIGCHLD as u64, 0, 0, 0];
+    // SAFETY: the array has the size passed; without a stack the child continues on a copy of ours.
+    let result = unsafe { libc::syscall(libc::SYS_clone3, args.as_ptr(), size_of_val(&args)) };
+    match Errno::result(result)? {
+        0 => Ok(Cloned::Child),
+        pid => Ok(Cloned::Parent {
+            pid: pid as libc::pid_t,
+            // SAFETY: the kernel has just stored a new descriptor, owned by nobody else.
+            pidfd: unsafe { OwnedFd::from_raw_fd(pidfd) },
+        }),
+    }
+}

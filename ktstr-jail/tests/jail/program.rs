@@ -1,0 +1,144 @@
+//! A program started in the emulator's jail: a shell stands in for the emulator.
+
+use std::io::{PipeReader, Read};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::path::Path;
+
+use ktstr_jail::{JailError, JailSpec, Jailed, Program, killed_by_filter, spawn};
+use nix::unistd::Pid;
+
+use crate::child::assert_success;
+use crate::outside::assert_confined;
+
+const SHELL: &str = "/bin/sh";
+
+/// A shell that reads `stdin` and has its standard output and error in one pipe.
+fn shell_reading(stdin: BorrowedFd<'_>, script: &str) -> (Jailed, PipeReader) {
+    let spec = JailSpec::emulator(&[]);
+    start(&spec, Path::new(SHELL), stdin, script).expect("start the shell in the jail")
+}
+
+fn shell(script: &str) -> (Jailed, PipeReader) {
+    shell_reading(null().as_fd(), script)
+}
+
+fn null() -> std::fs::File {
+    std::fs::File::open("/dev/null").unwrap()
+}
+
+fn start(
+    spec: &JailSpec,
+    path: &Path,
+    stdin: BorrowedFd<'_>,
+    script: &str,
+) -> Result<(Jailed, PipeReader), JailError> {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let args = ["-c".to_owned(), script.to_owned()];
+    let stdio = [stdin, writer.as_fd(), writer.as_fd()];
+    let program = Program { path, args: &args, stdio, inherited: &[] };
+    Ok((spawn(spec, &program)?, reader))
+}
+
+fn output(mut reader: PipeReader) -> String {
+    let mut text = String::new();
+    reader.read_to_string(&mut text).unwrap();
+    text
+}
+
+#[test]
+fn it_runs_as_first_process_of_its_own_namespace() {
+    let (mut jailed, reader) = shell("echo $$");
+    let text = output(reader);
+    assert_success(jailed.wait(), &text);
+    assert_eq!(text, "1\n");
+}
+
+#[test]
+fn it_looks_confined_and_dies_on_request() {
+    let (silence, _open) = std::io::pipe().unwrap();
+    let (mut jailed, mut reader) = shell_reading(silence.as_fd(), "echo up; read line");
+    let mut up = [0; 3];
+    reader.read_exact(&mut up).unwrap();
+    let pid = Pid::from_raw(jailed.pid().cast_signed());
+    assert_confined(pid, &["user", "mnt", "net", "ipc", "uts", "cgroup", "pid"]);
+    assert_eq!(jailed.try_wait(), None);
+    jailed.kill();
+    assert!(jailed.try_wait().is_some());
+    assert!(!Path::new(&format!("/proc/{pid}")).exists());
+}
+
+#[test]
+fn it_sees_libraries_and_its_descriptors_but_no_secrets() {
+    let script = "for p in /usr/lib /proc/self/fd /etc/passwd /root /home /dev /sys /proc/1 /proc/self/status /tmp; \
+                  do [ -e $p ] && echo $p; done; [ -w / ] && echo writable; true";
+    let (mut jailed, reader) = shell(script);
+    let text = output(reader);
+    assert_success(jailed.wait(), &text);
+    assert_eq!(text, "/usr/lib\n/proc/self/fd\n");
+}
+
+#[test]
+fn it_cannot_execute_anything_more() {
+    let (mut jailed, reader) = shell("exec /usr/lib/x86_64-linux-gnu/ld-linux-x86-64.so.2 --help");
+    let text = output(reader);
+    let status = jailed.wait();
+    assert!(killed_by_filter(status), "{status}: {text}");
+}
+
+#[test]
+fn it_cannot_fork() {
+    let (mut jailed, reader) = shell("(echo child); echo parent");
+    let text = output(reader);
+    let status = jailed.wait();
+    assert!(killed_by_filter(status), "{status}: {text}");
+}
+
+#[test]
+fn descriptors_are_the_listed_ones() {
+    let kept = std::fs::File::open("/dev/null").unwrap();
+    let stray = std::fs::File::open("/dev/null").unwrap();
+    // SAFETY: a number; the stray descriptor would survive an exec now.
+    unsafe { libc::fcntl(stray.as_raw_fd(), libc::F_SETFD, 0) };
+    let (mut reader, writer) = std::io::pipe().unwrap();
+    // Its standard input stays silent and open for as long as this test holds the other end.
+    let (silence, _open) = std::io::pipe().unwrap();
+    let args = ["-c".to_owned(), "echo up; read line".to_owned()];
+    let stdio = [silence.as_fd(), writer.as_fd(), writer.as_fd()];
+    let inherited = [kept.as_fd()];
+    let program = Program { path: Path::new(SHELL), args: &args, stdio, inherited: &inherited };
+    let mut jailed = spawn(&JailSpec::emulator(&[]), &program).expect("start the shell");
+    drop(writer);
+    let mut up = [0; 3];
+    reader.read_exact(&mut up).expect("the shell says that it runs");
+    let mut open: Vec<i32> = std::fs::read_dir(format!("/proc/{}/fd", jailed.pid()))
+        .unwrap()
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().parse().unwrap())
+        .collect();
+    open.sort_unstable();
+    let mut expected = vec![0, 1, 2, kept.as_raw_fd()];
+    expected.sort_unstable();
+    assert_eq!(open, expected);
+    jailed.kill();
+}
+
+#[test]
+fn a_missing_program_is_named() {
+    let error = start(&JailSpec::emulator(&[]), Path::new("/no/such/emulator"), null().as_fd(), "").unwrap_err();
+    assert!(matches!(&error, JailError::OpenProgram { path, .. } if path == Path::new("/no/such/emulator")), "{error:?}");
+}
+
+#[test]
+fn a_file_that_is_no_program_is_an_error_of_the_start() {
+    let error = start(&JailSpec::emulator(&[]), Path::new("/etc/hostname"), null().as_fd(), "").unwrap_err();
+    assert!(matches!(&error, JailError::Step { step, .. } if step.contains("start /etc/hostname")), "{error:?}");
+}
+
+#[test]
+fn a_failing_step_is_named() {
+    let mut spec = JailSpec::emulator(&[]);
+    // The parent of this mount point is a link that only the jail's root resolves, to nothing.
+    spec.mounts.insert(0, ktstr_jail::Mount::Link("/dev".into(), "/nowhere".into()));
+    spec.mounts.push(ktstr_jail::Mount::Device("/dev/null".into()));
+    let error = start(&spec, Path::new(SHELL), null().as_fd(), "").unwrap_err();
+    assert!(matches!(&error, JailError::Step { step, .. } if step.contains("/dev/null")), "{error:?}");
+}
