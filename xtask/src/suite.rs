@@ -14,7 +14,7 @@ use crate::{
 /// Kernel series the suite runs on; the first is the default kernel.
 const SERIES: [Option<&str>; 2] = [None, Some("6.18")];
 /// What runs again in the lab, as a nextest filter.
-const LAB_TESTS: &str = "(package(ktstr-vmm) and test(/^kvm/)) or (binary(e2e) and test(/^on_kvm/))";
+const LAB_TESTS: &str = "(package(ktstr-vmm) and test(/^kvm/)) or (binary(e2e) and test(/::on_kvm/))";
 
 /// Options of `cargo xtask test`.
 #[derive(Args, Debug)]

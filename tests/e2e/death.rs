@@ -1,0 +1,165 @@
+//! Any process may die at any moment: the report names it, soon, and nothing stays behind.
+
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use ktstr_proto::{
+    Accel,
+    verdict::{Cause, Outcome, Process, RunReport},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::harness::{Live, alive, reached, recorded_pid, run_dir, spec, wait_for};
+
+/// The survivors have 200 ms; the rest is for a host that is busy with other guests.
+const NOTICE: Duration = Duration::from_millis(200 + 800);
+
+/// When the victim is killed.
+const PHASES: [&str; 4] = ["spawn", "boot", "ScenarioStarted", "TeardownStarted"];
+
+struct Pids {
+    vmm: u32,
+    emulator: u32,
+    monitor: u32,
+}
+
+impl Pids {
+    /// Blocks until all of them run.
+    fn of(dir: &Path) -> Self {
+        Self {
+            vmm: recorded_pid(dir, "vmm-pid", "/value"),
+            emulator: recorded_pid(dir, "vmm-started", "/value/emulator_pid"),
+            monitor: recorded_pid(dir, "monitor-pid", "/value"),
+        }
+    }
+
+    fn gone(&self) {
+        for (name, pid) in [("VMM", self.vmm), ("emulator", self.emulator), ("monitor", self.monitor)] {
+            wait_for(&format!("end of the {name}"), NOTICE, || (!alive(pid)).then_some(()));
+        }
+    }
+}
+
+fn strike(pid: u32) -> Instant {
+    // The victim may be gone already when the run was quicker; then the report tells.
+    let _ = kill(Pid::from_raw(pid.try_into().expect("a pid")), Signal::SIGKILL);
+    Instant::now()
+}
+
+/// Whether the phase came before the run was over.
+fn at(dir: &Path, phase: &str) -> bool {
+    matches!(phase, "spawn" | "boot") || reached(dir, phase)
+}
+
+/// Kills one process of a run in each phase and hands the reports to `judge`.
+fn kill_in_each_phase(victim: fn(&Pids) -> u32, judge: fn(&str, &RunReport)) {
+    for phase in PHASES {
+        let root = tempfile::tempdir().unwrap();
+        let live = Live::start(spec("eevdf", Accel::Tcg), root.path());
+        let pids = Pids::of(&live.dir);
+        if phase == "boot" {
+            wait_for("console output", Duration::from_secs(60), || {
+                fs::metadata(live.dir.join("console.log")).is_ok_and(|m| m.len() > 0).then_some(())
+            });
+        }
+        assert!(at(&live.dir, phase), "the run ended before {phase}");
+        let struck = strike(victim(&pids));
+        let (report, ended) = live.end();
+        let report = report.expect("the orchestrator lives and reports");
+        let took = ended - struck;
+        println!("{phase}: {:?} after {took:?}", report.cause);
+        judge(phase, &report);
+        if report.infrastructure {
+            assert!(took < NOTICE, "{phase}: the report took {took:?}");
+        }
+        pids.gone();
+    }
+}
+
+/// The process is named as dead; a run whose machine had already gone by itself may have passed.
+fn names(process: Process, phase: &str, report: &RunReport) {
+    let named = matches!(report.cause, Some(Cause::ProcessDied { process: p, .. }) if p == process);
+    let over = phase == "TeardownStarted" && report.outcome == Outcome::Pass;
+    assert!(named || over, "{phase}: {:?}", report.cause);
+    assert!(over || report.exit_code() == 4);
+}
+
+#[test]
+fn of_the_vmm() {
+    kill_in_each_phase(|pids| pids.vmm, |phase, report| names(Process::Vmm, phase, report));
+}
+
+#[test]
+fn of_the_emulator() {
+    kill_in_each_phase(|pids| pids.emulator, |phase, report| names(Process::Emulator, phase, report));
+}
+
+#[test]
+fn of_the_monitor_ends_observation_not_the_run() {
+    kill_in_each_phase(
+        |pids| pids.monitor,
+        |phase, report| {
+            assert_eq!((report.outcome, report.infrastructure), (Outcome::Pass, false), "{phase}: {:?}", report.cause);
+            let noted = report.notes.iter().any(|note| note.contains("observation ended"));
+            assert!(noted || phase == "TeardownStarted", "{phase}: {:?}", report.notes);
+        },
+    );
+}
+
+/// Children of this test process that are orchestrators.
+fn orchestrator() -> u32 {
+    let own = std::process::id().to_string();
+    wait_for("orchestrator", Duration::from_secs(10), || {
+        fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+            let stat = fs::read_to_string(entry.path().join("stat")).ok()?;
+            let (head, rest) = stat.rsplit_once(')')?;
+            let parent = rest.split_whitespace().nth(1)?;
+            (head.ends_with("(ktstr-orch") && parent == own).then(|| head.split(' ').next()?.parse().ok())?
+        })
+    })
+}
+
+#[test]
+fn of_the_orchestrator() {
+    for phase in PHASES {
+        let root = tempfile::tempdir().unwrap();
+        let live = Live::start(spec("eevdf", Accel::Tcg), root.path());
+        let pids = Pids::of(&live.dir);
+        assert!(at(&live.dir, phase), "the run ended before {phase}");
+        let struck = strike(orchestrator());
+        let (report, ended) = live.end();
+        let error = report.expect_err("nobody is left to report");
+        assert!(error.to_string().contains("ktstr-orch"), "{error}");
+        assert!(ended - struck < NOTICE, "{phase}: the client noticed after {:?}", ended - struck);
+        pids.gone();
+    }
+}
+
+#[test]
+fn of_the_client() {
+    for phase in PHASES {
+        let root = tempfile::tempdir().unwrap();
+        let mut client = Command::new(std::env::current_exe().unwrap())
+            .args(["--ignored", "--exact", "verdicts::eevdf"])
+            .env("KTSTR_RUNS_ROOT", root.path())
+            .env("KTSTR_ACCEL", "tcg")
+            .env_remove("NEXTEST")
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .spawn()
+            .unwrap();
+        let dir = run_dir(root.path());
+        let pids = Pids::of(&dir);
+        assert!(at(&dir, phase), "the run ended before {phase}");
+        strike(client.id());
+        client.wait().unwrap();
+        pids.gone();
+    }
+}

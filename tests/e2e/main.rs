@@ -1,0 +1,10 @@
+//! Real kernels, real schedulers, all processes: what a user sees, from the request to the report.
+//!
+//! Subjects are registered tests that are ignored as tests of their own; each case runs one of them
+//! with an accelerator and looks at its report. Cases named `on_kvm…` are not run where hardware KVM
+//! cannot run a stock kernel, unless `KTSTR_REQUIRE` names kvm.
+
+mod bad_input;
+mod death;
+mod harness;
+mod verdicts;
