@@ -1,0 +1,200 @@
+//! The KVM backend with real kernels on a real `/dev/kvm`; where hardware has none, in the KVM lab.
+//!
+//! Needs a usable KVM, a static busybox and kernels (`KTSTR_KERNEL`, several separated by `:`, or the
+//! kernel store); says NOT RUN otherwise, which `KTSTR_REQUIRE=kvm` makes a failure.
+
+#[path = "../emulator/guest.rs"]
+#[expect(dead_code, reason = "only the initramfs and the sinks are used here")]
+mod guest;
+mod support;
+
+use std::io::{Read, Write};
+use std::os::unix::fs::FileExt;
+use std::time::{Duration, Instant};
+
+use guest::text;
+use ktstr_vmm::machine::{ConsoleFds, Exit, Gpa, RingRegion, Running, Topology};
+use support::{Boot, ONE, archive_of, find_below, kernels};
+
+const TOPOLOGY_SCRIPT: &str = "\
+echo kernel $(cat /proc/sys/kernel/osrelease); \
+for c in /sys/devices/system/cpu/cpu[0-9]*; do t=$c/topology; \
+echo cpu pkg=$(cat $t/physical_package_id) core=$(cat $t/core_id) siblings=$(cat $t/thread_siblings_list) \
+llc=$(cat $c/cache/index3/shared_cpu_list); done; \
+for n in /sys/devices/system/node/node*; do echo node cpus=$(cat $n/cpulist) distance=$(cat $n/distance); done; \
+echo fallback >/dev/ttyS1; poweroff -f";
+
+fn list(first: u32, count: u32) -> String {
+    if count == 1 { first.to_string() } else { format!("{first}-{}", first + count - 1) }
+}
+
+/// What the script prints on a machine of this shape.
+fn expected(shape: Topology) -> Vec<String> {
+    let Topology { numa_nodes, llcs, cores_per_llc: cores, threads_per_core: threads } = shape;
+    let mut lines = Vec::new();
+    for cpu in 0..shape.cpus() {
+        let (llc, core) = (cpu / (cores * threads), cpu / threads % cores);
+        lines.push(format!(
+            "cpu pkg={llc} core={core} siblings={} llc={}",
+            list(cpu / threads * threads, threads),
+            list(llc * cores * threads, cores * threads)
+        ));
+    }
+    let per_node = llcs / numa_nodes * cores * threads;
+    for node in 0..numa_nodes {
+        let distances: Vec<_> = (0..numa_nodes).map(|other| if other == node { "10" } else { "20" }).collect();
+        lines.push(format!("node cpus={} distance={}", list(node * per_node, per_node), distances.join(" ")));
+    }
+    lines
+}
+
+#[test]
+fn kvm_boots_every_kernel_with_the_topology_asked_for() {
+    let Some(kernels) = kernels() else { return };
+    let shape = |numa_nodes, llcs, cores_per_llc, threads_per_core| Topology {
+        numa_nodes,
+        llcs,
+        cores_per_llc,
+        threads_per_core,
+    };
+    for kernel in &kernels {
+        for topology in [ONE, shape(1, 2, 1, 1), shape(2, 2, 1, 2)] {
+            let mut guest = Boot { topology, ..Boot::new(kernel, TOPOLOGY_SCRIPT) }.start();
+            let exit = guest.exit();
+            let seen = text(&guest.com1);
+            assert_eq!(exit, Exit::PowerOff, "{}:\n{seen}", kernel.display());
+            let lines: Vec<_> =
+                seen.lines().map(str::trim).filter(|l| l.starts_with("cpu ") || l.starts_with("node ")).collect();
+            assert_eq!(lines, expected(topology), "{}:\n{seen}", kernel.display());
+            assert_eq!(text(&guest.com2).trim(), "fallback");
+            println!("{} {topology:?}: {:.1} s", kernel.display(), guest.started.elapsed().as_secs_f64());
+        }
+    }
+}
+
+#[test]
+fn kvm_uses_memory_above_the_device_hole() {
+    let Some(kernels) = kernels() else { return };
+    let script = "cat /proc/meminfo | head -1; poweroff -f";
+    let mut guest = Boot { memory_mib: 5120, topology: ONE, ..Boot::new(&kernels[0], script) }.start();
+    assert_eq!(guest.exit(), Exit::PowerOff);
+    let seen = text(&guest.com1);
+    let line = seen.lines().find(|l| l.contains("MemTotal")).expect("a MemTotal line");
+    let total: u64 = line.split_whitespace().nth(1).unwrap().parse().unwrap();
+    assert!(total > 4_900_000, "{line}");
+    assert_eq!(guest.machine.ram().regions.len(), 2);
+}
+
+#[test]
+fn kvm_reboot_and_panic_are_resets() {
+    let Some(kernels) = kernels() else { return };
+    for (script, sign) in [("echo b >/proc/sysrq-trigger", ""), ("echo c >/proc/sysrq-trigger", "Kernel panic")] {
+        let mut guest = Boot::new(&kernels[0], script).start();
+        assert_eq!(guest.exit(), Exit::Reset, "{}", text(&guest.com1));
+        assert!(text(&guest.com1).contains(sign), "{}", text(&guest.com1));
+    }
+}
+
+#[test]
+fn kvm_triple_fault_is_its_own_exit() {
+    let Some(kernels) = kernels() else { return };
+    let script = "echo b >/proc/sysrq-trigger";
+    let mut guest = Boot { cmdline: "reboot=t", topology: ONE, ..Boot::new(&kernels[0], script) }.start();
+    assert_eq!(guest.exit(), Exit::TripleFault { cpu: Some(0) }, "{}", text(&guest.com1));
+}
+
+#[test]
+fn kvm_pause_stops_every_cpu_and_resume_goes_on() {
+    let Some(kernels) = kernels() else { return };
+    let script = "(while :; do :; done) & for i in $(seq 60); do echo tick $i; sleep 0.05; done; poweroff -f";
+    let mut guest = Boot::new(&kernels[0], script).start();
+    guest.until("tick 3");
+    let asked = Instant::now();
+    guest.machine.pause().unwrap();
+    println!("frozen in {:?}", asked.elapsed());
+    guest.machine.pause().unwrap();
+    let frozen = text(&guest.com1);
+    std::thread::sleep(Duration::from_millis(600));
+    assert_eq!(text(&guest.com1), frozen);
+    assert!(!frozen.contains("tick 60"), "{frozen}");
+    for _ in 0..20 {
+        guest.machine.resume().unwrap();
+        guest.machine.pause().unwrap();
+    }
+    guest.machine.resume().unwrap();
+    assert_eq!(guest.exit(), Exit::PowerOff);
+    assert!(text(&guest.com1).contains("tick 60"));
+}
+
+#[test]
+fn kvm_kill_leaves_no_thread_behind() {
+    let Some(kernels) = kernels() else { return };
+    let threads = || std::fs::read_dir("/proc/self/task").unwrap().count();
+    let before = threads();
+    let mut guest = Boot::new(&kernels[0], "while :; do :; done").start();
+    assert!(threads() >= before + 3, "two vCPUs and the device thread");
+    let asked = Instant::now();
+    guest.machine.kill();
+    println!("killed in {:?}", asked.elapsed());
+    assert_eq!(threads(), before);
+    assert_eq!(guest.exit(), Exit::Killed);
+    guest.machine.kill();
+    assert_eq!(guest.machine.next_event(), None);
+
+    let mut paused = Boot::new(&kernels[0], "while :; do :; done").start();
+    paused.machine.pause().unwrap();
+    paused.machine.kill();
+    assert_eq!(paused.exit(), Exit::Killed);
+}
+
+#[test]
+fn kvm_ring_is_reserved_and_shared() {
+    let Some(kernels) = kernels() else { return };
+    let ring = RingRegion { gpa: Gpa(0x1000_0000), len: 4 << 20 };
+    let script = "printf 'from the guest' | dd of=/dev/mem bs=4096 seek=65536 conv=notrunc 2>/dev/null; \
+                  cat /proc/iomem; poweroff -f";
+    let mut guest = Boot { ring: Some(ring), ..Boot::new(&kernels[0], script) }.start();
+    assert_eq!(guest.exit(), Exit::PowerOff, "{}", text(&guest.com1));
+    assert!(text(&guest.com1).contains("10000000-103fffff : Reserved"), "{}", text(&guest.com1));
+    let mut seen = [0; 14];
+    let ram = std::fs::File::from(guest.machine.ram().memfd.try_clone().unwrap());
+    ram.read_exact_at(&mut seen, ring.gpa.0).unwrap();
+    assert_eq!(&seen, b"from the guest");
+}
+
+#[test]
+fn kvm_console_carries_both_directions() {
+    let Some(kernels) = kernels() else { return };
+    let modules = kernels[0].parent().expect("a kernel lies in a directory");
+    let Some(module) = find_below(modules, "virtio_mmio.ko") else {
+        println!("NOT RUN: no virtio_mmio module beside {}", kernels[0].display());
+        return;
+    };
+    let packed = module.extension().is_some_and(|e| e == "xz");
+    let name = if packed { "virtio_mmio.ko.xz" } else { "virtio_mmio.ko" };
+    let script = format!(
+        "cd /; {} busybox insmod /virtio_mmio.ko || poweroff -f; while [ ! -c /dev/hvc0 ]; do sleep 0.1; done; \
+         busybox stty -F /dev/hvc0 raw -echo; echo ready >/dev/hvc0; read line </dev/hvc0; \
+         echo \"heard $line\" >/dev/hvc0; seq 200 >/dev/hvc0; sleep 1; poweroff -f",
+        if packed { "busybox unxz /virtio_mmio.ko.xz;" } else { "" }
+    );
+    let (guest_input, mut typing) = std::io::pipe().unwrap();
+    let (mut printed, guest_output) = std::io::pipe().unwrap();
+    let console = ConsoleFds { input: guest_input.into(), output: guest_output.into() };
+    let more = vec![archive_of(name, &std::fs::read(&module).unwrap())];
+    let mut guest = Boot { more, console: Some(console), ..Boot::new(&kernels[0], &script) }.start();
+    let reader = std::thread::spawn(move || {
+        let mut seen = Vec::new();
+        let mut chunk = [0; 256];
+        while let Ok(count @ 1..) = printed.read(&mut chunk) {
+            seen.extend_from_slice(&chunk[..count]);
+        }
+        String::from_utf8_lossy(&seen).into_owned()
+    });
+    typing.write_all(b"every word\n").unwrap();
+    assert_eq!(guest.exit(), Exit::PowerOff, "{}", text(&guest.com1));
+    drop(guest.machine);
+    let seen = reader.join().unwrap();
+    assert!(seen.contains("ready") && seen.contains("heard every word"), "{seen}");
+    assert!(seen.lines().any(|line| line.trim() == "200"), "{seen}");
+}
