@@ -4,7 +4,7 @@
 //! behind can be counted and killed. All output goes out before the exit
 //! message. A client that goes away ends its command.
 
-use super::guest_setup::{COMMAND_CGROUP, bring_up, find_port};
+use super::guest_setup::{CGROUP_ROOT, bring_up, find_port};
 use super::wire::{self, Decoder, Exit, Frame, Kind, RunRequest};
 use super::{INFRASTRUCTURE, boot, exchange};
 use anyhow::{Context, Result, bail};
@@ -22,12 +22,15 @@ use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
 use std::process::{ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::Duration;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 /// Output waiting for the client; above it the command's pipes are not read.
 const OUTPUT_HIGH_WATER: usize = 1 << 20;
 /// Stdin bytes the client may have under way.
 const STDIN_WINDOW: u32 = 16 * 1024;
+/// How long processes of an ended command may take to follow it.
+const AFTERMATH: Duration = Duration::from_millis(300);
 
 /// Brings the lab up and serves until powered off.
 pub fn agent_main() -> Result<u8> {
@@ -46,13 +49,15 @@ pub fn agent_main() -> Result<u8> {
 
 struct Running {
     pid: Pid,
+    cgroup: PathBuf,
     stdin: Option<ChildStdin>,
     pending_stdin: VecDeque<u8>,
     stdin_ends: bool,
     stdout: Option<ChildStdout>,
     stderr: Option<ChildStderr>,
-    ended: Option<WaitStatus>,
-    leftovers: usize,
+    ended: Option<(WaitStatus, Instant)>,
+    /// Known once its cgroup is empty.
+    leftovers: Option<usize>,
 }
 
 struct Agent {
@@ -64,6 +69,8 @@ struct Agent {
     boot_id: String,
     request: Vec<u8>,
     running: Option<Running>,
+    /// How many were started; each gets a cgroup with its number.
+    commands: u64,
 }
 
 impl Agent {
@@ -84,6 +91,7 @@ impl Agent {
             boot_id: boot_id.trim().to_owned(),
             request: Vec::new(),
             running: None,
+            commands: 0,
         })
     }
 
@@ -92,6 +100,7 @@ impl Agent {
         loop {
             self.wait()?;
             self.reap()?;
+            self.sweep();
             self.read_output()?;
             self.write_stdin();
             self.finish_command();
@@ -122,7 +131,8 @@ impl Agent {
                 fds.extend(running.stdin.iter().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLOUT)));
             }
         }
-        match poll(&mut fds, PollTimeout::from(1000u16)) {
+        let sweeping = self.running.as_ref().is_some_and(|running| running.ended.is_some() && running.leftovers.is_none());
+        match poll(&mut fds, PollTimeout::from(if sweeping { 10u16 } else { 1000 })) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(err) => Err(err).context("waiting for events"),
         }
@@ -166,8 +176,8 @@ impl Agent {
 
     fn abandon_command(&mut self) {
         if let Some(running) = self.running.take() {
-            kill_cgroup();
-            drop(running);
+            kill_cgroup(&running.cgroup);
+            remove_cgroup(&running.cgroup);
             println!("lab: the client left, its command was killed");
         }
     }
@@ -207,14 +217,16 @@ impl Agent {
             Kind::Run => {
                 let request = std::mem::take(&mut self.request);
                 let request: RunRequest = wire::json(&request, "run request")?;
-                self.running = Some(start(&request)?);
+                self.commands += 1;
+                let cgroup = Path::new(CGROUP_ROOT).join(format!("lab-command-{}", self.commands));
+                self.running = Some(start(&request, cgroup)?);
                 self.send(Kind::StdinCredit, &STDIN_WINDOW.to_le_bytes());
             }
             Kind::Signal => {
                 let (Some(running), Some(number)) = (&self.running, frame.body.first()) else { return Ok(()) };
                 let signal = Signal::try_from(i32::from(*number)).context("signal number")?;
                 if signal == Signal::SIGKILL {
-                    kill_cgroup();
+                    kill_cgroup(&running.cgroup);
                 } else {
                     let _ = killpg(running.pid, signal); // it may have ended meanwhile
                 }
@@ -279,28 +291,38 @@ impl Agent {
                 Err(err) => return Err(err).context("reaping"),
             };
             if let Some(running) = self.running.as_mut().filter(|running| status.pid() == Some(running.pid)) {
-                running.ended = Some(status);
-                // What is left would keep the pipes open.
-                running.leftovers = fs::read_to_string(format!("{COMMAND_CGROUP}/cgroup.procs")).unwrap_or_default().lines().count();
-                kill_cgroup();
+                running.ended = Some((status, Instant::now()));
             }
+        }
+    }
+
+    /// Counts and kills what an ended command left; it would keep the pipes open.
+    fn sweep(&mut self) {
+        let Some(running) = self.running.as_mut().filter(|running| running.leftovers.is_none()) else { return };
+        let Some((_, at)) = running.ended else { return };
+        let left = processes(&running.cgroup);
+        if left == 0 || at.elapsed() > AFTERMATH {
+            kill_cgroup(&running.cgroup);
+            running.leftovers = Some(left);
         }
     }
 
     fn finish_command(&mut self) {
         let done = self.running.as_ref().is_some_and(|running| {
-            running.ended.is_some() && running.stdout.is_none() && running.stderr.is_none()
+            running.leftovers.is_some() && running.stdout.is_none() && running.stderr.is_none()
         });
         if !done {
             return;
         }
         let Some(running) = self.running.take() else { return };
+        remove_cgroup(&running.cgroup);
         let (code, signal) = match running.ended {
-            Some(WaitStatus::Exited(_, code)) => (Some(code), None),
-            Some(WaitStatus::Signaled(_, signal, _)) => (None, Some(signal as i32)),
+            Some((WaitStatus::Exited(_, code), _)) => (Some(code), None),
+            Some((WaitStatus::Signaled(_, signal, _), _)) => (None, Some(signal as i32)),
             _ => (None, None),
         };
-        let body = serde_json::to_vec(&Exit { code, signal, leftovers: running.leftovers }).expect("plain numbers encode");
+        let leftovers = running.leftovers.unwrap_or(0);
+        let body = serde_json::to_vec(&Exit { code, signal, leftovers }).expect("plain numbers encode");
         self.send(Kind::Exit, &body);
     }
 }
@@ -319,10 +341,10 @@ fn read_pipe<P: Read>(pipe: &mut Option<P>, buffer: &mut [u8]) -> Result<Option<
     }
 }
 
-fn start(request: &RunRequest) -> Result<Running> {
+fn start(request: &RunRequest, cgroup: PathBuf) -> Result<Running> {
     let (program, args) = request.argv.split_first().context("no command given")?;
     fs::create_dir_all(&request.cwd).with_context(|| format!("creating {}", request.cwd.display()))?;
-    fs::create_dir_all(COMMAND_CGROUP).context("creating the command's cgroup")?;
+    fs::create_dir_all(&cgroup).context("creating the command's cgroup")?;
     let mut command = Command::new(program);
     command
         .args(args)
@@ -334,9 +356,9 @@ fn start(request: &RunRequest) -> Result<Running> {
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
     // The child inherits the cgroup, so the agent visits it for the fork.
-    fs::write(format!("{COMMAND_CGROUP}/cgroup.procs"), "0").context("entering the command's cgroup")?;
+    fs::write(cgroup.join("cgroup.procs"), "0").context("entering the command's cgroup")?;
     let child = command.spawn();
-    fs::write("/sys/fs/cgroup/cgroup.procs", "0").context("leaving the command's cgroup")?;
+    fs::write(Path::new(CGROUP_ROOT).join("cgroup.procs"), "0").context("leaving the command's cgroup")?;
     let mut child = child.with_context(|| format!("starting {program} (is it, with its libraries, in the lab?)"))?;
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
     for fd in stdin.iter().map(AsFd::as_fd).chain(stdout.iter().map(AsFd::as_fd)).chain(stderr.iter().map(AsFd::as_fd)) {
@@ -344,20 +366,40 @@ fn start(request: &RunRequest) -> Result<Running> {
     }
     Ok(Running {
         pid: Pid::from_raw(child.id() as i32),
+        cgroup,
         stdin,
         pending_stdin: VecDeque::new(),
         stdin_ends: false,
         stdout,
         stderr,
         ended: None,
-        leftovers: 0,
+        leftovers: None,
     })
 }
 
-/// Kills every process of the command's cgroup and those below it.
-fn kill_cgroup() {
-    // Absent before the first command.
-    let _ = fs::write(format!("{COMMAND_CGROUP}/cgroup.kill"), "1");
+/// Kills every process of a cgroup and of those below it.
+fn kill_cgroup(cgroup: &Path) {
+    if let Err(err) = fs::write(cgroup.join("cgroup.kill"), "1") {
+        println!("lab: killing {}: {err}", cgroup.display());
+    }
+}
+
+fn processes(cgroup: &Path) -> usize {
+    let here = fs::read_to_string(cgroup.join("cgroup.procs")).unwrap_or_default().lines().count();
+    here + children(cgroup).iter().map(|child| processes(child)).sum::<usize>()
+}
+
+fn children(cgroup: &Path) -> Vec<PathBuf> {
+    let entries = fs::read_dir(cgroup).into_iter().flatten().flatten();
+    entries.map(|entry| entry.path()).filter(|path| path.is_dir()).collect()
+}
+
+/// A cgroup that is not empty yet stays: each command gets a fresh one.
+fn remove_cgroup(cgroup: &Path) {
+    for child in children(cgroup) {
+        remove_cgroup(&child);
+    }
+    let _ = fs::remove_dir(cgroup);
 }
 
 fn set_nonblocking(fd: BorrowedFd<'_>) -> Result<()> {

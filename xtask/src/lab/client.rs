@@ -125,8 +125,9 @@ impl<'a> Session<'a> {
         Ok(PushReport { files: items.len(), bytes })
     }
 
-    /// Runs a command to its end; output goes to this process's.
-    pub fn run(&mut self, request: &RunRequest, limit: Duration) -> Result<Exit> {
+    /// Runs a command to its end; its stdout goes to `stdout`, its stderr to
+    /// ours, and what we can read to its stdin.
+    pub fn run(&mut self, request: &RunRequest, limit: Duration, stdout: &mut dyn Write) -> Result<Exit> {
         let mut out = Vec::new();
         let body = serde_json::to_vec(request).context("encoding the run request")?;
         wire::encode_long(&mut out, self.nonce, Kind::Run, &body);
@@ -139,7 +140,7 @@ impl<'a> Session<'a> {
             let wake = kill_at.unwrap_or(deadline);
             match self.wait(wake, stdin_open && credit > 0)? {
                 Event::Frame(frame) => match frame.kind {
-                    Kind::Stdout => write_out(&mut std::io::stdout().lock(), &frame.body)?,
+                    Kind::Stdout => write_out(stdout, &frame.body)?,
                     Kind::Stderr => write_out(&mut std::io::stderr().lock(), &frame.body)?,
                     Kind::StdinCredit => {
                         let more: [u8; 4] = frame.body.as_slice().try_into().context("stdin credit")?;
@@ -333,7 +334,7 @@ fn same_contents(old: &str, new: &str) -> bool {
     }
 }
 
-fn write_out(to: &mut impl Write, bytes: &[u8]) -> Result<()> {
+fn write_out(to: &mut dyn Write, bytes: &[u8]) -> Result<()> {
     match to.write_all(bytes).and_then(|()| to.flush()) {
         Err(err) if err.kind() != ErrorKind::BrokenPipe => Err(err).context("passing the command's output on"),
         _ => Ok(()), // a reader that went away wants no more; the command goes on

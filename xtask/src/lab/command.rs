@@ -11,9 +11,15 @@ use clap::Args;
 use std::collections::BTreeMap;
 use std::env;
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
+/// Exit code for "something was missing".
+const NOT_RUN: u8 = 3;
+/// How long a lab may take to boot, on a machine that is busy with other things.
+const BOOT_LIMIT: Duration = Duration::from_secs(300);
 /// Executables brought in when they lie beside this one (or in --bin-dir).
 const OUR_BINARIES: [&str; 7] =
     ["ktstr", "cargo-ktstr", "ktstr-orch", "ktstr-vmm", "ktstr-monitor", "ktstr-guest", "scx-ktstr"];
@@ -55,6 +61,9 @@ pub struct LabArgs {
     /// Bring a file or directory in, at the same path or at DST (repeatable)
     #[arg(long = "file", value_name = "SRC[:DST]")]
     files: Vec<String>,
+    /// After the command, fetch a file or directory of the lab into DIR [default: `fetched` in the lab's state] (repeatable)
+    #[arg(long, value_name = "PATH[:DIR]")]
+    fetch: Vec<String>,
     /// Bring the workspace's executables from here [default: beside this executable]
     #[arg(long, value_name = "DIR")]
     bin_dir: Option<PathBuf>,
@@ -64,7 +73,7 @@ pub struct LabArgs {
     /// Bring the emulator and its firmware, to compare with it
     #[arg(long)]
     qemu: bool,
-    /// Set a variable for the command, or pass one on (KTSTR_*, NEXTEST*, RUST_* and CARGO_MANIFEST_DIR are passed on anyway)
+    /// Set a variable for the command, or pass one on (KTSTR_*, NEXTEST*, RUST_*, CARGO_*, HOME and XDG_CACHE_HOME are passed on anyway)
     #[arg(long = "env", value_name = "NAME[=VALUE]")]
     env: Vec<String>,
     /// Kill the command after this many seconds
@@ -101,23 +110,28 @@ pub fn command(args: LabArgs) -> Result<u8> {
     let _lock = state.lock_for_client()?;
     touch(&state)?;
     let start = Instant::now();
-    let booted = ensure_lab(&args, &state)?;
-    let mut session = Session::connect(&state, Duration::from_secs(180))?;
+    let (kernel, emulator) = match (LabKernel::resolve(args.kernel.as_deref()), emulator()) {
+        (Ok(kernel), Ok(emulator)) => (kernel, emulator),
+        (Err(err), _) | (_, Err(err)) => {
+            eprintln!("lab: NOT RUN: {err:#}");
+            return Ok(NOT_RUN);
+        }
+    };
+    let shape = Shape { vcpus: args.vcpus, memory: args.memory.clone(), idle_seconds: args.idle, emulator };
+    let booted = boot::ensure(&state, &kernel, &shape)?;
+    let mut session = Session::connect(&state, BOOT_LIMIT)?;
     if booted {
         eprintln!("lab: up after {:.1} s", start.elapsed().as_secs_f64());
     }
     if args.argv.is_empty() {
         return Ok(0);
     }
-    let exit = push_and_run(&args, &mut session);
+    let exit = push_and_run(&args, &mut session).and_then(|exit| {
+        fetch(&args, &state, &mut session)?;
+        Ok(exit)
+    });
     touch(&state)?;
     exit.map(|exit| exit_code(&exit))
-}
-
-fn ensure_lab(args: &LabArgs, state: &StateDir) -> Result<bool> {
-    let kernel = LabKernel::resolve(args.kernel.as_deref())?;
-    let shape = Shape { vcpus: args.vcpus, memory: args.memory.clone(), idle_seconds: args.idle, emulator: emulator()? };
-    boot::ensure(state, &kernel, &shape)
 }
 
 fn push_and_run(args: &LabArgs, session: &mut Session<'_>) -> Result<Exit> {
@@ -126,7 +140,9 @@ fn push_and_run(args: &LabArgs, session: &mut Session<'_>) -> Result<Exit> {
     let mut set = FileSet::default();
     let program = collect(args, bins.as_deref(), &mut set)?;
     let collected = start.elapsed();
-    let report = session.push(&set)?;
+    let report = session
+        .push(&set)
+        .context("bringing files in (a lab that filled up over many builds is emptied by `cargo xtask lab --stop`)")?;
     if args.verbose {
         eprintln!(
             "lab: {} items known in {:.2} s, pushed {} files, {:.1} MB in {:.2} s",
@@ -141,7 +157,41 @@ fn push_and_run(args: &LabArgs, session: &mut Session<'_>) -> Result<Exit> {
     argv[0] = program;
     let cwd = env::current_dir().context("finding the working directory")?;
     let request = RunRequest { argv, env: environment(args, bins.as_deref())?, cwd };
-    session.run(&request, Duration::from_secs(args.timeout))
+    session.run(&request, Duration::from_secs(args.timeout), &mut io::stdout().lock())
+}
+
+/// Brings results out, as a tar stream on the stdout of a second command.
+fn fetch(args: &LabArgs, state: &StateDir, session: &mut Session<'_>) -> Result<()> {
+    for spec in &args.fetch {
+        let (path, dir) = match spec.split_once(':') {
+            Some((path, dir)) => (path, PathBuf::from(dir)),
+            None => (spec.as_str(), state.file("fetched")),
+        };
+        let path = absolute(Path::new(path))?;
+        fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
+        let (parent, name) = (path.parent().and_then(Path::to_str), path.file_name().and_then(|name| name.to_str()));
+        let (Some(parent), Some(name)) = (parent, name) else { bail!("--fetch {spec}: no path of a file or directory") };
+        let request = RunRequest {
+            argv: ["/bin/busybox", "tar", "-c", "-f", "-", "-C", parent, name].map(str::to_owned).to_vec(),
+            env: BTreeMap::new(),
+            cwd: "/".into(),
+        };
+        let mut tar = Command::new("tar")
+            .args(["-x", "-f", "-", "-C"])
+            .arg(&dir)
+            .stdin(Stdio::piped())
+            .spawn()
+            .context("starting `tar`")?;
+        let exit = session.run(&request, Duration::from_secs(600), tar.stdin.as_mut().context("tar has no stdin")?);
+        drop(tar.stdin.take());
+        let unpacked = tar.wait().context("waiting for `tar`")?;
+        if exit?.code != Some(0) || !unpacked.success() {
+            eprintln!("lab: could not fetch {} whole", path.display());
+        } else {
+            eprintln!("lab: fetched {} into {}", path.display(), dir.display());
+        }
+    }
+    Ok(())
 }
 
 /// Fills the file set; returns the program as the lab will find it.
@@ -177,8 +227,8 @@ fn collect(args: &LabArgs, bins: Option<&Path>, set: &mut FileSet) -> Result<Str
 
 fn environment(args: &LabArgs, bins: Option<&Path>) -> Result<BTreeMap<String, String>> {
     let passed = |name: &str| {
-        ["KTSTR_", "NEXTEST", "RUST_"].iter().any(|prefix| name.starts_with(prefix))
-            || ["CARGO_MANIFEST_DIR", "HOME", "XDG_CACHE_HOME", "TERM"].contains(&name)
+        ["KTSTR_", "NEXTEST", "RUST_", "CARGO_"].iter().any(|prefix| name.starts_with(prefix))
+            || ["HOME", "XDG_CACHE_HOME", "TERM"].contains(&name)
     };
     // The lab's own settings mean nothing inside it.
     let mut variables: BTreeMap<String, String> =
@@ -220,7 +270,7 @@ fn exit_code(exit: &Exit) -> u8 {
 fn status(state: &StateDir) -> Result<u8> {
     if !state.is_alive()? {
         println!("lab: none runs ({})", state.path().display());
-        return Ok(3);
+        return Ok(NOT_RUN);
     }
     let pid: u32 = state.read("keeper.pid").unwrap_or_default();
     let release = state.read::<Launch>("launch.json").map(|launch| launch.kernel_release).unwrap_or_default();

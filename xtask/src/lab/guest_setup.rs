@@ -11,8 +11,8 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-/// The cgroup in which commands run.
-pub const COMMAND_CGROUP: &str = "/sys/fs/cgroup/lab-command";
+/// Root of the cgroup hierarchy.
+pub const CGROUP_ROOT: &str = "/sys/fs/cgroup";
 const NEW_ROOT: &str = "/new-root";
 
 /// All steps, in order.

@@ -5,7 +5,7 @@
 //! process dies. Knows nothing of what runs in the lab.
 
 use super::state::{Launch, StateDir};
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::prctl;
 use nix::sys::signal::{SigSet, Signal};
@@ -21,7 +21,7 @@ use std::time::{Duration, SystemTime};
 pub fn keeper_main(dir: &Path) -> Result<u8> {
     let state = StateDir::open(dir)?;
     let alive = state.lock_file("alive.lock")?;
-    alive.try_lock().context("another keeper owns this lab")?;
+    take_over(&alive)?;
     let launch: Launch = state.read("launch.json").context("launch.json is missing or unreadable")?;
     state.write("keeper.pid", &std::process::id())?;
 
@@ -38,6 +38,19 @@ pub fn keeper_main(dir: &Path) -> Result<u8> {
     let _ = emulator.wait();
     let _ = fs::remove_file(state.file("agent.sock"));
     result
+}
+
+/// Clients look whether the lock is held by taking it for a moment, so one
+/// refusal does not mean a second keeper.
+fn take_over(alive: &fs::File) -> Result<()> {
+    for _ in 0..100 {
+        match alive.try_lock() {
+            Ok(()) => return Ok(()),
+            Err(fs::TryLockError::WouldBlock) => std::thread::sleep(Duration::from_millis(10)),
+            Err(fs::TryLockError::Error(err)) => return Err(err).context("locking alive.lock"),
+        }
+    }
+    bail!("another keeper owns this lab")
 }
 
 fn start(state: &StateDir, launch: &Launch) -> Result<Child> {
