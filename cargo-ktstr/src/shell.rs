@@ -16,7 +16,7 @@ use anyhow::Context;
 use ktstr_proto::client::{ClientEvent, Submitted};
 use ktstr_proto::guest::LogSource;
 use ktstr_proto::run::{Job, RunSpec, ShellJob, Term};
-use ktstr_proto::verdict::RunReport;
+use ktstr_proto::verdict::{Cause, RunReport};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::cli::{ShellArgs, accel};
@@ -263,10 +263,13 @@ fn conclude(report: &RunReport) -> ExitCode {
         Some(status) => ExitCode::from(u8::try_from(status & 0xff).unwrap_or(1)),
         None => {
             eprint!("{}", summary::explain(report));
-            let code = report.exit_code();
-            // A machine that ended without a status and without a reason: the
-            // user shut it down.
-            if report.cause.is_none() { Exit::Pass.into() } else { ExitCode::from(code.max(1)) }
+            match &report.cause {
+                // The user shut the machine down.
+                None => Exit::Pass.into(),
+                // As other mistakes on the command line.
+                Some(Cause::BadRequest { .. }) => Exit::Fail.into(),
+                Some(_) => ExitCode::from(report.exit_code().max(1)),
+            }
         }
     }
 }
