@@ -123,7 +123,7 @@ fn attach_watched(
     confined: Confined,
     attach: Attach,
     fds: Fds,
-) -> Result<Option<Result<(Session, Attached), AttachError>>, ServeError> {
+) -> Result<Option<Result<Opened, AttachError>>, ServeError> {
     let reading = std::thread::spawn(move || Session::attach(confined, &attach, fds));
     while !reading.is_finished() {
         match next_request(channel, Some(Instant::now() + WATCH))? {
@@ -183,6 +183,9 @@ fn next_request(
     }
 }
 
+/// A guest that was attached to, and what to answer.
+type Opened = (Session, Attached);
+
 /// A guest being watched.
 struct Session {
     /// Guest memory is read by a confined process only.
@@ -203,7 +206,7 @@ impl Session {
         confined: Confined,
         attach: &Attach,
         mut fds: Fds,
-    ) -> Result<(Self, Attached), AttachError> {
+    ) -> Result<Opened, AttachError> {
         let ram = fds.take(attach.ram, "ram")?;
         let kernel = fds.take(attach.kernel, "kernel")?;
         let regions = attach.regions.iter().map(|region| Region {

@@ -248,10 +248,12 @@ fn find_image(profile: &Profile, mem: &GuestMem) -> Option<u64> {
         .regions()
         .iter()
         .flat_map(|region| {
-            let first = region.start.0.next_multiple_of(IMAGE_ALIGN);
-            (first..region.start.0 + region.len).step_by(IMAGE_ALIGN as usize)
+            // A region that ends before the next aligned address has no room for an image.
+            let end = region.start.0 + region.len;
+            let first = region.start.0.checked_next_multiple_of(IMAGE_ALIGN).unwrap_or(end);
+            (first..end).step_by(IMAGE_ALIGN as usize)
         })
-        .map(|base| Gpa(base + into))
+        .filter_map(|base| Gpa(base).checked_add(into))
         .find(|&at| is_at(at))
         .map(|at| at.0.wrapping_sub(link.0))
 }

@@ -37,7 +37,7 @@ impl BtfWriter {
     }
 
     pub fn int(&mut self, name: &str, size: u32, signed: bool) -> u32 {
-        self.raw(name, 1 << 24, size, &[u32::from(signed) << 24 | size * 8])
+        self.raw(name, 1 << 24, size, &[(u32::from(signed) << 24) | (size * 8)])
     }
 
     pub fn pointer(&mut self, to: u32) -> u32 {
@@ -62,7 +62,7 @@ impl BtfWriter {
 
     /// A structure whose member offsets carry a bitfield size in their upper byte.
     pub fn bitfields(&mut self, name: &str, size: u32, members: &[Member<'_>]) -> u32 {
-        self.aggregate(name, 1 << 31 | 4 << 24, size, members)
+        self.aggregate(name, (1 << 31) | (4 << 24), size, members)
     }
 
     fn aggregate(&mut self, name: &str, kind: u32, size: u32, members: &[Member<'_>]) -> u32 {

@@ -109,7 +109,8 @@ proptest! {
         for (n, (word, value, plausible)) in writes.into_iter().enumerate() {
             let at = if n % 2 == 0 { guest.variable(focus) + word % 512 * 8 } else { word * 8 };
             // Half of the values look like page-table entries.
-            guest.write_u64(at, if plausible { value % RAM & !0xfff | value & 0xff | 1 } else { value });
+            let entry = ((value % RAM) & !0xfff) | (value & 0xff) | 1;
+            guest.write_u64(at, if plausible { entry } else { value });
         }
         let began = Instant::now();
         for _ in 0..3 {
