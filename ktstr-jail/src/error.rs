@@ -56,8 +56,8 @@ pub enum JailError {
         /// Its content.
         text: String,
     },
-    /// A mount that is not absolute or climbs.
-    #[error("mount {path} into the jail: the path must be absolute and without `..`")]
+    /// A mount that is not absolute, climbs, or lies where the new root is put together.
+    #[error("mount {path} into the jail: the path must be absolute, without `..` and outside /sys")]
     MountPath {
         /// The path.
         path: PathBuf,

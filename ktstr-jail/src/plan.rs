@@ -9,7 +9,7 @@
 //! 6. descriptors and the parent's death, for a child;
 //! 7. the filters, allow-list last: after it almost none of the above could be done.
 
-use std::ffi::CString;
+use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
 
@@ -131,7 +131,9 @@ fn show(source: &Path, target: &Path, usage: Use, steps: &mut Vec<Step>) -> Resu
 /// Directories above `path`, which must be absolute and may not climb out of the root.
 fn parents(path: &Path, steps: &mut Vec<Step>) -> Result<(), JailError> {
     let climbs = path.components().any(|part| part == Component::ParentDir);
-    if !path.is_absolute() || climbs || path.parent().is_none() {
+    // Hidden by the new root from the moment that it is put together.
+    let hidden = path.starts_with(Path::new(OsStr::from_bytes(STAGING.to_bytes())));
+    if !path.is_absolute() || climbs || hidden || path.parent().is_none() {
         return Err(JailError::MountPath { path: path.to_path_buf() });
     }
     let mut above: Vec<&Path> = path.ancestors().skip(1).filter(|a| a.parent().is_some()).collect();
@@ -194,7 +196,7 @@ mod tests {
     #[test]
     fn mounts_that_climb_or_are_relative_or_missing_are_refused() {
         let mut spec = JailSpec::vmm();
-        for path in ["usr", "/usr/../etc", "/"] {
+        for path in ["usr", "/usr/../etc", "/", "/sys/kernel"] {
             spec.mounts = vec![Mount::ReadOnly(path.into())];
             assert!(matches!(plan(&spec, &Walker::Caller), Err(JailError::MountPath { .. })), "{path}");
         }

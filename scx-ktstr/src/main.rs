@@ -112,7 +112,13 @@ fn bss<'a>(skel: &'a MainSkel<'_>) -> Result<&'a bpf::types::bss> {
 }
 
 fn queue_name(skel: &MainSkel<'_>) -> Result<&'static str> {
-    Ok(if bss(skel)?.shared_queue == 0 { "vtime" } else { "global" })
+    Ok(match bss(skel)?.shared_queue {
+        0 => "vtime",
+        _ => {
+            "global (this kernel's BTF lists scx_bpf_create_dsq with an argument that no program can \
+             pass, so there is no queue by virtual time)"
+        }
+    })
 }
 
 fn exit_kind(skel: &MainSkel<'_>) -> Result<Option<ExitKind>> {

@@ -37,22 +37,25 @@ pub fn jailed(role: Role, body: fn() -> i32) -> Outcome {
 
 /// Starts a jailed child.
 pub fn start(role: Role, body: fn() -> i32) -> Pid {
-    // SAFETY: the child enters the jail, runs the probe and leaves by _exit; glibc's fork handlers
-    // keep its allocator usable.
+    in_child(move || match enter(&spec(role)) {
+        Ok(confined) if confined.role() == role => body(),
+        Ok(_) => NO_JAIL,
+        Err(error) => {
+            let source = std::error::Error::source(&error).map(ToString::to_string);
+            eprintln!("{error}: {source:?}");
+            NO_JAIL
+        }
+    })
+}
+
+/// Starts a child that ends with the value of `body`.
+pub fn in_child(body: impl FnOnce() -> i32) -> Pid {
+    // SAFETY: the child runs `body` and leaves by _exit; glibc's fork handlers keep its allocator
+    // usable.
     match unsafe { fork() }.expect("fork") {
         ForkResult::Parent { child } => child,
         ForkResult::Child => {
-            let value = match enter(&spec(role)) {
-                Ok(confined) if confined.role() == role => {
-                    std::panic::catch_unwind(body).unwrap_or(PANICKED)
-                }
-                Ok(_) => NO_JAIL,
-                Err(error) => {
-                    let source = std::error::Error::source(&error).map(ToString::to_string);
-                    eprintln!("{error}: {source:?}");
-                    NO_JAIL
-                }
-            };
+            let value = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(PANICKED);
             // SAFETY: ends the child without running the parent's exit handlers.
             unsafe { libc::_exit(value) }
         }

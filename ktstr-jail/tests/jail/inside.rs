@@ -2,7 +2,7 @@
 
 use ktstr_jail::Role;
 
-use crate::child::{Outcome, jailed, syscall};
+use crate::child::{Outcome, in_child, jailed, outcome, syscall};
 
 const SELF_CONFINED: [Role; 2] = [Role::Vmm, Role::Monitor];
 
@@ -218,4 +218,43 @@ fn a_process_with_threads_is_refused() {
     release.wait();
     thread.join().unwrap();
     assert!(matches!(refused, Err(ktstr_jail::JailError::ThreadsRunning { threads }) if threads > 1), "{refused:?}");
+}
+
+/// A user namespace that allows no further ones stands in for a host that forbids them.
+#[test]
+fn forbidden_user_namespaces_are_explained() {
+    let pid = in_child(|| {
+        let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER).expect("a first user namespace");
+        std::fs::write("/proc/self/setgroups", "deny").expect("setgroups");
+        std::fs::write("/proc/self/uid_map", format!("{uid} {uid} 1")).expect("uid_map");
+        std::fs::write("/proc/self/gid_map", format!("{gid} {gid} 1")).expect("gid_map");
+        std::fs::write("/proc/sys/user/max_user_namespaces", "0").expect("forbid further ones");
+        match ktstr_jail::enter(&ktstr_jail::JailSpec::vmm()) {
+            Err(error @ ktstr_jail::JailError::UserNamespaceForbidden { .. }) => {
+                i32::from(!error.to_string().contains("user.max_user_namespaces"))
+            }
+            other => panic!("{other:?}"),
+        }
+    });
+    assert_eq!(outcome(pid), Outcome::Value(0));
+}
+
+/// With capabilities, here those of a user namespace, the jail needs no user namespace of its own.
+#[test]
+fn privileged_processes_can_keep_their_user_namespace() {
+    let pid = in_child(|| {
+        let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
+        nix::sched::unshare(nix::sched::CloneFlags::CLONE_NEWUSER).expect("a user namespace");
+        std::fs::write("/proc/self/setgroups", "deny").expect("setgroups");
+        std::fs::write("/proc/self/uid_map", format!("{uid} {uid} 1")).expect("uid_map");
+        std::fs::write("/proc/self/gid_map", format!("{gid} {gid} 1")).expect("gid_map");
+        let spec = ktstr_jail::JailSpec {
+            user_namespace: ktstr_jail::UserNamespace::Keep,
+            ..ktstr_jail::JailSpec::monitor()
+        };
+        ktstr_jail::enter(&spec).expect("enter without a further user namespace");
+        i32::from(std::fs::File::open("/etc/passwd").is_ok())
+    });
+    assert_eq!(outcome(pid), Outcome::Value(0));
 }
