@@ -39,7 +39,7 @@ pub enum WorkType {
 /// Steps of arithmetic in one unit of work.
 const STEPS_PER_UNIT: u64 = 1024;
 /// Units between two checkpoints of a loop that does nothing but compute.
-const UNITS_PER_CHECKPOINT: u64 = 64;
+const UNITS_PER_CHECKPOINT: u64 = 16;
 /// Yields between two checkpoints.
 const YIELDS_PER_CHECKPOINT: u64 = 16;
 
