@@ -155,7 +155,10 @@ fn kvm_ring_is_reserved_and_shared() {
                   cat /proc/iomem; poweroff -f";
     let mut guest = Boot { ring: Some(ring), ..Boot::new(&kernels[0], script) }.start();
     assert_eq!(guest.exit(), Exit::PowerOff, "{}", text(&guest.com1));
-    assert!(text(&guest.com1).contains("10000000-103fffff : Reserved"), "{}", text(&guest.com1));
+    // How a reserved range is listed differs between kernels; that RAM ends before it and goes on after does not.
+    for border in ["-0fffffff : System RAM", "10400000-1fffffff : System RAM"] {
+        assert!(text(&guest.com1).contains(border), "{}", text(&guest.com1));
+    }
     let mut seen = [0; 14];
     let ram = std::fs::File::from(guest.machine.ram().memfd.try_clone().unwrap());
     ram.read_exact_at(&mut seen, ring.gpa.0).unwrap();
@@ -174,8 +177,8 @@ fn kvm_console_carries_both_directions() {
     let name = if packed { "virtio_mmio.ko.xz" } else { "virtio_mmio.ko" };
     let script = format!(
         "cd /; {} busybox insmod /virtio_mmio.ko || poweroff -f; while [ ! -c /dev/hvc0 ]; do sleep 0.1; done; \
-         busybox stty -F /dev/hvc0 raw -echo; echo ready >/dev/hvc0; read line </dev/hvc0; \
-         echo \"heard $line\" >/dev/hvc0; seq 200 >/dev/hvc0; sleep 1; poweroff -f",
+         exec 3<>/dev/hvc0; busybox stty raw -echo <&3; echo ready >&3; read line <&3; \
+         echo \"heard $line\" >&3; seq 200 >&3; sleep 1; poweroff -f",
         if packed { "busybox unxz /virtio_mmio.ko.xz;" } else { "" }
     );
     let (guest_input, mut typing) = std::io::pipe().unwrap();
@@ -183,15 +186,20 @@ fn kvm_console_carries_both_directions() {
     let console = ConsoleFds { input: guest_input.into(), output: guest_output.into() };
     let more = vec![archive_of(name, &std::fs::read(&module).unwrap())];
     let mut guest = Boot { more, console: Some(console), ..Boot::new(&kernels[0], &script) }.start();
+    // A terminal that nobody has opened may lose what is typed, so typing waits for the guest.
     let reader = std::thread::spawn(move || {
-        let mut seen = Vec::new();
+        let mut seen = String::new();
+        let mut typed = false;
         let mut chunk = [0; 256];
         while let Ok(count @ 1..) = printed.read(&mut chunk) {
-            seen.extend_from_slice(&chunk[..count]);
+            seen.push_str(&String::from_utf8_lossy(&chunk[..count]));
+            if !typed && seen.contains("ready") {
+                typing.write_all(b"every word\n").unwrap();
+                typed = true;
+            }
         }
-        String::from_utf8_lossy(&seen).into_owned()
+        seen
     });
-    typing.write_all(b"every word\n").unwrap();
     assert_eq!(guest.exit(), Exit::PowerOff, "{}", text(&guest.com1));
     drop(guest.machine);
     let seen = reader.join().unwrap();

@@ -133,3 +133,162 @@ impl Console {
     }
 }
 
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use vm_memory::{Bytes, GuestAddress};
+    use vmm_sys_util::eventfd::EventFd;
+
+    use super::*;
+    use crate::kvm::memory::GuestRam;
+    use crate::machine::{Gpa, RamRegion};
+
+    const DESC: u64 = 0x1000;
+    const AVAIL: u64 = 0x2000;
+    const USED: u64 = 0x3000;
+    const BUFFER: u64 = 0x8000;
+    const WRITABLE: u16 = 2;
+
+    /// A driver's end: one queue set up through the registers.
+    struct Driver {
+        device: Mutex<MmioTransport>,
+        ram: Arc<GuestRam>,
+        irq: EventFd,
+    }
+
+    impl Driver {
+        fn new(queue: u32, addresses: [u64; 3]) -> Self {
+            let regions = vec![RamRegion { gpa: Gpa(0), file_offset: 0, len: 2 << 20 }];
+            let ram = Arc::new(GuestRam::new(regions).unwrap().0);
+            let irq = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+            let doorbell = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
+            let device = MmioTransport::new(KIND, ram.clone(), irq.try_clone().unwrap(), doorbell).unwrap();
+            let driver = Self { device: Mutex::new(device), ram, irq };
+            driver.set(0x70, 3);
+            driver.set(0x24, 1);
+            driver.set(0x20, 1);
+            driver.set(0x70, 11);
+            driver.set(0x30, queue);
+            driver.set(0x38, 8);
+            for (register, address) in [0x80, 0x90, 0xa0].into_iter().zip(addresses) {
+                driver.set(register, address as u32);
+                driver.set(register + 4, (address >> 32) as u32);
+            }
+            driver.set(0x44, 1);
+            driver.set(0x70, 15);
+            driver
+        }
+
+        fn set(&self, register: u64, value: u32) {
+            lock(&self.device).write(register, &value.to_le_bytes());
+        }
+
+        fn get(&self, register: u64) -> u32 {
+            let mut word = [0; 4];
+            lock(&self.device).read(register, &mut word);
+            u32::from_le_bytes(word)
+        }
+
+        /// Offers one descriptor as the next available one.
+        fn offer(&self, index: u16, address: u64, len: u32, flags: u16) {
+            let at = DESC + 16 * u64::from(index);
+            let memory = &self.ram.memory;
+            memory.write_obj(address, GuestAddress(at)).unwrap();
+            memory.write_obj(len, GuestAddress(at + 8)).unwrap();
+            memory.write_obj(flags, GuestAddress(at + 12)).unwrap();
+            memory.write_obj(index, GuestAddress(AVAIL + 4 + 2 * u64::from(index))).unwrap();
+            memory.write_obj(index + 1, GuestAddress(AVAIL + 2)).unwrap();
+        }
+
+        fn used(&self) -> u16 {
+            self.ram.memory.read_obj(GuestAddress(USED + 2)).unwrap()
+        }
+    }
+
+    fn console() -> (Console, io::PipeReader, io::PipeWriter) {
+        let (guest_input, typing) = io::pipe().unwrap();
+        let (printed, guest_output) = io::pipe().unwrap();
+        (Console::new(ConsoleFds { input: guest_input.into(), output: guest_output.into() }), printed, typing)
+    }
+
+    #[test]
+    fn what_the_guest_prints_comes_out() {
+        let (mut console, mut printed, _typing) = console();
+        let driver = Driver::new(1, [DESC, AVAIL, USED]);
+        driver.ram.memory.write_slice(b"hello", GuestAddress(BUFFER)).unwrap();
+        driver.offer(0, BUFFER, 5, 0);
+        console.work(&driver.device);
+        assert_eq!((driver.used(), driver.irq.read().unwrap(), driver.get(0x60)), (1, 1, 1));
+        console.write_output().unwrap();
+        let mut seen = [0; 5];
+        printed.read_exact(&mut seen).unwrap();
+        assert_eq!(&seen, b"hello");
+        assert!(console.wants_output().is_none());
+    }
+
+    #[test]
+    fn typed_input_waits_for_a_buffer() {
+        let (mut console, _printed, mut typing) = console();
+        let driver = Driver::new(0, [DESC, AVAIL, USED]);
+        typing.write_all(b"abc").unwrap();
+        console.read_input();
+        console.work(&driver.device);
+        assert!(console.wants_input().is_none(), "nothing more is read while the guest has not taken the last");
+        driver.offer(0, BUFFER, 2, WRITABLE);
+        driver.offer(1, BUFFER + 16, 64, WRITABLE);
+        console.work(&driver.device);
+        let mut seen = [0; 2];
+        driver.ram.memory.read_slice(&mut seen, GuestAddress(BUFFER)).unwrap();
+        assert_eq!((&seen, driver.ram.memory.read_obj::<u8>(GuestAddress(BUFFER + 16)).unwrap()), (b"ab", b'c'));
+        assert_eq!(driver.used(), 2);
+        assert!(console.wants_input().is_some());
+    }
+
+    #[test]
+    fn the_guest_waits_while_nobody_reads() {
+        let (mut console, _printed, _typing) = console();
+        let driver = Driver::new(1, [DESC, AVAIL, USED]);
+        for index in 0..4 {
+            driver.offer(index, 0x10_0000, 40 << 10, 0);
+        }
+        console.work(&driver.device);
+        assert_eq!(driver.used(), 2, "64 KiB are kept, the rest stays in the queue");
+    }
+
+    #[test]
+    fn a_lying_driver_is_told_to_reset() {
+        for (address, len) in [(0xffff_ffff_ffff_f000, 0x2000), (0x40_0000, 16), (0x1f_fff0, 0x1000)] {
+            let (mut console, _printed, _typing) = console();
+            let driver = Driver::new(1, [DESC, AVAIL, USED]);
+            driver.offer(0, address, len, 0);
+            console.work(&driver.device);
+            assert_eq!(driver.get(0x70) & 64, 64, "buffer at {address:#x} of {len} bytes");
+            assert!(console.wants_output().is_none());
+        }
+    }
+
+    #[test]
+    fn queues_outside_ram_are_never_served() {
+        for addresses in [[0x40_0000, AVAIL, USED], [DESC, u64::MAX & !1, USED], [DESC, AVAIL, 0x1f_fff0]] {
+            let (mut console, _printed, _typing) = console();
+            let driver = Driver::new(1, addresses);
+            console.work(&driver.device);
+            assert!(lock(&driver.device).queue(1).is_none(), "{addresses:x?}");
+        }
+    }
+
+    #[test]
+    fn features_that_were_not_offered_are_refused() {
+        let driver = Driver::new(1, [DESC, AVAIL, USED]);
+        driver.set(0x70, 0);
+        driver.set(0x24, 0);
+        driver.set(0x20, 0xff);
+        driver.set(0x70, 11);
+        assert_eq!(driver.get(0x70) & 8, 0);
+        let mut config = [1; 8];
+        lock(&driver.device).read(0x100 + 8, &mut config);
+        assert_eq!(config, [0; 8], "behind the end reads as zero");
+    }
+}

@@ -223,3 +223,107 @@ pub fn enter_protected_mode(sregs: &mut kvm_sregs) {
     sregs.cr4 = 0;
     sregs.efer = 0;
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::*;
+    use crate::kvm::x86_64::cpuid::ApicIds;
+    use crate::machine::{RingRegion, Topology};
+
+    const SHAPE: Topology = Topology { numa_nodes: 1, llcs: 1, cores_per_llc: 1, threads_per_core: 1 };
+
+    /// A 64-bit ELF with one loadable segment at `at` and, if asked for, the PVH note.
+    fn kernel(at: u64, pvh: bool) -> Vec<u8> {
+        let mut elf = vec![0x7f, b'E', b'L', b'F', 2, 1, 1];
+        elf.resize(16, 0);
+        elf.extend([2, 0, 62, 0, 1, 0, 0, 0]);
+        elf.extend(at.to_le_bytes());
+        elf.extend(64u64.to_le_bytes());
+        elf.resize(52, 0);
+        elf.extend([64u16, 56, 2, 0, 0, 0].iter().flat_map(|v| v.to_le_bytes()));
+        let mut segment = |kind: u32, offset: u64, address: u64, len: u64| {
+            elf.extend(kind.to_le_bytes());
+            elf.extend(5u32.to_le_bytes());
+            elf.extend([offset, address, address, len, len, 4].iter().flat_map(|v| v.to_le_bytes()));
+        };
+        segment(1, 176, at, 8);
+        segment(4, 184, 0, if pvh { 20 } else { 0 });
+        elf.extend([0xf4; 8]);
+        elf.extend([4u32, 4, 18].iter().flat_map(|v| v.to_le_bytes()));
+        elf.extend(b"Xen\0");
+        elf.extend((at as u32).to_le_bytes());
+        elf
+    }
+
+    fn file(bytes: &[u8]) -> OwnedFd {
+        let mut file = tempfile::tempfile().unwrap();
+        file.write_all(bytes).unwrap();
+        file.into()
+    }
+
+    fn boot(change: impl FnOnce(&mut MachineSpec)) -> (Result<Entry, BootError>, GuestRam) {
+        let mut spec = MachineSpec {
+            topology: SHAPE,
+            memory: 64 << 20,
+            kernel: file(&kernel(16 << 20, true)),
+            initrd: vec![file(b"first"), file(b"second")],
+            cmdline: "console=ttyS0".into(),
+            ring: None,
+            com1: file(b""),
+            com2: None,
+            console: None,
+        };
+        change(&mut spec);
+        let (ram, _) = GuestRam::new(layout::ram_regions(spec.memory).unwrap()).unwrap();
+        let ids = ApicIds::new(SHAPE).unwrap();
+        let description = Description { topology: SHAPE, ids: &ids, ram: &ram.regions, virtio: 0 };
+        (load(&spec, &ram, &description), ram)
+    }
+
+    #[test]
+    fn the_guest_finds_everything_through_the_start_information() {
+        let ring = RingRegion { gpa: Gpa((64 << 20) - 0x10_0000), len: 0x10_0000 };
+        let (entry, ram) = boot(|spec| spec.ring = Some(ring));
+        assert_eq!(entry.unwrap().rip, 16 << 20);
+        let info: hvm_start_info = ram.memory.read_obj(GuestAddress(layout::START_INFO.0)).unwrap();
+        assert_eq!((info.magic, info.nr_modules), (START_MAGIC, 1));
+        let module: hvm_modlist_entry = ram.memory.read_obj(GuestAddress(info.modlist_paddr)).unwrap();
+        assert!(module.paddr + module.size <= ring.gpa.0);
+        let mut archives = vec![0; module.size as usize];
+        ram.memory.read_slice(&mut archives, GuestAddress(module.paddr)).unwrap();
+        assert_eq!(archives, b"first\0\0\0second\0\0");
+        let mut signature = [0; 8];
+        ram.memory.read_slice(&mut signature, GuestAddress(info.rsdp_paddr)).unwrap();
+        assert_eq!(&signature, b"RSD PTR ");
+        let mut cmdline = [0; 14];
+        ram.memory.read_slice(&mut cmdline, GuestAddress(info.cmdline_paddr)).unwrap();
+        assert_eq!(&cmdline, b"console=ttyS0\0");
+        let reserved = (0..u64::from(info.memmap_entries)).any(|index| {
+            let at = GuestAddress(info.memmap_paddr + index * size_of::<hvm_memmap_table_entry>() as u64);
+            let range: hvm_memmap_table_entry = ram.memory.read_obj(at).unwrap();
+            (range.addr, range.size, range.type_) == (ring.gpa.0, ring.len, 2)
+        });
+        assert!(reserved);
+    }
+
+    #[test]
+    fn each_bad_input_has_its_own_error() {
+        assert!(matches!(boot(|s| s.kernel = file(b"MZ no kernel")).0, Err(BootError::Kernel(_))));
+        assert!(matches!(boot(|s| s.kernel = file(&kernel(16 << 20, true)[..100])).0, Err(BootError::Kernel(_))));
+        assert!(matches!(boot(|s| s.kernel = file(&kernel(16 << 20, false))).0, Err(BootError::NoPvhEntry)));
+        assert!(matches!(boot(|s| s.kernel = file(&kernel(1 << 40, true))).0, Err(BootError::Kernel(_))));
+        let low = boot(|s| s.kernel = file(&kernel(0x6000, true))).0;
+        assert!(matches!(low, Err(BootError::Layout(LayoutError::Kernel { .. }))), "{low:?}");
+        let on_ring = RingRegion { gpa: Gpa(16 << 20), len: 0x1000 };
+        let overlap = boot(|s| s.ring = Some(on_ring)).0;
+        assert!(matches!(overlap, Err(BootError::Layout(LayoutError::Kernel { .. }))), "{overlap:?}");
+        assert!(matches!(boot(|s| s.cmdline = "x".repeat(2048)).0, Err(BootError::CmdlineTooLong { len: 2048 })));
+        assert!(matches!(boot(|s| s.cmdline = "a\0b".into()).0, Err(BootError::CmdlineNul { at: 1 })));
+        let large = tempfile::tempfile().unwrap();
+        large.set_len(63 << 20).unwrap();
+        let too_large = boot(|s| s.initrd = vec![large.into()]).0;
+        assert!(matches!(too_large, Err(BootError::Layout(LayoutError::Initrd { .. }))), "{too_large:?}");
+    }
+}
