@@ -1,7 +1,7 @@
 //! From a registered test and the environment to the request for a run.
 //!
 //! Read from the environment: `KTSTR_KERNEL` (or `KTSTR_TEST_KERNEL`, which wins), `KTSTR_ACCEL`,
-//! `KTSTR_SEED`, `KTSTR_SCHEDULER`, `KTSTR_RUNS_ROOT` (or `KTSTR_RUNS_DIR`), `RUST_LOG` for the guest.
+//! `KTSTR_SEED`, `KTSTR_SCHEDULER`, `KTSTR_OBSERVE` (0: no monitor), `KTSTR_RUNS_ROOT` (or `KTSTR_RUNS_DIR`), `RUST_LOG` for the guest.
 
 use std::{
     env,
@@ -90,7 +90,7 @@ pub fn spec_of(entry: &KtstrTestEntry) -> Result<RunSpec, SpecError> {
         seed,
         deadline_ms: None,
         replay,
-        observe: true,
+        observe: set("KTSTR_OBSERVE").as_deref() != Some("0"),
         env: set("RUST_LOG").map(|value| ("RUST_LOG".into(), value)).into_iter().collect(),
     })
 }
