@@ -94,14 +94,11 @@ pub fn spawn(watch: &mut Watch, mut command: Command, output: Output) -> Result<
 
 /// Starts a command as it is.
 pub fn start(watch: &mut Watch, command: &mut Command) -> Result<Pid, SpawnError> {
-    let child = command.spawn().map_err(|source| SpawnError::Exec {
+    watch.start(command).map_err(|source| SpawnError::Exec {
         program: command.get_program().to_string_lossy().into_owned(),
         hint: hint(&source),
         source,
-    })?;
-    let pid = Pid::from_raw(child.id().cast_signed());
-    watch.add_child(pid);
-    Ok(pid)
+    })
 }
 
 /// Signals the whole group a child leads; gone is fine.

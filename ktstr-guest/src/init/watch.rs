@@ -11,11 +11,9 @@
 //! their end is acted upon. It takes no decision: [`super::scheduler`] and [`super::task`] do.
 
 use std::{
-    io::Read,
-    os::{
-        fd::AsFd,
-        unix::net::UnixStream,
-    },
+    io::{self, Read},
+    os::{fd::AsFd, unix::net::UnixStream},
+    process::Command,
 };
 
 use ktstr_proto::{
@@ -57,7 +55,7 @@ pub enum WatchError {
     Signals(#[source] Errno),
     /// The kernel log cannot be read.
     #[error("cannot follow the kernel log /dev/kmsg")]
-    Kmsg(#[source] std::io::Error),
+    Kmsg(#[source] io::Error),
     /// Waiting failed.
     #[error("cannot wait for events")]
     Poll(#[source] Errno),
@@ -90,13 +88,20 @@ pub struct Watch {
     ended: Vec<(Pid, ProcessEnd)>,
     unsaid: Option<Disabled>,
     disabled_at_ms: Option<u64>,
+    look_at_once: bool,
+}
+
+/// The signal that is taken from a descriptor instead of interrupting.
+fn child_signal() -> SigSet {
+    let mut mask = SigSet::empty();
+    mask.add(Signal::SIGCHLD);
+    mask
 }
 
 impl Watch {
     /// Begins to watch for children and the kernel's words.
     pub fn new(kmsg: Kmsg) -> Result<Self, WatchError> {
-        let mut mask = SigSet::empty();
-        mask.add(Signal::SIGCHLD);
+        let mask = child_signal();
         mask.thread_block().map_err(WatchError::Signals)?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
         let signals = SignalFd::with_flags(&mask, flags).map_err(WatchError::Signals)?;
@@ -109,12 +114,20 @@ impl Watch {
             ended: Vec::new(),
             unsaid: None,
             disabled_at_ms: None,
+            look_at_once: false,
         })
     }
 
-    /// Keeps the end of this child; other processes are only reaped.
-    pub fn add_child(&mut self, pid: Pid) {
+    /// Starts a child with no signal blocked: it inherits the mask, and a shell that never hears of
+    /// its own children waits for ever. What ends meanwhile is found by the next turn.
+    pub fn start(&mut self, command: &mut Command) -> io::Result<Pid> {
+        self.look_at_once = true;
+        child_signal().thread_unblock()?;
+        let child = command.spawn();
+        child_signal().thread_block()?;
+        let pid = Pid::from_raw(child?.id().cast_signed());
         self.children.push(pid);
+        Ok(pid)
     }
 
     /// Follows the output of a child.
@@ -127,7 +140,7 @@ impl Watch {
         self.channel = Some((stream, Inbox::default()));
     }
 
-    /// How a child ended, once.
+    /// How a started child ended, once; other processes are only reaped.
     pub fn take_end(&mut self, pid: Pid) -> Option<ProcessEnd> {
         let index = self.ended.iter().position(|(p, _)| *p == pid)?;
         Some(self.ended.swap_remove(index).1)
@@ -178,11 +191,12 @@ impl Watch {
         Ok(())
     }
 
-    fn wait(&self, out: &Outbox, limit_ms: Option<u64>) -> Result<(), WatchError> {
+    fn wait(&mut self, out: &Outbox, limit_ms: Option<u64>) -> Result<(), WatchError> {
         let limits = [
             limit_ms,
             out.listens().then_some(SIGNAL_MS),
             self.unsaid.as_ref().map(|_| DETAIL_MS),
+            std::mem::take(&mut self.look_at_once).then_some(0),
         ];
         let timeout = match limits.into_iter().flatten().min() {
             Some(ms) => PollTimeout::try_from(ms.min(60_000)).unwrap_or(PollTimeout::MAX),
@@ -269,8 +283,8 @@ impl Watch {
                     return Ok(());
                 }
                 Ok(n) => inbox.push(&piece[..n]),
-                Err(error) if error.kind() == std::io::ErrorKind::WouldBlock => return Ok(()),
-                Err(error) if error.kind() == std::io::ErrorKind::Interrupted => {}
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => {
                     self.channel = None;
                     return Ok(out.note(&format!("the test's channel broke: {error}"))?);
