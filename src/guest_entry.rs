@@ -34,6 +34,9 @@ static BEFORE_MAIN: extern "C" fn() = before_main;
 
 extern "C" fn before_main() {
     if let Some(name) = std::env::var_os(TEST_ENV) {
+        // What the standard library does before `main`: a closed pipe is an error, not a death.
+        // SAFETY: sets a disposition before any other thread exists; nothing relied on the old one.
+        let _ = unsafe { nix::sys::signal::signal(nix::sys::signal::SIGPIPE, nix::sys::signal::SigHandler::SigIgn) };
         let code = catch_unwind(|| run(&name.to_string_lossy())).unwrap_or(NO_REPORT);
         std::process::exit(code);
     }

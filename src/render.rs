@@ -140,7 +140,7 @@ fn trimmed_backtrace(backtrace: &str) -> Vec<&str> {
 
 fn machine(out: &mut String, report: &RunReport) {
     let mut parts = Vec::new();
-    if !report.kernel.is_empty() {
+    if report.accel.is_some() && !report.kernel.is_empty() {
         parts.push(format!("kernel {}", report.kernel));
     }
     if let Some(accel) = report.accel {
@@ -150,7 +150,7 @@ fn machine(out: &mut String, report: &RunReport) {
     }
     parts.push(format!("seed {}", report.seed));
     let (boot, total) = report.host_ms;
-    if total > 0 {
+    if boot > 0 {
         parts.push(format!("boot {:.1} s, total {:.1} s", boot as f64 / 1000.0, total as f64 / 1000.0));
     }
     wrapped(out, "  ", &parts.join(", "));

@@ -2,7 +2,9 @@
 
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote};
-use syn::{Error, Expr, FnArg, ItemFn, Result, ReturnType, Type, parse::Parser, spanned::Spanned};
+use syn::{
+    Attribute, Error, Expr, FnArg, ItemFn, Result, ReturnType, Type, ext::IdentExt, parse::Parser, spanned::Spanned,
+};
 
 use crate::attributes::Attributes;
 
@@ -93,7 +95,7 @@ fn option<T: quote::ToTokens>(value: Option<T>) -> TokenStream {
 
 fn emit(attributes: &Attributes, mut function: ItemFn) -> Result<TokenStream> {
     let name = function.sig.ident.clone();
-    let text = name.to_string();
+    let text = name.unraw().to_string();
     let [numa_nodes, llcs, cores, threads, memory_mb] = {
         let read = |key| attributes.positive_u32(key).map(option);
         [read("numa_nodes")?, read("llcs")?, read("cores")?, read("threads")?, read("memory_mb")?]
@@ -113,14 +115,17 @@ fn emit(attributes: &Attributes, mut function: ItemFn) -> Result<TokenStream> {
     let scheduler_args = attributes.texts("extra_sched_args")?;
     let assert = thresholds(attributes)?;
     let ignore = attributes.flag("ignore")?.unwrap_or(false).then(|| quote!(#[ignore]));
-    let outer = std::mem::take(&mut function.attrs);
+    let Sorted { conditions, lints, outer } = sort(std::mem::take(&mut function.attrs));
     let body = format_ident!("__ktstr_body_{}", name);
     function.sig.ident = body.clone();
     function.vis = syn::Visibility::Inherited;
     let entry = format_ident!("__KTSTR_ENTRY_{}", text.to_uppercase());
     Ok(quote! {
+        #(#conditions)*
+        #(#lints)*
         #function
 
+        #(#conditions)*
         #[::ktstr::__private::linkme::distributed_slice(::ktstr::host::KTSTR_TESTS)]
         #[linkme(crate = ::ktstr::__private::linkme)]
         #[doc(hidden)]
@@ -142,6 +147,7 @@ fn emit(attributes: &Attributes, mut function: ItemFn) -> Result<TokenStream> {
             assert: #assert,
         };
 
+        #(#conditions)*
         #(#outer)*
         #ignore
         #[test]
@@ -149,6 +155,32 @@ fn emit(attributes: &Attributes, mut function: ItemFn) -> Result<TokenStream> {
             ::ktstr::host::run(&#entry)
         }
     })
+}
+
+/// The function's other attributes by what they apply to.
+#[derive(Default)]
+struct Sorted {
+    /// Conditions of existence: to everything that is emitted.
+    conditions: Vec<Attribute>,
+    /// Lint levels: to the body.
+    lints: Vec<Attribute>,
+    /// The rest: to the `#[test]`.
+    outer: Vec<Attribute>,
+}
+
+fn sort(attributes: Vec<Attribute>) -> Sorted {
+    let mut sorted = Sorted::default();
+    for attribute in attributes {
+        let is = |names: &[&str]| names.iter().any(|name| attribute.path().is_ident(name));
+        if is(&["cfg", "cfg_attr"]) {
+            sorted.conditions.push(attribute);
+        } else if is(&["allow", "expect", "warn", "deny", "forbid"]) {
+            sorted.lints.push(attribute);
+        } else {
+            sorted.outer.push(attribute);
+        }
+    }
+    sorted
 }
 
 fn thresholds(attributes: &Attributes) -> Result<TokenStream> {
@@ -194,6 +226,20 @@ mod tests {
         assert!(code.contains("# [ignore]"), "{code}");
         assert!(code.contains("scheduler : :: core :: option :: Option :: Some (& MY_SCHED)"), "{code}");
         assert!(code.contains("max_spread_pct : :: core :: option :: Option :: Some (12.5f64)"), "{code}");
+    }
+
+    #[test]
+    fn conditions_apply_to_everything_and_lints_to_the_body() {
+        let function = quote!(
+            #[cfg(unix)]
+            #[expect(dead_code)]
+            #[doc = "about"]
+            fn r#type(ctx: &Ctx) -> Result<AssertResult> { x }
+        );
+        let code = expand(quote!(), function).unwrap().to_string();
+        assert_eq!(code.matches("# [cfg (unix)]").count(), 3, "{code}");
+        assert_eq!(code.matches("# [expect (dead_code)]").count(), 1, "{code}");
+        assert!(code.contains("name : \"type\""), "{code}");
     }
 
     #[test]

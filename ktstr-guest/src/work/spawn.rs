@@ -25,7 +25,7 @@ use nix::{
     poll::{PollFd, PollFlags, PollTimeout, poll},
     sys::{
         prctl,
-        signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction},
+        signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, kill, sigaction, signal},
         wait::{WaitPidFlag, WaitStatus, waitpid},
     },
     unistd::{ForkResult, Pid, fork, getpid, getppid, gettid, pipe2},
@@ -171,7 +171,7 @@ impl WorkloadHandle {
     pub fn request_stop(&mut self) {
         self.reap();
         self.board.stop();
-        self.signal(Signal::SIGUSR1);
+        self.signal_all(Signal::SIGUSR1);
     }
 
     /// Stops the workers, waits for them at most [`STOP_TIMEOUT`], kills the rest, and returns every
@@ -187,7 +187,7 @@ impl WorkloadHandle {
                 // Descriptors close a moment before a process can be reaped.
                 std::thread::sleep(Duration::from_millis(1));
             } else {
-                self.signal(Signal::SIGUSR1);
+                self.signal_all(Signal::SIGUSR1);
             }
             self.reap();
         }
@@ -202,7 +202,7 @@ impl WorkloadHandle {
         matches!(poll(&mut fds, timeout), Ok(n) if n > 0)
     }
 
-    fn signal(&self, signal: Signal) {
+    fn signal_all(&self, signal: Signal) {
         for (pid, _) in self.pids.iter().zip(&self.ends).filter(|(_, end)| end.is_none()) {
             // It may just have ended.
             let _ = kill(*pid, signal);
@@ -221,7 +221,7 @@ impl WorkloadHandle {
     /// Collects all, killing those that have not ended.
     fn reap_rest(&mut self) {
         self.reap();
-        self.signal(Signal::SIGKILL);
+        self.signal_all(Signal::SIGKILL);
         for (index, pid) in self.pids.iter().enumerate() {
             if self.ends[index].is_none() {
                 while matches!(waitpid(*pid, None), Err(Errno::EINTR)) {}
@@ -316,6 +316,9 @@ fn live(
     let work = || -> nix::Result<()> {
         prctl::set_pdeathsig(Signal::SIGKILL)?;
         board.slot(index).tid.store(gettid().as_raw() as u32, Relaxed);
+        // Workers whose partner stopped first must see an error, not be killed by the signal.
+        // SAFETY: this forked process has one thread, and the standard library wants it so.
+        unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) }?;
         // A parent that died before the request above no longer sends anything.
         if getppid() != parent || !await_start(&start) {
             return Ok(());
@@ -405,6 +408,21 @@ mod tests {
         let reports = handle.stop_and_collect();
         assert!(start.elapsed() < STOP_TIMEOUT);
         assert_eq!(reports[0].exit, WorkerExit::Signaled { signal: 9 });
+    }
+
+    #[test]
+    fn partners_end_in_any_order_and_are_not_killed_by_each_other() {
+        // As before `main`, where nothing has told the system to spare writers of closed pipes.
+        // SAFETY: restores the default disposition; no other code of this test depends on it.
+        unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }.unwrap();
+        for _ in 0..20 {
+            let mut handle = WorkloadHandle::spawn(config(4, WorkType::PipeIo { burst_iters: 100_000 })).unwrap();
+            handle.start().unwrap();
+            std::thread::sleep(Duration::from_millis(5));
+            for report in handle.stop_and_collect() {
+                assert_eq!(report.exit, WorkerExit::Completed, "{report:?}");
+            }
+        }
     }
 
     #[test]
