@@ -125,6 +125,7 @@ impl Init {
         step("modules", modules::load_listed(Path::new(MODULES_PATH)))?;
         if !matches!(job.task, GuestTask::Test(_)) {
             step("shell", system::install_shell())?;
+            missing.extend(system::install_commands());
         }
         step("cpus", system::wait_for_cpus(job.topology))?;
         missing.extend(system::set_sysctls());

@@ -75,7 +75,8 @@ pub fn set_sysctls() -> Vec<String> {
     SYSCTLS.iter().filter_map(set).collect()
 }
 
-/// Makes a shell available, and every other command busybox knows.
+/// Makes a shell available. Every other command busybox knows is found by that shell itself;
+/// [`install_commands`] is for programs that look for them.
 pub fn install_shell() -> Result<(), SystemError> {
     if Path::new(SHELL).exists() {
         return Ok(());
@@ -84,6 +85,24 @@ pub fn install_shell() -> Result<(), SystemError> {
         return Err(SystemError::NoShell);
     }
     symlink(BUSYBOX, SHELL).map_err(|source| SystemError::Link { source })
+}
+
+/// Links every command busybox knows, unless the initramfs has the links already; returns why that
+/// is not possible.
+pub fn install_commands() -> Option<String> {
+    if Path::new("/usr/bin/env").exists() {
+        return None;
+    }
+    for directory in ["/bin", "/sbin", "/usr/bin", "/usr/sbin"] {
+        // Where it cannot be made, the links fail and say so.
+        let _ = fs::create_dir_all(directory);
+    }
+    let run = std::process::Command::new(BUSYBOX).args(["--install", "-s"]).output();
+    match run {
+        Ok(output) if output.status.success() => None,
+        Ok(output) => Some(format!("commands: {}", String::from_utf8_lossy(&output.stderr).trim())),
+        Err(error) => Some(format!("commands: {BUSYBOX}: {error}")),
+    }
 }
 
 /// Puts PID 1 before everything the scheduler under test decides about: it must be able to report
