@@ -69,7 +69,8 @@ impl JailSpec {
         let mut spec = Self::empty(Role::Emulator, 256);
         spec.mounts = library_mounts();
         let present = data.iter().filter(|path| path.exists());
-        spec.mounts.extend(present.map(|path| Mount::ReadOnly(path.to_path_buf())));
+        spec.mounts
+            .extend(present.map(|path| Mount::ReadOnly(path.to_path_buf())));
         spec.mounts.push(Mount::OwnDescriptors);
         spec
     }
@@ -87,7 +88,14 @@ impl JailSpec {
 /// Where a dynamic loader looks, as this host lays it out: `/lib` may be a link to `/usr/lib`.
 fn library_mounts() -> Vec<Mount> {
     let mut mounts = Vec::new();
-    for directory in ["/usr/lib", "/usr/lib64", "/usr/lib32", "/lib", "/lib64", "/nix/store"] {
+    for directory in [
+        "/usr/lib",
+        "/usr/lib64",
+        "/usr/lib32",
+        "/lib",
+        "/lib64",
+        "/nix/store",
+    ] {
         let path = Path::new(directory);
         match std::fs::read_link(path) {
             Ok(target) => mounts.push(Mount::Link(path.to_path_buf(), target)),
@@ -114,10 +122,18 @@ mod tests {
 
     #[test]
     fn emulator_sees_libraries_existing_data_and_its_descriptors() {
-        let spec = JailSpec::emulator(&[Path::new("/proc/version"), Path::new("/no/such/firmware")]);
+        let spec =
+            JailSpec::emulator(&[Path::new("/proc/version"), Path::new("/no/such/firmware")]);
         assert!(spec.mounts.contains(&Mount::ReadOnly("/usr/lib".into())));
-        assert!(spec.mounts.contains(&Mount::ReadOnly("/proc/version".into())));
-        assert!(!spec.mounts.contains(&Mount::ReadOnly("/no/such/firmware".into())));
+        assert!(
+            spec.mounts
+                .contains(&Mount::ReadOnly("/proc/version".into()))
+        );
+        assert!(
+            !spec
+                .mounts
+                .contains(&Mount::ReadOnly("/no/such/firmware".into()))
+        );
         assert_eq!(spec.mounts.last(), Some(&Mount::OwnDescriptors));
     }
 }

@@ -34,26 +34,50 @@ pub(crate) enum Use {
 /// One prepared step.
 #[derive(Debug)]
 pub(crate) enum Step {
-    Unshare { flags: c_int },
+    Unshare {
+        flags: c_int,
+    },
     /// Writes to a file of procfs; `optional` where the kernel may lack it.
-    WriteProc { path: &'static CStr, content: Vec<u8>, optional: bool },
+    WriteProc {
+        path: &'static CStr,
+        content: Vec<u8>,
+        optional: bool,
+    },
     StopPropagation,
     MountEmptyRoot,
-    MakeDirectory { path: CString },
-    MakeFile { path: CString },
-    MakeLink { path: CString, content: CString },
-    Bind { source: CString, target: CString, usage: Use },
+    MakeDirectory {
+        path: CString,
+    },
+    MakeFile {
+        path: CString,
+    },
+    MakeLink {
+        path: CString,
+        content: CString,
+    },
+    Bind {
+        source: CString,
+        target: CString,
+        usage: Use,
+    },
     SealRoot,
     PivotRoot,
-    Limit { resource: c_int, value: u64 },
+    Limit {
+        resource: c_int,
+        value: u64,
+    },
     LockSecureBits,
     DropBoundingSet,
     DropCapabilities,
     NotDumpable,
     NoNewPrivileges,
     DieWithParent,
-    KeepOnly { sorted: Vec<c_int> },
-    Filter { program: BpfProgram },
+    KeepOnly {
+        sorted: Vec<c_int>,
+    },
+    Filter {
+        program: BpfProgram,
+    },
 }
 
 impl fmt::Display for Step {
@@ -66,10 +90,14 @@ impl fmt::Display for Step {
             Self::MakeDirectory { path } => write!(f, "create the directory {}", shown(path)),
             Self::MakeFile { path } => write!(f, "create the mount point {}", shown(path)),
             Self::MakeLink { path, .. } => write!(f, "create the link {}", shown(path)),
-            Self::Bind { source, .. } => write!(f, "mount {} into the jail", source.to_string_lossy()),
+            Self::Bind { source, .. } => {
+                write!(f, "mount {} into the jail", source.to_string_lossy())
+            }
             Self::SealRoot => f.write_str("make the root read-only"),
             Self::PivotRoot => f.write_str("leave the host's root"),
-            Self::Limit { resource, value } => write!(f, "lower resource limit {resource} to {value}"),
+            Self::Limit { resource, value } => {
+                write!(f, "lower resource limit {resource} to {value}")
+            }
             Self::LockSecureBits => f.write_str("take the privileges of user id 0 away"),
             Self::DropBoundingSet => f.write_str("empty the capability bounding set"),
             Self::DropCapabilities => f.write_str("drop all capabilities"),
@@ -93,7 +121,11 @@ impl Step {
         match self {
             // SAFETY: a number is passed; the caller's threads were counted when the plan was made.
             Self::Unshare { flags } => check(unsafe { libc::unshare(*flags) }),
-            Self::WriteProc { path, content, optional } => write_file(path, content, *optional),
+            Self::WriteProc {
+                path,
+                content,
+                optional,
+            } => write_file(path, content, *optional),
             Self::StopPropagation => mount(None, c"/", None, libc::MS_SLAVE | libc::MS_REC, None),
             Self::MountEmptyRoot => mount(
                 Some(c"ktstr-jail"),
@@ -104,9 +136,15 @@ impl Step {
             ),
             Self::MakeDirectory { path } => make_directory(path),
             Self::MakeFile { path } => make_file(path),
-            // SAFETY: both strings live until the call returns.
-            Self::MakeLink { path, content } => check(unsafe { libc::symlink(content.as_ptr(), path.as_ptr()) }),
-            Self::Bind { source, target, usage } => bind(source, target, *usage),
+            Self::MakeLink { path, content } => {
+                // SAFETY: both strings live until the call returns.
+                check(unsafe { libc::symlink(content.as_ptr(), path.as_ptr()) })
+            }
+            Self::Bind {
+                source,
+                target,
+                usage,
+            } => bind(source, target, *usage),
             Self::SealRoot => set_attributes(STAGING, MOUNT_ATTR_RDONLY, 0),
             Self::PivotRoot => pivot_root(),
             Self::Limit { resource, value } => limit(*resource, *value),
@@ -153,7 +191,15 @@ fn mount(
 ) -> Result<(), Errno> {
     let pointer = |text: Option<&CStr>| text.map_or(std::ptr::null(), CStr::as_ptr);
     // SAFETY: each pointer is null or a string that lives until the call returns.
-    check(unsafe { libc::mount(pointer(source), target.as_ptr(), pointer(kind), flags, pointer(data).cast()) })
+    check(unsafe {
+        libc::mount(
+            pointer(source),
+            target.as_ptr(),
+            pointer(kind),
+            flags,
+            pointer(data).cast(),
+        )
+    })
 }
 
 fn make_directory(path: &CStr) -> Result<(), Errno> {
@@ -167,13 +213,23 @@ fn make_directory(path: &CStr) -> Result<(), Errno> {
 fn make_file(path: &CStr) -> Result<(), Errno> {
     // SAFETY: the string lives until the call returns; the descriptor is ours alone.
     unsafe {
-        let fd = libc::open(path.as_ptr(), libc::O_CREAT | libc::O_WRONLY | libc::O_CLOEXEC, 0o444 as c_uint);
+        let fd = libc::open(
+            path.as_ptr(),
+            libc::O_CREAT | libc::O_WRONLY | libc::O_CLOEXEC,
+            0o444 as c_uint,
+        );
         check(libc::close(Errno::result(fd)?))
     }
 }
 
 fn bind(source: &CStr, target: &CStr, usage: Use) -> Result<(), Errno> {
-    mount(Some(source), target, None, libc::MS_BIND | libc::MS_REC, None)?;
+    mount(
+        Some(source),
+        target,
+        None,
+        libc::MS_BIND | libc::MS_REC,
+        None,
+    )?;
     match usage {
         Use::ReadOnly => {
             let attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
@@ -206,19 +262,35 @@ fn pivot_root() -> Result<(), Errno> {
     // SAFETY: constant strings.
     unsafe {
         check(libc::chdir(STAGING.as_ptr()))?;
-        check_long(libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()))?;
+        check_long(libc::syscall(
+            libc::SYS_pivot_root,
+            c".".as_ptr(),
+            c".".as_ptr(),
+        ))?;
         check(libc::umount2(c".".as_ptr(), libc::MNT_DETACH))?;
         check(libc::chdir(c"/".as_ptr()))
     }
 }
 
 fn limit(resource: c_int, value: u64) -> Result<(), Errno> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    let mut limit = libc::rlimit {
+        rlim_cur: 0,
+        rlim_max: 0,
+    };
     // SAFETY: the kernel writes to, then reads from, a structure that lives until the calls return.
     unsafe {
-        check_long(libc::syscall(libc::SYS_prlimit64, 0, resource, std::ptr::null::<libc::rlimit>(), &raw mut limit))?;
+        check_long(libc::syscall(
+            libc::SYS_prlimit64,
+            0,
+            resource,
+            std::ptr::null::<libc::rlimit>(),
+            &raw mut limit,
+        ))?;
         let value = value.min(limit.rlim_max);
-        let limit = libc::rlimit { rlim_cur: value, rlim_max: value };
+        let limit = libc::rlimit {
+            rlim_cur: value,
+            rlim_max: value,
+        };
         check_long(libc::syscall(
             libc::SYS_prlimit64,
             0,
@@ -243,7 +315,10 @@ fn drop_bounding_set() -> Result<(), Errno> {
             result => result?,
         }
     }
-    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as c_ulong)
+    prctl(
+        libc::PR_CAP_AMBIENT,
+        libc::PR_CAP_AMBIENT_CLEAR_ALL as c_ulong,
+    )
 }
 
 fn drop_capabilities() -> Result<(), Errno> {
@@ -261,14 +336,28 @@ fn keep_only(sorted: &[c_int]) -> Result<(), Errno> {
         let number = fd as c_uint;
         if number > first {
             // SAFETY: numbers only.
-            check_long(unsafe { libc::syscall(libc::SYS_close_range, first, number - 1, CLOSE_RANGE_CLOEXEC) })?;
+            check_long(unsafe {
+                libc::syscall(
+                    libc::SYS_close_range,
+                    first,
+                    number - 1,
+                    CLOSE_RANGE_CLOEXEC,
+                )
+            })?;
         }
         // SAFETY: numbers only.
         check(unsafe { libc::fcntl(fd, libc::F_SETFD, 0) })?;
         first = number + 1;
     }
     // SAFETY: numbers only.
-    check_long(unsafe { libc::syscall(libc::SYS_close_range, first, c_uint::MAX, CLOSE_RANGE_CLOEXEC) })
+    check_long(unsafe {
+        libc::syscall(
+            libc::SYS_close_range,
+            first,
+            c_uint::MAX,
+            CLOSE_RANGE_CLOEXEC,
+        )
+    })
 }
 
 fn load_filter(program: &BpfProgram) -> Result<(), Errno> {

@@ -102,8 +102,17 @@ forbidden! {
 #[test]
 fn no_file_can_be_opened() {
     fn open_all() -> i32 {
-        let paths = ["/etc/passwd", "/proc/self/status", "/dev/null", "/", ".", ".."];
-        let opened = paths.into_iter().filter(|path| std::fs::File::open(path).is_ok());
+        let paths = [
+            "/etc/passwd",
+            "/proc/self/status",
+            "/dev/null",
+            "/",
+            ".",
+            "..",
+        ];
+        let opened = paths
+            .into_iter()
+            .filter(|path| std::fs::File::open(path).is_ok());
         opened.count() as i32
     }
     for role in SELF_CONFINED {
@@ -125,15 +134,24 @@ fn kvm_requests_are_the_vmms() {
     const KVM_CREATE_DEVICE: usize = 0xc00c_aee0;
     // An open descriptor that is no KVM: the filter is passed, the request makes no sense.
     assert_eq!(
-        jailed(Role::Vmm, || syscall(libc::SYS_ioctl, [2, KVM_RUN, 0, 0, 0, 0])),
+        jailed(Role::Vmm, || syscall(
+            libc::SYS_ioctl,
+            [2, KVM_RUN, 0, 0, 0, 0]
+        )),
         Outcome::Value(libc::ENOTTY)
     );
     assert_eq!(
-        jailed(Role::Vmm, || syscall(libc::SYS_ioctl, [2, KVM_CREATE_DEVICE, 0, 0, 0, 0])),
+        jailed(Role::Vmm, || syscall(
+            libc::SYS_ioctl,
+            [2, KVM_CREATE_DEVICE, 0, 0, 0, 0]
+        )),
         Outcome::Killed
     );
     assert_eq!(
-        jailed(Role::Monitor, || syscall(libc::SYS_ioctl, [2, KVM_RUN, 0, 0, 0, 0])),
+        jailed(Role::Monitor, || syscall(
+            libc::SYS_ioctl,
+            [2, KVM_RUN, 0, 0, 0, 0]
+        )),
         Outcome::Value(libc::ENOTTY)
     );
 }
@@ -175,7 +193,9 @@ fn the_standard_library_still_works() {
             .collect();
         drop(sender);
         let sum: u64 = receiver.iter().sum();
-        let joined = threads.into_iter().all(|thread| thread.join().is_ok_and(|sent| sent.is_ok()));
+        let joined = threads
+            .into_iter()
+            .all(|thread| thread.join().is_ok_and(|sent| sent.is_ok()));
         let map: std::collections::HashMap<_, _> = (0..100).map(|n| (n, n)).collect();
         let cpus = std::thread::available_parallelism().is_ok();
         let expected = 6 * (1 << 20);
@@ -204,7 +224,14 @@ fn a_panic_stays_a_panic() {
 fn abort_is_an_abort() {
     let found = jailed(Role::Vmm, || std::process::abort());
     assert!(
-        matches!(found, Outcome::Other(nix::sys::wait::WaitStatus::Signaled(_, nix::sys::signal::Signal::SIGABRT, _))),
+        matches!(
+            found,
+            Outcome::Other(nix::sys::wait::WaitStatus::Signaled(
+                _,
+                nix::sys::signal::Signal::SIGABRT,
+                _
+            ))
+        ),
         "{found:?}"
     );
 }
@@ -217,7 +244,10 @@ fn a_process_with_threads_is_refused() {
     let refused = ktstr_jail::enter(&ktstr_jail::JailSpec::monitor());
     release.wait();
     thread.join().unwrap();
-    assert!(matches!(refused, Err(ktstr_jail::JailError::ThreadsRunning { threads }) if threads > 1), "{refused:?}");
+    assert!(
+        matches!(refused, Err(ktstr_jail::JailError::ThreadsRunning { threads }) if threads > 1),
+        "{refused:?}"
+    );
 }
 
 /// A user namespace that allows no further ones stands in for a host that forbids them.

@@ -258,6 +258,20 @@ void BPF_PROG(ktstr_enable, struct task_struct *p)
 		task->vtime = vtime_now;
 }
 
+/*
+ * Nothing here depends on which CPUs there are. Without these two the kernel would end the
+ * scheduler at every CPU hotplug.
+ */
+SEC("struct_ops.s/ktstr_cpu_online")
+void BPF_PROG(ktstr_cpu_online, s32 cpu)
+{
+}
+
+SEC("struct_ops.s/ktstr_cpu_offline")
+void BPF_PROG(ktstr_cpu_offline, s32 cpu)
+{
+}
+
 SEC("struct_ops.s/ktstr_init_task")
 s32 BPF_PROG(ktstr_init_task, struct task_struct *p, struct scx_init_task_args *args)
 {
@@ -296,6 +310,8 @@ struct sched_ext_ops ktstr_ops = {
 	.tick = (void *)ktstr_tick,
 	.running = (void *)ktstr_running,
 	.stopping = (void *)ktstr_stopping,
+	.cpu_online = (void *)ktstr_cpu_online,
+	.cpu_offline = (void *)ktstr_cpu_offline,
 	.init_task = (void *)ktstr_init_task,
 	.enable = (void *)ktstr_enable,
 	.init = (void *)ktstr_init,
