@@ -12,7 +12,7 @@ use proptest::prelude::*;
 use crate::guest::{Guest, RAM, SCHED, Shape};
 
 /// Far more than a sample of any memory may take in an unoptimised build on a busy machine.
-const BOUND: Duration = Duration::from_secs(2);
+const BOUND: Duration = Duration::from_secs(10);
 
 fn scx(breaks: impl Fn(&Guest)) -> Scx {
     let guest = Guest::new(Shape::default());

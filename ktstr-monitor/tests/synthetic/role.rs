@@ -238,7 +238,7 @@ fn it_ends_at_once_when_the_peer_does() {
     monitor.attach(ram(&guest), file(&guest.kernel), RAM).unwrap();
     monitor.watch(|event| matches!(event, MonitorEvent::Sample(_)));
     monitor.channel = None;
-    assert!(monitor.exit(Duration::from_millis(500)).success());
+    assert!(monitor.exit(Duration::from_secs(1)).success());
 }
 
 #[test]
@@ -253,7 +253,7 @@ fn a_peer_that_never_reads_does_not_stop_it() {
     // Long enough to fill the socket's buffer at 200 samples a second, were they all sent blocking.
     std::thread::sleep(Duration::from_millis(1500));
     monitor.channel = None;
-    assert!(monitor.exit(Duration::from_millis(500)).success());
+    assert!(monitor.exit(Duration::from_secs(1)).success());
 }
 
 #[test]
