@@ -5,7 +5,7 @@
 //! `layout` decides the places.
 
 use std::fs::File;
-use std::io;
+use std::io::{self, Seek};
 use std::os::fd::{AsFd, OwnedFd};
 
 use kvm_bindings::{kvm_regs, kvm_segment, kvm_sregs};
@@ -126,8 +126,9 @@ fn load_initrd(
     let mut total = 0u64;
     for (index, fd) in archives.iter().enumerate() {
         let failed = |source| BootError::ReadInitrd { index, source };
-        let file = File::from(fd.as_fd().try_clone_to_owned().map_err(failed)?);
-        let len = file.metadata().map_err(failed)?.len();
+        let mut file = File::from(fd.as_fd().try_clone_to_owned().map_err(failed)?);
+        // Not by `stat`: the jail has no file names, and some C libraries ask by (empty) name.
+        let len = file.seek(io::SeekFrom::End(0)).map_err(failed)?;
         files.push((file, total, len));
         total = (total + len).next_multiple_of(4);
     }
@@ -136,7 +137,7 @@ fn load_initrd(
     }
     let place = layout::place_initrd(total, kernel_end, map)?;
     for (index, (mut file, offset, len)) in files.into_iter().enumerate() {
-        io::Seek::rewind(&mut file).map_err(|source| BootError::ReadInitrd { index, source })?;
+        file.rewind().map_err(|source| BootError::ReadInitrd { index, source })?;
         ram.memory
             .read_exact_volatile_from(GuestAddress(place.0 + offset), &mut file, len as usize)
             .map_err(|source| BootError::Write { what: "the initramfs", gpa: Gpa(place.0 + offset), source })?;
