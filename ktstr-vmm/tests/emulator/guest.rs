@@ -51,12 +51,17 @@ pub fn needs() -> Option<Needs> {
 
 fn kernels() -> Vec<PathBuf> {
     if let Some(list) = std::env::var_os("KTSTR_KERNEL") {
-        return std::env::split_paths(&list).filter(|path| path.is_file()).collect();
+        // It may also name a kernel of the store, which is then looked through below.
+        let files: Vec<PathBuf> = std::env::split_paths(&list).filter(|path| path.is_file()).collect();
+        if !files.is_empty() {
+            return files;
+        }
     }
-    let cache = std::env::var_os("XDG_CACHE_HOME")
-        .map(PathBuf::from)
-        .or_else(|| std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache")));
-    let Some(Ok(entries)) = cache.map(|cache| std::fs::read_dir(cache.join("ktstr/kernels"))) else {
+    let directory = |name, below: &str| std::env::var_os(name).map(|value| PathBuf::from(value).join(below));
+    let store = directory("KTSTR_CACHE_DIR", "")
+        .or_else(|| directory("XDG_CACHE_HOME", "ktstr/kernels"))
+        .or_else(|| directory("HOME", ".cache/ktstr/kernels"));
+    let Some(Ok(entries)) = store.map(std::fs::read_dir) else {
         return Vec::new();
     };
     let mut found: Vec<PathBuf> =

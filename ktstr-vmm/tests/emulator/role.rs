@@ -1,6 +1,7 @@
 //! The role process with a real emulator behind it; the test plays the orchestrator.
 
 use std::fs::File;
+use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
@@ -55,6 +56,17 @@ impl Role {
     }
 
     fn start(&mut self, needs: &Needs, accel: AccelKind, ring: RingRegion, script: &str) -> (Started, Fds) {
+        self.launch(needs, accel, ring, false, script).unwrap()
+    }
+
+    fn launch(
+        &mut self,
+        needs: &Needs,
+        accel: AccelKind,
+        ring: RingRegion,
+        interactive: bool,
+        script: &str,
+    ) -> Result<(Started, Fds), ChannelError> {
         let mut fds = Fds::default();
         let kernel = fds.attach(File::open(&needs.kernels[0]).unwrap().into());
         let initrd = fds.attach(initramfs(script));
@@ -71,10 +83,10 @@ impl Role {
                 version: (needs.version.major, needs.version.minor),
                 files: Vec::new(),
             }),
-            interactive: false,
+            interactive,
             seed: 1,
         };
-        self.call(start, fds).unwrap()
+        self.call(start, fds)
     }
 
     /// Reads events until `done` says so of what has come so far.
@@ -198,6 +210,32 @@ fn a_shutdown_request_reaches_the_guest_and_det_refuses_it() {
     role.start(&needs, AccelKind::Det, RingRegion { mode: Mode::Linear, ..RING }, "sleep 1000");
     let refused = role.call(Shutdown, Fds::default());
     assert!(matches!(refused, Err(ChannelError::Refused { .. })), "{refused:?}");
+}
+
+#[test]
+fn the_interactive_console_is_a_socket_and_det_has_none() {
+    let Some(needs) = needs() else { return };
+    let script = "exec sh -c 'echo ready; read line; echo heard $line; sleep 1; poweroff -f' \
+                  </dev/hvc0 >/dev/hvc0 2>&1";
+    let mut role = Role::spawn();
+    let (started, mut fds) = role.launch(&needs, AccelKind::Tcg, RING, true, script).unwrap();
+    let mut console = UnixStream::from(fds.take(started.console.unwrap(), "console").unwrap());
+    // What is typed before somebody listens is lost, as on any terminal.
+    let mut heard = Vec::new();
+    while !heard.ends_with(b"ready\r\n") {
+        let mut byte = [0];
+        console.read_exact(&mut byte).unwrap();
+        heard.extend(byte);
+    }
+    console.write_all(b"hello\n").unwrap();
+    console.read_to_end(&mut heard).unwrap();
+    assert!(String::from_utf8_lossy(&heard).contains("heard hello"), "{:?}", String::from_utf8_lossy(&heard));
+    assert_eq!(role.exit(), VmExit::PowerOff);
+
+    let linear = RingRegion { mode: Mode::Linear, ..RING };
+    let refused = Role::spawn().launch(&needs, AccelKind::Det, linear, true, script);
+    let reason = refused.map_err(|error| ktstr_proto::link::chain(&error)).unwrap_err();
+    assert!(reason.contains("refuses an interactive console"), "{reason}");
 }
 
 #[test]
