@@ -355,6 +355,12 @@ fn start(request: &RunRequest, cgroup: PathBuf) -> Result<Running> {
         .stdin(Stdio::piped())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped());
+    // SAFETY: between fork and exec one async-signal-safe system call runs; it
+    // allocates nothing and touches no lock of the parent.
+    unsafe {
+        // A child inherits what is blocked here, and the agent blocks SIGCHLD.
+        command.pre_exec(|| Ok(SigSet::empty().thread_set_mask()?));
+    }
     // The child inherits the cgroup, so the agent visits it for the fork.
     fs::write(cgroup.join("cgroup.procs"), "0").context("entering the command's cgroup")?;
     let child = command.spawn();

@@ -63,10 +63,14 @@ fn start(state: &StateDir, launch: &Launch) -> Result<Child> {
         .stdin(Stdio::null())
         .stdout(log.try_clone().context("duplicating the log's descriptor")?)
         .stderr(log);
-    // SAFETY: between fork and exec one async-signal-safe system call runs; it
-    // allocates nothing and touches no lock of the parent.
+    // SAFETY: between fork and exec two async-signal-safe system calls run;
+    // they allocate nothing and touch no lock of the parent.
     unsafe {
-        command.pre_exec(|| Ok(prctl::set_pdeathsig(Signal::SIGKILL)?));
+        command.pre_exec(|| {
+            prctl::set_pdeathsig(Signal::SIGKILL)?;
+            SigSet::empty().thread_set_mask()?; // a child inherits what is blocked here
+            Ok(())
+        });
     }
     command.spawn().with_context(|| format!("starting {program}"))
 }

@@ -39,7 +39,8 @@ const fn need(group: Group, package: &'static str, why: &'static str, probe: Pro
     Need { group, package, alternatives: &[], why, probe }
 }
 
-const CLANGS: &[&str] = &["clang-19", "clang-21", "clang-20", "clang-18", "clang-17"];
+/// The names that scx-ktstr's build script tries, in its order.
+const CLANGS: &[&str] = &["clang-19", "clang-20", "clang-18", "clang-17"];
 
 const NEEDS: &[Need] = &[
     need(Group::Demo, "gcc", "links Rust programs and compiles libbpf", Probe::Executable(&["cc", "gcc"])),
