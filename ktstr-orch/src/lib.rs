@@ -13,3 +13,4 @@ pub mod rundir;
 pub mod server;
 pub mod session;
 pub mod store;
+mod tsc;

@@ -323,7 +323,12 @@ fn cmdline(spec: &RunSpec, accel: AccelKind, ring: RingRegion) -> String {
     ];
     match accel {
         AccelKind::Kvm => words.extend(["no_timer_check".into(), "reboot=k".into()]),
-        AccelKind::Tcg | AccelKind::Det => words.extend(["tsc=reliable".into(), "no_timer_check".into()]),
+        AccelKind::Tcg => {
+            words.extend(["tsc=reliable".into(), "no_timer_check".into()]);
+            words.extend(crate::tsc::host_khz().map(|khz| format!("tsc_early_khz={khz}")));
+        }
+        // One instruction takes 2^2 ns, and the emulator's counter runs at 1 GHz of virtual time.
+        AccelKind::Det => words.extend(["tsc=reliable", "no_timer_check", "tsc_early_khz=1000000"].map(String::from)),
     }
     words.join(" ")
 }
