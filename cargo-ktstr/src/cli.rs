@@ -133,10 +133,16 @@ pub struct CompletionArgs {
     pub binary: Option<String>,
 }
 
-/// Prints a completion script.
-pub fn completions(args: &CompletionArgs, default_name: &str) {
+/// Prints a completion script. For the plugin the command completed is
+/// `cargo`, with `ktstr` as its subcommand.
+pub fn completions(args: &CompletionArgs, plugin: bool) {
+    let (mut command, default_name) = if plugin {
+        (clap::Command::new("cargo").subcommand(Cli::command()), "cargo")
+    } else {
+        (Cli::command(), "ktstr")
+    };
     let name = args.binary.as_deref().unwrap_or(default_name);
-    clap_complete::generate(args.shell, &mut Cli::command(), name, &mut std::io::stdout());
+    clap_complete::generate(args.shell, &mut command, name, &mut std::io::stdout());
 }
 
 #[cfg(test)]

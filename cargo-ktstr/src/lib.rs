@@ -49,7 +49,7 @@ fn dispatch(parsed: cli::Cli, plugin: bool) -> anyhow::Result<ExitCode> {
         Command::Shell(args) => shell::run(args),
         Command::Topo => topo::run(),
         Command::Completions(args) => {
-            cli::completions(&args, if plugin { "cargo-ktstr" } else { "ktstr" });
+            cli::completions(&args, plugin);
             Ok(ExitCode::SUCCESS)
         }
     }

@@ -163,6 +163,9 @@ fn completions_for_every_shell() {
     }
     let named = run(home.path(), &["completions", "bash", "--binary", "kt"]);
     assert!(text(&named.stdout).contains("_kt()"));
+    let plugin = command(CARGO_KTSTR, home.path()).args(["ktstr", "completions", "bash"]).output().unwrap();
+    let script = text(&plugin.stdout);
+    assert!(script.contains("_cargo()") && script.contains("cargo__subcmd__ktstr__subcmd__shell"), "{script}");
 }
 
 #[test]
