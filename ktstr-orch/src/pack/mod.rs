@@ -6,8 +6,8 @@
 //! the same bytes: entries are sorted, times are zero, owners are root.
 //! [`memory`] says how much guest memory such an archive needs at least.
 //!
-//! [`tree`] holds the layout, [`cpio`] the format, [`closure`] finds
-//! libraries, [`include`] places the user's files. Nothing here runs a
+//! `tree` holds the layout, `cpio` the format, `closure` finds
+//! libraries, `include` places the user's files. Nothing here runs a
 //! packed program or follows a path of the guest.
 
 mod closure;

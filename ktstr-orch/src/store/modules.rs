@@ -3,7 +3,7 @@
 //!
 //! Packages ship no `modules.dep` (it is made at installation), so the
 //! dependencies are read from each module's own `.modinfo`. Only the closure
-//! of [`WANTED`] is kept, decompressed. A module the kernel has built in, or
+//! of `WANTED` is kept, decompressed. A module the kernel has built in, or
 //! does not have at all, is left out without complaint: what needs it asks for
 //! it by name later and gets its error there.
 

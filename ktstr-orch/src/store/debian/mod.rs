@@ -7,7 +7,7 @@
 //! fetched any other way, and a host without such sources gets an error that
 //! names the alternatives.
 //!
-//! [`sources`] finds the mirror, [`client`] runs apt, [`offer`] decides which
+//! `sources` finds the mirror, `client` runs apt, `offer` decides which
 //! packages make a kernel, this file strings them together.
 
 mod client;
