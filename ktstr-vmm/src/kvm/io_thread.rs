@@ -80,6 +80,7 @@ impl IoThread {
 
     /// A vCPU that holds a port is writing a line to it right now: then there is nothing to do.
     fn flush_partial_lines(&self) {
+        self.devices.catch_up_if_idle();
         for uart in [&self.devices.com1, &self.devices.com2] {
             if let Ok(mut uart) = uart.try_lock() {
                 uart.flush_partial_line();

@@ -16,9 +16,10 @@ use super::control::Control;
 use super::devices::console::{self, Console};
 use super::devices::serial::{Sink, Uart};
 use super::devices::virtio::{MmioTransport, QUEUE_NOTIFY};
-use super::devices::Devices;
+use super::devices::{self, Devices};
 use super::io_thread::IoThread;
 use super::memory::{GuestRam, RamError};
+use super::port_ring::PortRing;
 use super::vcpu::{Departure, Vcpu, VcpuError};
 use super::x86_64::acpi::Description;
 use super::x86_64::boot::{self, BootError, Entry};
@@ -131,7 +132,8 @@ impl KvmMachine {
 
         let control = Arc::new(Control::new(spec.topology.cpus()).map_err(host("create the event descriptor"))?);
         let doorbell = Arc::new(eventfd()?);
-        let (devices, console) = create_devices(&vm, spec, &control, &guest_ram, &doorbell)?;
+        let (mut devices, console) = create_devices(&vm, spec, &control, &guest_ram, &doorbell)?;
+        devices.port_ring = collect_serial_writes(&vm, &vcpus[0])?;
         let devices = Arc::new(devices);
         let mut machine = Self {
             ram,
@@ -301,6 +303,18 @@ fn create_vcpus(kvm_fd: &Kvm, vm: &VmFd, ids: &ApicIds, cpus: u32, entry: Entry)
     Ok(vcpus)
 }
 
+/// Lets KVM collect what is written to the transmit registers, if it can.
+fn collect_serial_writes(vm: &VmFd, vcpu: &Vcpu) -> Result<Option<Mutex<PortRing>>, StartError> {
+    if !vm.check_extension(Cap::CoalescedPio) {
+        return Ok(None);
+    }
+    for port in [devices::COM1, devices::COM2] {
+        let address = IoEventAddress::Pio(port.into());
+        vm.register_coalesced_mmio(address, 1).map_err(kvm("collect the writes to a serial port"))?;
+    }
+    Ok(Some(Mutex::new(vcpu.map_port_ring()?)))
+}
+
 fn irq(vm: &VmFd, line: u32) -> Result<EventFd, StartError> {
     let fd = eventfd()?;
     vm.register_irqfd(&fd, line).map_err(kvm("connect an interrupt line"))?;
@@ -327,5 +341,5 @@ fn create_devices(
         let transport = MmioTransport::new(console::KIND, ram.clone(), line, doorbell.clone());
         virtio.push(Mutex::new(transport.map_err(StartError::Virtio)?));
     }
-    Ok((Devices { com1, com2, virtio }, spec.console.map(Console::new)))
+    Ok((Devices { com1, com2, virtio, port_ring: None }, spec.console.map(Console::new)))
 }

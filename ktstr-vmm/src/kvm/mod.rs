@@ -10,6 +10,7 @@ pub mod io_thread;
 pub mod kick;
 pub mod machine;
 pub mod memory;
+pub mod port_ring;
 pub mod vcpu;
 #[cfg(target_arch = "x86_64")]
 pub mod x86_64;

@@ -8,9 +8,10 @@ use std::sync::Arc;
 use kvm_bindings::{CpuId, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, Msrs, kvm_cpuid_entry2, kvm_msr_entry};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 
-use super::control::Control;
+use super::control::{Control, Wanted};
 use super::devices::{Devices, lock};
 use super::kick::{RunPage, ThreadId};
+use super::port_ring::PortRing;
 use super::x86_64::boot::{self, Entry};
 use crate::machine::Exit;
 
@@ -66,7 +67,7 @@ impl Vcpu {
             fd.set_sregs(&sregs).map_err(failed("set the system registers", cpu))?;
             fd.set_regs(&boot::entry_regs(entry)).map_err(failed("set the registers", cpu))?;
         }
-        let page = RunPage::map(as_fd(&fd)).map_err(failed("map the run page", cpu))?;
+        let page = RunPage::map(borrow(&fd)).map_err(failed("map the run page", cpu))?;
         Ok(Self { cpu, fd, page: Arc::new(page) })
     }
 
@@ -82,8 +83,13 @@ impl Vcpu {
         control.join(self.cpu, self.page.clone(), thread);
         loop {
             self.page.set_immediate_exit(false);
+            let frozen = control.wanted() == Wanted::Pause;
             if !control.may_run() {
                 return;
+            }
+            if frozen {
+                // Tells the guest's watchdogs that it was not its fault. Fails if it has no kvm-clock.
+                let _ = self.fd.kvmclock_ctrl();
             }
             if let Some(exit) = self.step(devices) {
                 return control.finish(exit);
@@ -95,7 +101,9 @@ impl Vcpu {
     fn step(&mut self, devices: &Devices) -> Option<Exit> {
         let cpu = self.cpu;
         let internal = |detail: String| Some(Exit::InternalError { detail: format!("vCPU {cpu}: {detail}") });
-        match self.fd.run() {
+        let ended = self.fd.run();
+        devices.catch_up();
+        match ended {
             Ok(VcpuExit::IoIn(port, data)) => devices.port_read(port, data),
             Ok(VcpuExit::IoOut(port, data)) => return devices.port_write(port, data),
             Ok(VcpuExit::MmioRead(address, data)) => devices.mmio_read(address, data),
@@ -148,6 +156,11 @@ impl Vcpu {
         }
     }
 
+    /// The ring of collected port writes, which every vCPU shows.
+    pub fn map_port_ring(&self) -> Result<PortRing, VcpuError> {
+        PortRing::map(borrow(&self.fd)).map_err(failed("map the ring of port writes", self.cpu))
+    }
+
     /// The number of this vCPU.
     #[must_use]
     pub fn number(&self) -> u32 {
@@ -155,7 +168,7 @@ impl Vcpu {
     }
 }
 
-fn as_fd(fd: &VcpuFd) -> std::os::fd::BorrowedFd<'_> {
+fn borrow(fd: &VcpuFd) -> std::os::fd::BorrowedFd<'_> {
     use std::os::fd::AsRawFd;
     // SAFETY: the descriptor lives as long as `fd`, which the result borrows.
     unsafe { std::os::fd::BorrowedFd::borrow_raw(fd.as_raw_fd()) }
@@ -179,6 +192,7 @@ impl Drop for Departure {
             self.control.finish(Exit::InternalError { detail });
         }
         if self.control.leave(self.cpu) {
+            self.devices.catch_up();
             lock(&self.devices.com1).flush_partial_line();
             lock(&self.devices.com2).flush_partial_line();
             self.control.announce_exit();

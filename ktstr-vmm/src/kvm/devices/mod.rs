@@ -12,11 +12,14 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use self::serial::Uart;
 use self::virtio::MmioTransport;
+use super::port_ring::PortRing;
 use super::x86_64::layout::{VIRTIO_MMIO, VIRTIO_MMIO_SIZE};
 use crate::machine::Exit;
 
-const COM1: u16 = 0x3f8;
-const COM2: u16 = 0x2f8;
+/// First port of COM1; also its transmit register.
+pub const COM1: u16 = 0x3f8;
+/// First port of COM2; also its transmit register.
+pub const COM2: u16 = 0x2f8;
 const COM_PORTS: u16 = 8;
 
 /// All devices of one machine.
@@ -28,6 +31,8 @@ pub struct Devices {
     pub com2: Mutex<Uart>,
     /// The virtio-mmio windows in address order.
     pub virtio: Vec<Mutex<MmioTransport>>,
+    /// Serial writes on their way here, where KVM collects them.
+    pub port_ring: Option<Mutex<PortRing>>,
 }
 
 /// Locks a device; a panic elsewhere does not make its registers unusable.
@@ -39,6 +44,29 @@ impl Devices {
     fn uart(&self, port: u16) -> Option<(&Mutex<Uart>, u8)> {
         let within = |base: u16| port.checked_sub(base).filter(|offset| *offset < COM_PORTS).map(|o| o as u8);
         within(COM1).map(|o| (&self.com1, o)).or_else(|| within(COM2).map(|o| (&self.com2, o)))
+    }
+
+    /// Serves the writes that KVM has collected. Called before any exit is served.
+    pub fn catch_up(&self) {
+        if let Some(ring) = &self.port_ring {
+            self.drain(&mut lock(ring));
+        }
+    }
+
+    /// The same for a thread that has no exit to serve: does nothing while another is at it.
+    pub fn catch_up_if_idle(&self) {
+        if let Some(mut ring) = self.port_ring.as_ref().and_then(|ring| ring.try_lock().ok()) {
+            self.drain(&mut ring);
+        }
+    }
+
+    /// The ring stays locked until its bytes are with their devices, or they would change order.
+    fn drain(&self, ring: &mut PortRing) {
+        while let Some((port, byte)) = ring.pop() {
+            if let Some((uart, offset)) = self.uart(port) {
+                lock(uart).write(offset, byte);
+            }
+        }
     }
 
     /// The guest reads a port.
