@@ -204,7 +204,7 @@ impl Evidence {
             _ => None,
         });
         if let Some(reason) = disabled.filter(|r| !r.starts_with("unregistered from user")) {
-            return Some(if reason.contains("stall") {
+            return Some(if reason.starts_with("runnable task stall") {
                 Cause::SchedulerStall { reason }
             } else {
                 Cause::SchedulerError { reason }

@@ -487,7 +487,8 @@ impl Session {
             .or_else(|| self.plan.as_ref().map(|p| p.kernel_key().to_owned()))
             .or_else(|| self.spec.kernel.clone())
             .unwrap_or_else(|| "(none)".into());
-        let kernel_arg = self.plan.as_ref().map_or_else(|| kernel.clone(), |p| p.kernel_key().to_owned());
+        let asked = || self.spec.kernel.clone().unwrap_or_default();
+        let kernel_arg = self.plan.as_ref().map_or_else(asked, |p| p.kernel_key().to_owned());
         let accel_arg = accel.map_or_else(|| self.spec.accel.to_string(), |a| a.to_string());
         let scheduler = match &self.spec.job {
             Job::Test(test) => test.scheduler.as_ref().map_or("EEVDF", |s| s.name.as_str()),

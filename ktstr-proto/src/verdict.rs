@@ -173,7 +173,7 @@ pub struct WorkerReport {
     pub cpus_allowed: Vec<u32>,
     /// Time it chose to sleep or block, nanoseconds: not the scheduler's doing.
     pub voluntary_off_cpu_ns: u64,
-    /// Longest time between two checkpoints, nanoseconds, voluntary blocking excluded.
+    /// Longest time off the CPU between two checkpoints, nanoseconds, voluntary blocking excluded.
     pub max_gap_ns: u64,
     /// CPU on which that gap ended.
     pub max_gap_cpu: u32,

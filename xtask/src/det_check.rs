@@ -58,7 +58,7 @@ pub fn command(args: &DetCheckArgs) -> Result<u8> {
         let mut run = workspace::cargo();
         run.args(test).args(["--", "--exact", "demo"]);
         run.envs([("KTSTR_ACCEL", "det"), ("KTSTR_SEED", "1"), ("KTSTR_OBSERVE", if observe { "1" } else { "0" })]);
-        run.env("KTSTR_RUNS_DIR", &runs).envs(args.kernel.iter().map(|k| ("KTSTR_KERNEL", k)));
+        run.env("KTSTR_RUNS_ROOT", &runs).envs(args.kernel.iter().map(|k| ("KTSTR_KERNEL", k)));
         let load = busy.then(Load::start);
         workspace::step(&label, &mut run)?;
         drop(load);

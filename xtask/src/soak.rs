@@ -38,7 +38,7 @@ pub fn command(args: &SoakArgs) -> Result<u8> {
         let runs = base.join(n.to_string());
         let status = workspace::ours("ktstr")
             .args(["shell", "--accel", &args.accel, "--topology", &args.topology, "--exec", "true"])
-            .env("KTSTR_RUNS_DIR", &runs)
+            .env("KTSTR_RUNS_ROOT", &runs)
             .status()
             .context("cannot run ktstr shell")?;
         let console = console(&runs)?;
