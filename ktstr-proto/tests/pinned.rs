@@ -1,0 +1,219 @@
+//! The bytes of every variant on every link, pinned for this version in `pinned-v1.txt`.
+//!
+//! A variant without a sample does not compile or fails here; a changed encoding fails here. When a
+//! change is meant, bump `VERSION`, keep the old file, and write a new one with `KTSTR_PIN=1`.
+
+use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
+
+use ktstr_proto::{
+    Accel, AccelKind, FdSlot, RunId, Topology, VERSION, client::*, codec, guest::*, link::*, monitor::*, ring::*,
+    run::*, verdict::*, vmm::*,
+};
+use serde::Serialize;
+
+/// For each enum: a match without wildcard that names each variant, and its samples in that order.
+macro_rules! pins {
+    ($($name:ident { $($pattern:pat => $variant:literal),* $(,)? } from $samples:expr;)*) => {
+        fn pinned() -> BTreeMap<String, String> {
+            let mut all = BTreeMap::new();
+            $({
+                let mut named: Vec<&str> = Vec::new();
+                for sample in $samples {
+                    let variant = match &sample { $($pattern => $variant),* };
+                    named.push(variant);
+                    all.insert(format!("{}::{variant}", stringify!($name)), hex(&sample));
+                }
+                let expected: &[&str] = &[$($variant),*];
+                assert_eq!(named, expected, "one sample for each variant of {}", stringify!($name));
+            })*
+            all
+        }
+    };
+}
+
+fn hex<T: Serialize>(value: &T) -> String {
+    codec::encode(value).unwrap().iter().fold(String::new(), |mut text, byte| {
+        write!(text, "{byte:02x}").unwrap();
+        text
+    })
+}
+
+fn topology() -> Topology {
+    Topology { numa_nodes: 1, llcs: 2, cores: 3, threads: 4 }
+}
+
+fn region() -> RamRegion {
+    RamRegion { gpa: 0, len: 1 << 20, offset: 0 }
+}
+
+fn spec() -> RunSpec {
+    RunSpec {
+        name: "n".into(),
+        job: Job::Shell(ShellJob { include: vec!["/i".into()], exec: Some("e".into()), dmesg: true, term: None }),
+        kernel: Some("k".into()),
+        accel: Accel::Det,
+        topology: topology(),
+        memory_mb: Some(512),
+        seed: 7,
+        deadline_ms: Some(9),
+        runs_root: "/r".into(),
+        replay: "line".into(),
+        observe: true,
+        env: vec![("A".into(), "B".into())],
+    }
+}
+
+fn report() -> RunReport {
+    RunReport {
+        run_id: RunId("id".into()),
+        run_dir: "/d".into(),
+        name: "n".into(),
+        outcome: Outcome::Fail,
+        infrastructure: false,
+        cause: Some(Cause::Assertion),
+        result: Some(AssertResult::fail(DetailKind::Gap, "gap")),
+        monitor: Some(MonitorSummary { samples: 3, ..MonitorSummary::default() }),
+        notes: vec![],
+        scheduler_log: vec![],
+        console_tail: vec![],
+        accel: Some(AccelKind::Tcg),
+        accel_detail: "q".into(),
+        kernel: "k".into(),
+        scheduler: "s".into(),
+        topology: topology(),
+        exit_status: None,
+        seed: 1,
+        replay: "r".into(),
+        host_ms: (1, 2),
+    }
+}
+
+fn start() -> Start {
+    Start {
+        accel: AccelKind::Tcg,
+        topology: topology(),
+        memory_mb: 512,
+        cmdline: "c".into(),
+        ring: RingRegion { gpa: 0x1000_0000, len: 0x40_0000, mode: Mode::Wrap },
+        kernel: FdSlot(0),
+        initrd: FdSlot(1),
+        emulator: Some(Emulator { program: "/q".into(), version: (10, 0), files: vec![] }),
+        interactive: false,
+        seed: 5,
+    }
+}
+
+pins! {
+    ClientRequest { ClientRequest::Submit(_) => "Submit", ClientRequest::Cancel(_) => "Cancel" }
+        from [ClientRequest::Submit(Submit(spec())), ClientRequest::Cancel(Cancel(RunId("id".into())))];
+    ClientReply { ClientReply::Submit(_) => "Submit", ClientReply::Cancel(_) => "Cancel" }
+        from [
+            ClientReply::Submit(Submitted { run_id: RunId("id".into()), run_dir: "/d".into(), queued_behind: 2 }),
+            ClientReply::Cancel(Cancelled),
+        ];
+    ClientEvent {
+        ClientEvent::Notice(_) => "Notice", ClientEvent::Output { .. } => "Output",
+        ClientEvent::Console(_) => "Console", ClientEvent::ConsoleReady(_) => "ConsoleReady",
+        ClientEvent::Finished(_) => "Finished",
+    } from [
+        ClientEvent::Notice("n".into()),
+        ClientEvent::Output { source: LogSource::Stderr, text: "t".into() },
+        ClientEvent::Console(vec![1, 2]),
+        ClientEvent::ConsoleReady(FdSlot(0)),
+        ClientEvent::Finished(report()),
+    ];
+    VmmRequest {
+        VmmRequest::Probe(_) => "Probe", VmmRequest::Start(_) => "Start", VmmRequest::Pause(_) => "Pause",
+        VmmRequest::Resume(_) => "Resume", VmmRequest::Shutdown(_) => "Shutdown", VmmRequest::Kill(_) => "Kill",
+    } from [
+        VmmRequest::Probe(Probe), VmmRequest::Start(start()), VmmRequest::Pause(Pause),
+        VmmRequest::Resume(Resume), VmmRequest::Shutdown(Shutdown), VmmRequest::Kill(Kill),
+    ];
+    VmmReply {
+        VmmReply::Probe(_) => "Probe", VmmReply::Start(_) => "Start", VmmReply::Pause(_) => "Pause",
+        VmmReply::Resume(_) => "Resume", VmmReply::Shutdown(_) => "Shutdown", VmmReply::Kill(_) => "Kill",
+    } from [
+        VmmReply::Probe(ProbeReport { usable: true, detail: "d".into(), took_us: 3 }),
+        VmmReply::Start(Started {
+            ram: FdSlot(0), regions: vec![region()], console: None, emulator_pid: Some(4), detail: "d".into(),
+        }),
+        VmmReply::Pause(Paused { took_us: 5 }), VmmReply::Resume(Resumed),
+        VmmReply::Shutdown(Accepted), VmmReply::Kill(Accepted),
+    ];
+    VmmEvent {
+        VmmEvent::Console(_) => "Console", VmmEvent::Com2(_) => "Com2", VmmEvent::Ring(_) => "Ring",
+        VmmEvent::RingBroken(_) => "RingBroken", VmmEvent::Exited(_) => "Exited",
+    } from [
+        VmmEvent::Console(vec![1]), VmmEvent::Com2(vec![2]), VmmEvent::Ring(vec![3]),
+        VmmEvent::RingBroken("b".into()), VmmEvent::Exited(VmExit::PowerOff),
+    ];
+    VmExit {
+        VmExit::PowerOff => "PowerOff", VmExit::Reset => "Reset", VmExit::TripleFault => "TripleFault",
+        VmExit::Killed => "Killed", VmExit::EmulatorDied { .. } => "EmulatorDied",
+        VmExit::InternalError { .. } => "InternalError",
+    } from [
+        VmExit::PowerOff, VmExit::Reset, VmExit::TripleFault, VmExit::Killed,
+        VmExit::EmulatorDied { how: "h".into(), stderr: "s".into() },
+        VmExit::InternalError { detail: "d".into() },
+    ];
+    MonitorRequest { MonitorRequest::Attach(_) => "Attach", MonitorRequest::Finish(_) => "Finish" }
+        from [
+            MonitorRequest::Attach(Attach {
+                ram: FdSlot(0), regions: vec![region()], kernel: FdSlot(1), cpus: 4, period_ms: 100, sustained_samples: 5,
+            }),
+            MonitorRequest::Finish(Finish),
+        ];
+    MonitorReply { MonitorReply::Attach(_) => "Attach", MonitorReply::Finish(_) => "Finish" }
+        from [
+            MonitorReply::Attach(Attached { symbols: 1, btf_types: 2, absent: vec!["a.b".into()] }),
+            MonitorReply::Finish(MonitorSummary::default()),
+        ];
+    MonitorEvent {
+        MonitorEvent::Ready => "Ready", MonitorEvent::Sample(_) => "Sample",
+        MonitorEvent::Unavailable(_) => "Unavailable",
+    } from [
+        MonitorEvent::Ready,
+        MonitorEvent::Sample(Sample {
+            t_ns: 1, took_us: 2, cpus: vec![CpuSample::default()], events: vec![("E".into(), 3)],
+        }),
+        MonitorEvent::Unavailable("u".into()),
+    ];
+    GuestFrame {
+        GuestFrame::Hello { .. } => "Hello", GuestFrame::Phase(_) => "Phase", GuestFrame::Log(_) => "Log",
+        GuestFrame::StepFailed { .. } => "StepFailed", GuestFrame::ScxDisabled { .. } => "ScxDisabled",
+        GuestFrame::SchedulerEnded { .. } => "SchedulerEnded", GuestFrame::Stimulus { .. } => "Stimulus",
+        GuestFrame::TestEnded(_) => "TestEnded", GuestFrame::TestProcessEnded(_) => "TestProcessEnded",
+        GuestFrame::ExecEnded(_) => "ExecEnded",
+    } from [
+        GuestFrame::Hello { release: "7".into(), cpus_online: 2 },
+        GuestFrame::Phase(Phase::PoweringOff),
+        GuestFrame::Log(Log { source: LogSource::Scheduler, text: "t".into() }),
+        GuestFrame::StepFailed { step: "s".into(), reason: "r".into() },
+        GuestFrame::ScxDisabled { reason: "r".into() },
+        GuestFrame::SchedulerEnded { end: ProcessEnd::Signaled(9), expected: true },
+        GuestFrame::Stimulus { what: "w".into(), iterations: 300 },
+        GuestFrame::TestEnded(TestEnd::Error(vec!["e".into()])),
+        GuestFrame::TestProcessEnded(ProcessEnd::Exited(1)),
+        GuestFrame::ExecEnded(ProcessEnd::Exited(-1)),
+    ];
+    ErrorCode {
+        ErrorCode::BadRequest => "BadRequest", ErrorCode::Unavailable => "Unavailable",
+        ErrorCode::Infrastructure => "Infrastructure", ErrorCode::BadInput => "BadInput", ErrorCode::Jail => "Jail",
+    } from [
+        ErrorCode::BadRequest, ErrorCode::Unavailable, ErrorCode::Infrastructure, ErrorCode::BadInput, ErrorCode::Jail,
+    ];
+}
+
+#[test]
+fn every_encoding_is_the_pinned_one() {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(format!("tests/pinned-v{VERSION}.txt"));
+    let now = pinned().iter().fold(String::new(), |text, (name, bytes)| text + name + " " + bytes + "\n");
+    if std::env::var_os("KTSTR_PIN").is_some() {
+        std::fs::write(&path, &now).unwrap();
+    }
+    let pinned = std::fs::read_to_string(&path).expect("the pins of this version");
+    for (now, pinned) in now.lines().zip(pinned.lines()) {
+        assert_eq!(now, pinned, "an encoding changed: bump VERSION and pin anew");
+    }
+    assert_eq!(now.lines().count(), pinned.lines().count());
+}
