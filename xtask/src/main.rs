@@ -10,6 +10,7 @@ mod demo;
 mod det_check;
 mod lab;
 mod prereq;
+mod published;
 mod soak;
 mod suite;
 mod workspace;
@@ -32,6 +33,8 @@ enum Command {
     Test(suite::TestArgs),
     /// Run the demo under `det` many times and compare every byte
     DetCheck(det_check::DetCheckArgs),
+    /// Build a scheduler that others publish and judge it unpatched
+    Published(published::PublishedArgs),
     /// Boot many times and look for a guest that the emulator corrupted
     Soak(soak::SoakArgs),
     /// Run a command in a VM that has a working /dev/kvm, on any machine
@@ -56,6 +59,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::command(&args),
         Command::Test(args) => suite::command(&args),
         Command::DetCheck(args) => det_check::command(&args),
+        Command::Published(args) => published::command(&args),
         Command::Soak(args) => soak::command(&args),
         Command::Lab(args) => lab::command(args),
         Command::Prereq(args) => prereq::command(&args),

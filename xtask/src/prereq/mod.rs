@@ -12,7 +12,7 @@ mod needs;
 mod sources;
 
 pub use emulator::{SOUND, emulator_version};
-pub use needs::Group;
+pub use needs::{Group, clang};
 
 use anyhow::{Context, Result, bail};
 use clap::Args;

@@ -72,6 +72,11 @@ fn wanted(group: Group, asked: &[Group]) -> bool {
     asked.contains(&group) || group == Group::Demo && !asked.is_empty()
 }
 
+/// A clang that compiles BPF programs, if there is one.
+pub fn clang() -> Option<&'static str> {
+    CLANGS.iter().copied().find(|name| in_path(name))
+}
+
 /// What is not there.
 pub fn missing(asked: &[Group]) -> Vec<&'static Need> {
     NEEDS.iter().filter(|need| wanted(need.group, asked) && !is_there(&need.probe)).collect()
