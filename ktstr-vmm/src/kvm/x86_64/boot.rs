@@ -23,6 +23,11 @@ use crate::machine::{Gpa, MachineSpec};
 /// Magic of the PVH start information ("xEn3").
 const START_MAGIC: u32 = 0x336e_c578;
 
+/// Where distribution kernels lie once loaded.
+const KERNEL_PART: std::ops::Range<u64> = 16 << 20..80 << 20;
+/// How much at the top of RAM is in use before user space starts.
+const TOP_PART: u64 = 64 << 20;
+
 /// Real-mode code at the reset vector: `mov dx, RESET; mov al, RESET_VALUE; out dx, al; 1: hlt; jmp 1b`.
 const RESET_CODE: [u8; 9] =
     [0xba, power::RESET as u8, (power::RESET >> 8) as u8, 0xb0, power::RESET_VALUE, 0xee, 0xf4, 0xeb, 0xfd];
@@ -92,6 +97,7 @@ pub fn load(spec: &MachineSpec, ram: &GuestRam, description: &Description<'_>) -
         layout::check_ring(ring, &ram.regions)?;
     }
     let map = layout::memory_map(&ram.regions, spec.ring);
+    prepare_busy_parts(ram, &map);
     let (entry, kernel_end) = load_kernel(spec, ram, &map)?;
     let module = load_initrd(&spec.initrd, ram, kernel_end, &map)?;
     write_cmdline(&spec.cmdline, ram)?;
@@ -99,6 +105,15 @@ pub fn load(spec: &MachineSpec, ram: &GuestRam, description: &Description<'_>) -
     write(ram, "the reset code", layout::RESET_VECTOR, &RESET_CODE)?;
     write_start_info(ram, &map, module)?;
     Ok(entry)
+}
+
+/// A booting Linux touches its image (from 16 MiB on) and, for its page array and its tables, the top
+/// of the RAM, nearly page by page.
+fn prepare_busy_parts(ram: &GuestRam, map: &[layout::Range]) {
+    ram.back_with_large_pages(Gpa(KERNEL_PART.start), Gpa(KERNEL_PART.end));
+    if let Some(top) = map.iter().filter(|r| r.kind == layout::RangeKind::Ram).map(|r| r.end).max() {
+        ram.back_with_large_pages(Gpa(top.saturating_sub(TOP_PART).max(KERNEL_PART.end)), Gpa(top));
+    }
 }
 
 fn write(ram: &GuestRam, what: &'static str, gpa: Gpa, bytes: &[u8]) -> Result<(), BootError> {
