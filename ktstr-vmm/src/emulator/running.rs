@@ -136,7 +136,7 @@ impl Prepared {
         let ram = Ram { regions: layout::regions(spec.memory)?, memfd: sealed_ram(spec.memory)? };
         let initrd = one_initrd(spec.initrd)?;
         let (ours, theirs) = UnixStream::pair().map_err(resource("make the control socket"))?;
-        let cmdline = with_clock(&spec.cmdline);
+        let cmdline = with_own_parameters(&spec.cmdline);
         let fds = Inherited {
             ram: ram.memfd.as_fd(),
             kernel: spec.kernel.as_fd(),
@@ -227,8 +227,8 @@ fn sealed_ram(bytes: u64) -> Result<OwnedFd, StartError> {
     Ok(file.into())
 }
 
-/// The command line with the parameters that an emulated clock needs, unless they are there.
-fn with_clock(cmdline: &str) -> String {
+/// The command line with the parameters that an emulated machine wants, unless they are there.
+fn with_own_parameters(cmdline: &str) -> String {
     let mut complete = cmdline.to_owned();
     for parameter in KERNEL_PARAMETERS {
         if !cmdline.split(' ').any(|given| given == parameter) {

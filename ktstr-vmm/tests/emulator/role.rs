@@ -119,25 +119,30 @@ impl Drop for Role {
     }
 }
 
+fn gather(events: &[VmmEvent], piece: impl Fn(&VmmEvent) -> Option<&[u8]>) -> Vec<u8> {
+    events.iter().filter_map(piece).flatten().copied().collect()
+}
+
 fn console(events: &[VmmEvent]) -> String {
-    let bytes: Vec<u8> = events
-        .iter()
-        .flat_map(|event| match event {
-            VmmEvent::Console(bytes) => bytes.clone(),
-            _ => Vec::new(),
-        })
-        .collect();
+    let bytes = gather(events, |event| match event {
+        VmmEvent::Console(bytes) => Some(bytes),
+        _ => None,
+    });
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
+fn second_port(events: &[VmmEvent]) -> Vec<u8> {
+    gather(events, |event| match event {
+        VmmEvent::Com2(bytes) => Some(bytes),
+        _ => None,
+    })
+}
+
 fn ring_bytes(events: &[VmmEvent]) -> Vec<u8> {
-    events
-        .iter()
-        .flat_map(|event| match event {
-            VmmEvent::Ring(bytes) => bytes.clone(),
-            _ => Vec::new(),
-        })
-        .collect()
+    gather(events, |event| match event {
+        VmmEvent::Ring(bytes) => Some(bytes),
+        _ => None,
+    })
 }
 
 /// Shell that writes `bytes` at `offset` of the ring.
@@ -172,7 +177,7 @@ fn the_ring_and_both_ports_arrive_before_the_exit() {
         assert_eq!(role.exit(), VmExit::PowerOff, "{}", role.console());
         assert_eq!(ring_bytes(&role.events), b"from the ring", "{}", role.console());
         assert!(role.console().contains("last words"), "{}", role.console());
-        assert!(role.events.contains(&VmmEvent::Com2(b"fallback\r\n".to_vec())));
+        assert_eq!(second_port(&role.events), b"fallback\r\n");
         let mut read_index = [0; 8];
         ram.read_exact_at(&mut read_index, RING.gpa + ring::READ_INDEX).unwrap();
         let expected = if accel == AccelKind::Det { 0 } else { 13 };
