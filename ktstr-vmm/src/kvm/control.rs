@@ -70,7 +70,7 @@ pub struct Control {
 }
 
 impl Control {
-    /// For a machine of this many vCPUs, which start paused.
+    /// For a machine of this many vCPUs.
     pub fn new(vcpus: u32) -> std::io::Result<Self> {
         let members = (0..vcpus).map(|_| None).collect();
         Ok(Self {

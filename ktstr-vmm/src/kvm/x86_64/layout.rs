@@ -112,7 +112,7 @@ pub enum LayoutError {
 
 /// The pieces of RAM, below and above the device hole, back to back in the RAM file.
 pub fn ram_regions(memory: u64) -> Result<Vec<RamRegion>, LayoutError> {
-    if !(32 << 20..=1 << 40).contains(&memory) || memory % RAM_STEP != 0 {
+    if !(32 << 20..=1 << 40).contains(&memory) || !memory.is_multiple_of(RAM_STEP) {
         return Err(LayoutError::Memory { memory });
     }
     let low = memory.min(GAP_START);
@@ -127,7 +127,7 @@ pub fn ram_regions(memory: u64) -> Result<Vec<RamRegion>, LayoutError> {
 pub fn check_ring(ring: RingRegion, regions: &[RamRegion]) -> Result<(), LayoutError> {
     let refused = LayoutError::Ring { gpa: ring.gpa, len: ring.len };
     let (start, Some(end)) = (ring.gpa.0, ring.gpa.0.checked_add(ring.len)) else { return Err(refused) };
-    let aligned = start % PAGE == 0 && ring.len % PAGE == 0 && ring.len > 0 && start >= HIGH_RAM;
+    let aligned = start.is_multiple_of(PAGE) && ring.len.is_multiple_of(PAGE) && ring.len > 0 && start >= HIGH_RAM;
     let inside = regions.iter().any(|r| start >= r.gpa.0 && end <= r.gpa.0 + r.len);
     if aligned && inside { Ok(()) } else { Err(refused) }
 }
@@ -198,7 +198,7 @@ mod tests {
 
     fn ring_in(regions: &[RamRegion], at: u64, len: u64) -> Option<RingRegion> {
         let total: u64 = regions.iter().map(|r| r.len).sum();
-        let ring = RingRegion { gpa: Gpa(at % total & !(PAGE - 1)), len: (len % (64 << 20)) & !(PAGE - 1) };
+        let ring = RingRegion { gpa: Gpa((at % total) & !(PAGE - 1)), len: (len % (64 << 20)) & !(PAGE - 1) };
         check_ring(ring, regions).is_ok().then_some(ring)
     }
 
@@ -248,7 +248,7 @@ mod tests {
         assert!(matches!(check_kernel(16 << 20, 65 << 20, &map), Err(LayoutError::Kernel { .. })));
         assert_eq!(check_kernel(16 << 20, 63 << 20, &map), Ok(()));
         assert!(matches!(ram_regions(1 << 20), Err(LayoutError::Memory { .. })));
-        let wild = RingRegion { gpa: Gpa(u64::MAX & !0xfff), len: 0x2000 };
+        let wild = RingRegion { gpa: Gpa(u64::MAX - 0xfff), len: 0x2000 };
         assert!(matches!(check_ring(wild, &regions), Err(LayoutError::Ring { .. })));
     }
 }
