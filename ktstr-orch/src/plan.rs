@@ -322,7 +322,7 @@ fn cmdline(spec: &RunSpec, accel: AccelKind, ring: RingRegion) -> String {
         format!("memmap={}K${:#x}", ring.len >> 10, ring.gpa),
     ];
     match accel {
-        AccelKind::Kvm => words.extend(["no_timer_check".into(), "reboot=k".into()]),
+        AccelKind::Kvm => words.push("no_timer_check".into()),
         AccelKind::Tcg => {
             words.extend(["tsc=reliable".into(), "no_timer_check".into()]);
             words.extend(crate::tsc::host_khz().map(|khz| format!("tsc_early_khz={khz}")));
