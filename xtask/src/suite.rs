@@ -50,7 +50,12 @@ pub fn command(args: &TestArgs) -> Result<u8> {
     host.arg("--workspace");
     let on_host = workspace::timed("tests on this host", &mut host)?.success();
     let in_lab = args.no_lab || lab()?;
+    println!("suite: host {}, lab {}", verdict(on_host), if args.no_lab { "not run (--no-lab)" } else { verdict(in_lab) });
     Ok(u8::from(!(on_host && in_lab)))
+}
+
+fn verdict(passed: bool) -> &'static str {
+    if passed { "passed" } else { "FAILED" }
 }
 
 fn nextest(more: &[String]) -> std::process::Command {
@@ -71,6 +76,8 @@ fn lab() -> Result<bool> {
     command
         .args(LAB_BINARIES)
         .args(["-j1", "-E", LAB_TESTS])
+        // Emulated SVM loses a lab or a nested guest now and then; nextest names such a test FLAKY.
+        .args(["--retries", "2"])
         .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", runner)
         .env("KTSTR_REQUIRE", "kvm")
         .env("KTSTR_ACCEL", "kvm");
