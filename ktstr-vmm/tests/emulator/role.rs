@@ -232,7 +232,7 @@ fn the_interactive_console_is_a_socket_and_det_has_none() {
         console.read_exact(&mut byte).unwrap();
         heard.extend(byte);
     }
-    // Once in some dozens of boots a 6.18 guest does not hear the first line; a person types again.
+    // Seen once, cause unknown: a 6.18 guest never answered the first line. Typing again works around it.
     console.set_read_timeout(Some(Duration::from_secs(2))).unwrap();
     let patience = Instant::now();
     while !String::from_utf8_lossy(&heard).contains("heard hello") {
