@@ -38,9 +38,7 @@ fn find_clang() -> Result<String> {
             return match clang_major(&clang) {
                 Some(major) if major >= MIN_CLANG => Ok(clang),
                 Some(major) => {
-                    bail!(
-                        "{name}={clang} is clang {major}, BPF needs {MIN_CLANG} or newer: {INSTALL}"
-                    )
+                    bail!("{name}={clang} is clang {major}, BPF needs {MIN_CLANG} or newer: {INSTALL}")
                 }
                 None => bail!("{name}={clang} does not run or is no clang: {INSTALL}"),
             };
@@ -49,10 +47,7 @@ fn find_clang() -> Result<String> {
     let usable = |name: &&str| clang_major(name).is_some_and(|major| major >= MIN_CLANG);
     match FALLBACKS.into_iter().find(usable) {
         Some(name) => Ok(name.to_owned()),
-        None => bail!(
-            "no clang {MIN_CLANG} or newer among {}: {INSTALL}",
-            FALLBACKS.join(", ")
-        ),
+        None => bail!("no clang {MIN_CLANG} or newer among {}: {INSTALL}", FALLBACKS.join(", ")),
     }
 }
 

@@ -55,7 +55,9 @@ pub enum ClientError {
         source: io::Error,
     },
     /// The running one cannot be reached.
-    #[error("cannot connect to the orchestrator at {path} ({ORCH_SOCK}): start it with `ktstr-orch serve --socket {path}`")]
+    #[error(
+        "cannot connect to the orchestrator at {path} ({ORCH_SOCK}): start it with `ktstr-orch serve --socket {path}`"
+    )]
     Connect {
         /// Its socket.
         path: String,
@@ -120,14 +122,19 @@ impl Session {
         let mut child = spawn_with_socket(command, theirs.into()).map_err(failed)?;
         let stderr = child.stderr.take().map(|pipe| std::thread::spawn(move || listen(pipe)));
         let channel = Channel::new(ours, "ktstr-orch")?;
-        Ok(Self { channel: Some(channel), own: Some(OwnOrchestrator { child, stderr }), early: VecDeque::new() })
+        Ok(Self {
+            channel: Some(channel),
+            own: Some(OwnOrchestrator { child, stderr }),
+            early: VecDeque::new(),
+        })
     }
 
     /// Asks for a run; events follow with [`Self::next_event`].
     pub fn submit(&mut self, spec: RunSpec) -> Result<Submitted, ClientError> {
         let mut early = std::mem::take(&mut self.early);
-        let reply =
-            self.channel_mut()?.call(Submit(spec), Fds::default(), ANSWER, |event, fds| early.push_back((event, fds)));
+        let reply = self
+            .channel_mut()?
+            .call(Submit(spec), Fds::default(), ANSWER, |event, fds| early.push_back((event, fds)));
         self.early = early;
         match reply {
             Ok((submitted, _)) => Ok(submitted),
@@ -313,7 +320,8 @@ mod tests {
         let mut child = spawn_with_socket(command, theirs.into()).unwrap();
         let stderr = child.stderr.take().map(|pipe| std::thread::spawn(move || listen(pipe)));
         let channel = Some(Channel::new(ours, "ktstr-orch").unwrap());
-        let mut session = Session { channel, own: Some(OwnOrchestrator { child, stderr }), early: VecDeque::new() };
+        let mut session =
+            Session { channel, own: Some(OwnOrchestrator { child, stderr }), early: VecDeque::new() };
         match session.channel_mut()?.handshake("test", Duration::from_secs(10)) {
             Ok(_) => Ok(session),
             Err(error) => Err(session.explain(error)),

@@ -40,11 +40,15 @@ pub fn find_scheduler(binary: &str, package: &str) -> Result<PathBuf, NotFound> 
     if let Some(given) = env::var_os("KTSTR_SCHEDULER").filter(|value| !value.is_empty()) {
         let path = PathBuf::from(&given);
         return runnable(&path).ok_or_else(|| {
-            missing(vec![path.display().to_string()], "KTSTR_SCHEDULER must be the path of an executable".into())
+            missing(
+                vec![path.display().to_string()],
+                "KTSTR_SCHEDULER must be the path of an executable".into(),
+            )
         });
     }
     if binary.contains('/') {
-        let hint = format!("package `{package}` declares it by this path: build it or correct the declaration");
+        let hint =
+            format!("package `{package}` declares it by this path: build it or correct the declaration");
         return runnable(Path::new(binary)).ok_or_else(|| missing(vec![binary.into()], hint));
     }
     find(binary).map_err(|looked| {
@@ -91,7 +95,8 @@ mod tests {
 
     #[test]
     fn the_order_is_beside_then_bin_dir_then_path() {
-        let order = places(Some("/t/debug/deps/demo-1".into()), Some("/opt/k".into()), Some("/a:rel:/b".into()));
+        let order =
+            places(Some("/t/debug/deps/demo-1".into()), Some("/opt/k".into()), Some("/a:rel:/b".into()));
         let order: Vec<_> = order.iter().map(|p| p.to_str().unwrap()).collect();
         assert_eq!(order, ["/t/debug/deps", "/t/debug", "/opt/k", "/a", "/b"]);
     }
@@ -104,7 +109,9 @@ mod tests {
     #[test]
     fn what_is_missing_is_named_with_the_command_that_makes_it() {
         let error = find_own("ktstr-no-such-role").unwrap_err().to_string();
-        assert!(error.contains("`ktstr-no-such-role` not found") && error.contains("cargo build -p ktstr-orch"));
+        assert!(
+            error.contains("`ktstr-no-such-role` not found") && error.contains("cargo build -p ktstr-orch")
+        );
         let error = find_scheduler("/nonexistent/scx_x", "pkg").unwrap_err().to_string();
         assert!(error.contains("package `pkg` declares it by this path"), "{error}");
     }

@@ -36,7 +36,9 @@ extern "C" fn before_main() {
     if let Some(name) = std::env::var_os(TEST_ENV) {
         // What the standard library does before `main`: a closed pipe is an error, not a death.
         // SAFETY: sets a disposition before any other thread exists; nothing relied on the old one.
-        let _ = unsafe { nix::sys::signal::signal(nix::sys::signal::SIGPIPE, nix::sys::signal::SigHandler::SigIgn) };
+        let _ = unsafe {
+            nix::sys::signal::signal(nix::sys::signal::SIGPIPE, nix::sys::signal::SigHandler::SigIgn)
+        };
         let code = catch_unwind(|| run(&name.to_string_lossy())).unwrap_or(NO_REPORT);
         std::process::exit(code);
     }
@@ -90,7 +92,8 @@ fn call(entry: &KtstrTestEntry, ctx: &Ctx) -> TestEnd {
         Ok(Err(error)) => TestEnd::Error(error.chain().map(ToString::to_string).collect()),
         Err(_) => {
             let first = FIRST_PANIC.lock().unwrap_or_else(PoisonError::into_inner).take();
-            let (message, backtrace) = first.unwrap_or_else(|| ("resumed a panic without message".into(), String::new()));
+            let (message, backtrace) =
+                first.unwrap_or_else(|| ("resumed a panic without message".into(), String::new()));
             TestEnd::Panicked { message, backtrace }
         }
     }
@@ -121,7 +124,8 @@ fn report(reporter: &Reporter, end: TestEnd) -> Result<(), ReportError> {
         (Err(ReportError::TooLong { length }), GuestFrame::TestEnded(TestEnd::Returned(mut result))) => {
             let left_out = result.stats.workers.len();
             result.stats.workers.clear();
-            let message = format!("figures of {left_out} single workers left out: {length} bytes are too many");
+            let message =
+                format!("figures of {left_out} single workers left out: {length} bytes are too many");
             result.push(DetailKind::Note, result.outcome.max(Outcome::NotRun), message);
             reporter.send(&GuestFrame::TestEnded(TestEnd::Returned(shortened(result))))
         }

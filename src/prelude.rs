@@ -12,7 +12,9 @@ pub use ktstr_guest::{
 pub use ktstr_macros::{declare_scheduler, ktstr_test};
 pub use ktstr_proto::{
     Topology,
-    verdict::{Assert, AssertResult, CgroupStats, DetailKind, Outcome, ScenarioStats, WorkerExit, WorkerReport},
+    verdict::{
+        Assert, AssertResult, CgroupStats, DetailKind, Outcome, ScenarioStats, WorkerExit, WorkerReport,
+    },
 };
 
 pub use crate::{

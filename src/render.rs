@@ -91,7 +91,10 @@ pub fn headline(cause: &Cause) -> String {
         Cause::KernelPanic { message } => format!("the guest kernel panicked: {message}"),
         Cause::GuestInit { step, reason } => format!("the guest could not be set up: {step}: {reason}"),
         Cause::Deadline { phase, waited_ms } => {
-            format!("nothing more was heard for {:.1} s; the last station was {phase}", *waited_ms as f64 / 1000.0)
+            format!(
+                "nothing more was heard for {:.1} s; the last station was {phase}",
+                *waited_ms as f64 / 1000.0
+            )
         }
         Cause::GuestEnded { how } => format!("the guest ended before its result arrived: {how}"),
         Cause::Channel { reason } => format!("the guest sent what cannot be understood: {reason}"),
@@ -126,14 +129,21 @@ fn particulars(out: &mut String, cause: &Cause) {
 /// The frames between the panic machinery and ktstr's own call of the test.
 fn trimmed_backtrace(backtrace: &str) -> Vec<&str> {
     let lines: Vec<&str> = backtrace.lines().map(str::trim_end).collect();
-    let is_frame = |text: &str| text.trim_start().split_once(": ").is_some_and(|(n, _)| n.parse::<u32>().is_ok());
+    let is_frame =
+        |text: &str| text.trim_start().split_once(": ").is_some_and(|(n, _)| n.parse::<u32>().is_ok());
     let last_machinery = lines.iter().rposition(|l| {
-        is_frame(l) && (l.contains("core::panicking::") || l.contains("rust_begin_unwind") || l.contains("begin_panic"))
+        is_frame(l)
+            && (l.contains("core::panicking::")
+                || l.contains("rust_begin_unwind")
+                || l.contains("begin_panic"))
     });
     let start = last_machinery
         .and_then(|at| lines[at + 1..].iter().position(|l| is_frame(l)).map(|next| at + 1 + next))
         .unwrap_or(0);
-    let end = lines[start..].iter().position(|l| l.contains("ktstr::guest_entry")).map_or(lines.len(), |n| start + n);
+    let end = lines[start..]
+        .iter()
+        .position(|l| l.contains("ktstr::guest_entry"))
+        .map_or(lines.len(), |n| start + n);
     let frames = if start < end { &lines[start..end] } else { &lines[..] };
     frames.iter().take(2 * TAIL).copied().collect()
 }
@@ -144,8 +154,11 @@ fn machine(out: &mut String, report: &RunReport) {
         parts.push(format!("kernel {}", report.kernel));
     }
     if let Some(accel) = report.accel {
-        let detail =
-            if report.accel_detail.is_empty() { String::new() } else { format!(" ({})", report.accel_detail) };
+        let detail = if report.accel_detail.is_empty() {
+            String::new()
+        } else {
+            format!(" ({})", report.accel_detail)
+        };
         parts.push(format!("{accel}{detail}"));
     }
     parts.push(format!("seed {}", report.seed));
@@ -270,8 +283,16 @@ mod tests {
     use super::*;
 
     fn sample() -> RunReport {
-        let mut result = AssertResult::fail(DetailKind::Gap, "tid 71 stuck 4210ms on cpu2 at +3000ms (threshold 3000ms) in cg_0");
-        result.stats.cgroups.push(CgroupStats { name: "cg_0".into(), workers: 2, cpus: 2, ..CgroupStats::default() });
+        let mut result = AssertResult::fail(
+            DetailKind::Gap,
+            "tid 71 stuck 4210ms on cpu2 at +3000ms (threshold 3000ms) in cg_0",
+        );
+        result.stats.cgroups.push(CgroupStats {
+            name: "cg_0".into(),
+            workers: 2,
+            cpus: 2,
+            ..CgroupStats::default()
+        });
         RunReport {
             run_id: RunId("r1".into()),
             run_dir: "/t/ktstr/runs/r1".into(),
@@ -280,8 +301,14 @@ mod tests {
             infrastructure: false,
             cause: Some(Cause::Assertion),
             result: Some(result),
-            monitor: Some(MonitorSummary { samples: 50, events: vec![("SCX_EV_X".into(), 3)], ..MonitorSummary::default() }),
-            notes: vec!["accelerator tcg, because this host's KVM cannot run a stock kernel at a useful speed".into()],
+            monitor: Some(MonitorSummary {
+                samples: 50,
+                events: vec![("SCX_EV_X".into(), 3)],
+                ..MonitorSummary::default()
+            }),
+            notes: vec![
+                "accelerator tcg, because this host's KVM cannot run a stock kernel at a useful speed".into(),
+            ],
             scheduler_log: vec!["attached\x1b[2J".into()],
             console_tail: vec!["Linux version".into()],
             accel: Some(AccelKind::Tcg),
@@ -291,7 +318,9 @@ mod tests {
             topology: Topology { numa_nodes: 1, llcs: 2, cores: 2, threads: 1 },
             exit_status: None,
             seed: 7,
-            replay: "KTSTR_KERNEL=7.2.12 KTSTR_ACCEL=tcg KTSTR_SEED=7 cargo nextest run -p ktstr -E 'test(=demo)'".into(),
+            replay:
+                "KTSTR_KERNEL=7.2.12 KTSTR_ACCEL=tcg KTSTR_SEED=7 cargo nextest run -p ktstr -E 'test(=demo)'"
+                    .into(),
             host_ms: (3100, 9200),
         }
     }
@@ -324,7 +353,10 @@ replay: KTSTR_KERNEL=7.2.12 KTSTR_ACCEL=tcg KTSTR_SEED=7 cargo nextest run -p kt
     fn infrastructure_is_never_called_a_scheduler_failure() {
         let cause = Cause::ProcessDied { process: Process::Vmm, how: "was killed by signal 9".into() };
         let text = report(&RunReport { infrastructure: true, cause: Some(cause), result: None, ..sample() });
-        assert!(text.starts_with("ktstr_test 'demo' [sched=scx-ktstr] [topo=1n2l2c1t] FAILED: infrastructure\n"), "{text}");
+        assert!(
+            text.starts_with("ktstr_test 'demo' [sched=scx-ktstr] [topo=1n2l2c1t] FAILED: infrastructure\n"),
+            "{text}"
+        );
         assert!(text.contains("  ktstr-vmm was killed by signal 9\n"), "{text}");
         assert!(text.contains("--- console ---"), "{text}");
     }

@@ -16,7 +16,18 @@ fn root() -> &'static Path {
 fn tree(package: &str, more: &[&str]) -> Vec<String> {
     let output = Command::new(env!("CARGO"))
         .current_dir(root())
-        .args(["tree", "--locked", "--prefix", "none", "--format", "{p}", "-e", "normal,build", "-p", package])
+        .args([
+            "tree",
+            "--locked",
+            "--prefix",
+            "none",
+            "--format",
+            "{p}",
+            "-e",
+            "normal,build",
+            "-p",
+            package,
+        ])
         .args(more)
         .output()
         .expect("cargo tree runs");
@@ -39,7 +50,8 @@ fn every_path_in_the_document_exists() {
 
 #[test]
 fn edges_are_what_cargo_says() {
-    let section = DOCUMENT.split("## Edges").nth(1).and_then(|s| s.split("## ").next()).expect("an Edges section");
+    let section =
+        DOCUMENT.split("## Edges").nth(1).and_then(|s| s.split("## ").next()).expect("an Edges section");
     let documented: BTreeMap<&str, BTreeSet<&str>> = section
         .lines()
         .filter(|line| line.starts_with("| ") && !line.starts_with("| package"))
@@ -66,7 +78,18 @@ fn edges_are_what_cargo_says() {
 fn the_dev_dependency_is_light() {
     let crates: BTreeSet<String> = tree("ktstr", &[]).into_iter().collect();
     assert!(crates.len() <= 60, "{} crates: {crates:#?}", crates.len());
-    let heavy = ["kvm", "vm-memory", "vmm-sys", "libbpf", "btf", "rustls", "openssl", "native-tls", "hyper", "polars"];
+    let heavy = [
+        "kvm",
+        "vm-memory",
+        "vmm-sys",
+        "libbpf",
+        "btf",
+        "rustls",
+        "openssl",
+        "native-tls",
+        "hyper",
+        "polars",
+    ];
     let found: Vec<_> = crates.iter().filter(|c| heavy.iter().any(|h| c.starts_with(h))).collect();
     assert!(found.is_empty(), "the dev-dependency must stay light, found {found:?}");
 }

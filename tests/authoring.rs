@@ -49,7 +49,10 @@ mod nested {
 }
 
 fn entry(name: &str) -> &'static ktstr::host::KtstrTestEntry {
-    KTSTR_TESTS.iter().find(|entry| entry.full_name() == name).unwrap_or_else(|| panic!("{name} is not registered"))
+    KTSTR_TESTS
+        .iter()
+        .find(|entry| entry.full_name() == name)
+        .unwrap_or_else(|| panic!("{name} is not registered"))
 }
 
 #[test]

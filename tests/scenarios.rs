@@ -27,8 +27,13 @@ fn cpusets_are_kept(ctx: &Ctx) -> Result<AssertResult> {
 
 /// Workers of one cgroup, started by hand.
 fn spinners(ctx: &Ctx, cgroup: &str, cpus_allowed: Vec<u32>) -> Result<WorkloadHandle> {
-    let config =
-        WorkloadConfig { workers: 2, work_type: WorkType::SpinWait, cgroup: cgroup.into(), cpus_allowed, seed: ctx.seed };
+    let config = WorkloadConfig {
+        workers: 2,
+        work_type: WorkType::SpinWait,
+        cgroup: cgroup.into(),
+        cpus_allowed,
+        seed: ctx.seed,
+    };
     let handle = WorkloadHandle::spawn(config)?;
     for pid in handle.pids() {
         ctx.cgroups.move_process(cgroup, pid)?;

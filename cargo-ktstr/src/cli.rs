@@ -156,7 +156,9 @@ mod tests {
 
     #[test]
     fn everything_after_two_dashes_is_nextests() {
-        let cli = Cli::try_parse_from(["ktstr", "test", "--accel", "det", "--deny", "not-run", "--", "-E", "test(x)"]);
+        let cli = Cli::try_parse_from([
+            "ktstr", "test", "--accel", "det", "--deny", "not-run", "--", "-E", "test(x)",
+        ]);
         let Command::Test(args) = cli.unwrap().command else { panic!("not the test command") };
         assert_eq!(args.nextest, ["-E", "test(x)"]);
         assert_eq!((args.accel, args.deny), (Some(Accel::Det), vec![Deny::NotRun]));

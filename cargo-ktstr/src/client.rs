@@ -41,13 +41,16 @@ impl Orchestrator {
             Some(path) => {
                 let path = PathBuf::from(path);
                 let socket = UnixStream::connect(&path)
-                    .with_context(|| format!("cannot reach the orchestrator at {} (KTSTR_ORCH_SOCK)", path.display()))
+                    .with_context(|| {
+                        format!("cannot reach the orchestrator at {} (KTSTR_ORCH_SOCK)", path.display())
+                    })
                     .map_err(infrastructure)?;
                 Peer::Running(Channel::new(socket, "ktstr-orch").map_err(|e| infrastructure(e.into()))?)
             }
             None => {
                 let log = std::io::stderr().as_fd().try_clone_to_owned().ok().map(std::fs::File::from);
-                let child = Child::spawn("ktstr-orch", &["run"], log).map_err(|e| infrastructure(e.into()))?;
+                let child =
+                    Child::spawn("ktstr-orch", &["run"], log).map_err(|e| infrastructure(e.into()))?;
                 Peer::Own(Box::new(child))
             }
         };
@@ -59,7 +62,9 @@ impl Orchestrator {
     /// Asks for a run.
     pub fn submit(&mut self, spec: RunSpec) -> anyhow::Result<Submitted> {
         let mut early = Vec::new();
-        let asked = self.channel().call(Submit(spec), Fds::default(), PATIENCE, |event, fds| early.push((event, fds)));
+        let asked = self
+            .channel()
+            .call(Submit(spec), Fds::default(), PATIENCE, |event, fds| early.push((event, fds)));
         self.early = early;
         let (submitted, _) = asked.map_err(|e| coded(Exit::Infrastructure, e))?;
         Ok(submitted)

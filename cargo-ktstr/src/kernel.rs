@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use anyhow::{Context, bail};
 use ktstr_orch::store::{
-    self, EntryState, Kernel, KernelRef, ListedEntry, Metadata, PullError, Store, import_image, import_packages,
+    self, EntryState, Kernel, KernelRef, ListedEntry, Metadata, PullError, Store, import_image,
+    import_packages,
 };
 
 use crate::cli::KernelAction;
@@ -38,7 +39,8 @@ fn pull(store: &Store, what: &[String]) -> anyhow::Result<()> {
     let wanted: Vec<KernelRef> = what.iter().map(|text| text.parse()).collect::<Result<_, _>>()?;
     if let [KernelRef::Debian(series)] = wanted.as_slice() {
         let mut progress = Progress::for_stderr();
-        let pulled = store::pull(store, series.as_deref(), |name| std::env::var_os(name), &mut |e| progress.show(e));
+        let pulled =
+            store::pull(store, series.as_deref(), |name| std::env::var_os(name), &mut |e| progress.show(e));
         drop(progress);
         let pulled = pulled.map_err(not_run_when_missing)?;
         describe(store, &pulled.metadata, pulled.cached);
@@ -51,7 +53,9 @@ fn pull(store: &Store, what: &[String]) -> anyhow::Result<()> {
             KernelRef::Packages(paths) => packages.extend(paths),
             KernelRef::Debian(_) => bail!("give one `debian[:SERIES]`, or files"),
             KernelRef::Cached(name) => {
-                bail!("{name:?} is no file; for a distribution kernel write `ktstr kernel pull debian:{name}`")
+                bail!(
+                    "{name:?} is no file; for a distribution kernel write `ktstr kernel pull debian:{name}`"
+                )
             }
         }
     }

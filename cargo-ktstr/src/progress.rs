@@ -21,7 +21,9 @@ impl Progress {
         }
         let bar = ProgressBar::new(100);
         // The template is fixed; should it not parse, the default one serves.
-        if let Ok(style) = ProgressStyle::with_template("{spinner} {wide_msg} {bar:30} {percent:>3}% {elapsed}") {
+        if let Ok(style) =
+            ProgressStyle::with_template("{spinner} {wide_msg} {bar:30} {percent:>3}% {elapsed}")
+        {
             bar.set_style(style);
         }
         bar.enable_steady_tick(std::time::Duration::from_millis(120));

@@ -34,7 +34,9 @@ const PARTING: Duration = Duration::from_secs(5);
 pub fn run(args: ShellArgs) -> anyhow::Result<ExitCode> {
     let interactive = args.exec.is_none();
     if interactive && !io::stdin().is_terminal() {
-        anyhow::bail!("stdin is no terminal: an interactive shell needs one; to run a command give --exec CMD");
+        anyhow::bail!(
+            "stdin is no terminal: an interactive shell needs one; to run a command give --exec CMD"
+        );
     }
     let spec = spec(&args)?;
     // Before anything can be interrupted halfway.
@@ -70,7 +72,8 @@ fn spec(args: &ShellArgs) -> anyhow::Result<RunSpec> {
         let term = std::env::var("TERM").unwrap_or_else(|_| "vt100".to_owned());
         Term { term, colorterm: std::env::var("COLORTERM").ok(), rows, cols }
     });
-    let mut replay = format!("ktstr shell --kernel {{kernel}} --accel {{accel}} --topology {}", args.topology);
+    let mut replay =
+        format!("ktstr shell --kernel {{kernel}} --accel {{accel}} --topology {}", args.topology);
     if let Some(command) = &args.exec {
         replay.push_str(&format!(" --exec '{}'", command.replace('\'', r"'\''")));
     }
@@ -128,7 +131,8 @@ impl Session {
                         let socket = UnixStream::from(fds.take(slot, "console")?);
                         socket.set_nonblocking(true)?;
                         self.console = Some(socket);
-                        self.raw = Some(RawTerminal::enter().context("cannot switch the terminal to raw mode")?);
+                        self.raw =
+                            Some(RawTerminal::enter().context("cannot switch the terminal to raw mode")?);
                     }
                     ClientEvent::Notice(text) => self.say(&text),
                     ClientEvent::Console(bytes) => write_all(&mut io::stderr(), &bytes)?,

@@ -53,9 +53,11 @@ impl Summary {
 
     /// The four counts, what was not run and why, and what was left unclear.
     pub fn render(&self) -> String {
-        let counts = [Outcome::Pass, Outcome::Fail, Outcome::Inconclusive, Outcome::NotRun].map(|o| self.count(o));
+        let counts =
+            [Outcome::Pass, Outcome::Fail, Outcome::Inconclusive, Outcome::NotRun].map(|o| self.count(o));
         let [pass, fail, inconclusive, not_run] = counts;
-        let mut text = format!("ktstr: {pass} passed, {fail} failed, {inconclusive} inconclusive, {not_run} not run");
+        let mut text =
+            format!("ktstr: {pass} passed, {fail} failed, {inconclusive} inconclusive, {not_run} not run");
         if self.infrastructure() > 0 {
             text.push_str(&format!(", {} without a verdict (infrastructure)", self.infrastructure()));
         }
@@ -206,7 +208,8 @@ pub mod tests {
             text,
             "error: the guest kernel panicked: VFS\n  console: last words\nrun directory: /runs/shell-1\n"
         );
-        let missing = explain(&report("shell", Outcome::NotRun, Some(Cause::Missing { reason: "no".into() })));
+        let missing =
+            explain(&report("shell", Outcome::NotRun, Some(Cause::Missing { reason: "no".into() })));
         assert!(!missing.contains("console"), "{missing}");
     }
 }

@@ -23,7 +23,8 @@ use ktstr_guest::{job::read_job, report::Reporter};
 use ktstr_proto::{
     codec,
     guest::{
-        CHANNEL_ENV, GuestFrame, GuestJob, GuestScheduler, GuestTask, GuestTest, JOB_PATH, Phase, TEST_ENV, TestEnd,
+        CHANNEL_ENV, GuestFrame, GuestJob, GuestScheduler, GuestTask, GuestTest, JOB_PATH, Phase, TEST_ENV,
+        TestEnd,
     },
     ring::{FrameDecoder, HostSignal, Mode, RingMemory, RingReader, RingRegion},
     topology::Topology,
@@ -168,7 +169,12 @@ fn read(file: &str, pairs: &[(&str, &str)]) -> Result<()> {
             decoder.push(&bytes);
         }
         while let Some(message) = decoder.next_message()? {
-            println!("{:>12.6} {:>8.3} {:?}", message.t_ns as f64 / 1e9, start.elapsed().as_secs_f64(), message.body);
+            println!(
+                "{:>12.6} {:>8.3} {:?}",
+                message.t_ns as f64 / 1e9,
+                start.elapsed().as_secs_f64(),
+                message.body
+            );
             if message.body == GuestFrame::Phase(Phase::PoweringOff) {
                 return Ok(());
             }

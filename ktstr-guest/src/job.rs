@@ -40,8 +40,7 @@ pub enum JobError {
 pub fn read_job(path: &Path) -> Result<GuestJob, JobError> {
     let named = || path.display().to_string();
     let bytes = std::fs::read(path).map_err(|source| JobError::Read { path: named(), source })?;
-    let job: GuestJob =
-        codec::decode(&bytes).map_err(|source| JobError::Decode { path: named(), source })?;
+    let job: GuestJob = codec::decode(&bytes).map_err(|source| JobError::Decode { path: named(), source })?;
     job.topology.checked().map_err(|source| JobError::Shape { path: named(), source })?;
     Ok(job)
 }

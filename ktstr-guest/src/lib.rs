@@ -1,10 +1,10 @@
 //! What runs inside the guest: PID 1, scheduler lifecycle, cgroups, scenarios, workers.
 
+pub mod cgroup;
+pub mod check;
 pub mod init;
 pub mod job;
 pub mod report;
 mod ring_memory;
-pub mod cgroup;
-pub mod check;
 pub mod scenario;
 pub mod work;

@@ -89,8 +89,7 @@ impl Reporter {
         // variable; nothing else in this process knows its number, so nothing else owns it. Should
         // it be none at all, the next call fails and the value is forgotten, not closed.
         let stream = unsafe { UnixStream::from_raw_fd(fd) };
-        let checked = getsockopt(&stream, sockopt::SockType)
-            .is_ok_and(|kind| kind == SockType::Stream)
+        let checked = getsockopt(&stream, sockopt::SockType).is_ok_and(|kind| kind == SockType::Stream)
             && fcntl(&stream, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).is_ok();
         if !checked {
             std::mem::forget(stream);

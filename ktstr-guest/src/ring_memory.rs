@@ -24,7 +24,9 @@ const PAGE: u64 = 4096;
 #[derive(Debug, thiserror::Error)]
 pub enum MapError {
     /// The region cannot be one.
-    #[error("ring region of {len:#x} bytes at {gpa:#x}: start and length must be multiples of {PAGE} and not 0")]
+    #[error(
+        "ring region of {len:#x} bytes at {gpa:#x}: start and length must be multiples of {PAGE} and not 0"
+    )]
     Region {
         /// Guest-physical start.
         gpa: u64,
@@ -149,7 +151,9 @@ mod tests {
 
     #[test]
     fn regions_that_cannot_be_mapped_are_refused_before_the_device_is_opened() {
-        for (gpa, len) in [(0x1000_0001, 4096), (0x1000_0000, 0), (0x1000_0000, 4097), (u64::MAX - 4095, 4096)] {
+        for (gpa, len) in
+            [(0x1000_0001, 4096), (0x1000_0000, 0), (0x1000_0000, 4097), (u64::MAX - 4095, 4096)]
+        {
             let refused = MappedRing::open(RingRegion { gpa, len, mode: Mode::Wrap });
             assert!(matches!(refused, Err(MapError::Region { .. })), "{gpa:#x}+{len:#x}: {refused:?}");
         }

@@ -38,8 +38,7 @@ pub fn enter(spec: &JailSpec) -> Result<Confined, JailError> {
 }
 
 fn single_thread() -> Result<(), JailError> {
-    let tasks = std::fs::read_dir("/proc/self/task")
-        .map_err(|source| JailError::CountThreads { source })?;
+    let tasks = std::fs::read_dir("/proc/self/task").map_err(|source| JailError::CountThreads { source })?;
     match tasks.count() {
         1 => Ok(()),
         threads => Err(JailError::ThreadsRunning { threads }),
@@ -49,16 +48,11 @@ fn single_thread() -> Result<(), JailError> {
 fn failure(spec: &JailSpec, step: &Step, errno: Errno) -> JailError {
     let user = matches!(step, Step::Unshare { flags } if *flags == libc::CLONE_NEWUSER);
     if user && spec.user_namespace == UserNamespace::New {
-        return JailError::UserNamespaceForbidden {
-            errno: errno as i32,
-        };
+        return JailError::UserNamespaceForbidden { errno: errno as i32 };
     }
     step_failed(step, errno)
 }
 
 pub(crate) fn step_failed(step: &Step, errno: Errno) -> JailError {
-    JailError::Step {
-        step: step.to_string(),
-        source: errno.into(),
-    }
+    JailError::Step { step: step.to_string(), source: errno.into() }
 }

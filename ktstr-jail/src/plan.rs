@@ -19,11 +19,8 @@ use crate::spec::{JailSpec, Mount, UserNamespace};
 use crate::step::{STAGING, Step, Use};
 
 /// Namespaces every jail has beside the user namespace.
-pub(crate) const NAMESPACES: i32 = libc::CLONE_NEWNS
-    | libc::CLONE_NEWNET
-    | libc::CLONE_NEWIPC
-    | libc::CLONE_NEWUTS
-    | libc::CLONE_NEWCGROUP;
+pub(crate) const NAMESPACES: i32 =
+    libc::CLONE_NEWNS | libc::CLONE_NEWNET | libc::CLONE_NEWIPC | libc::CLONE_NEWUTS | libc::CLONE_NEWCGROUP;
 
 /// Who walks the plan.
 pub(crate) enum Walker<'a> {
@@ -55,29 +52,17 @@ pub(crate) fn plan(spec: &JailSpec, walker: &Walker<'_>) -> Result<Vec<Step>, Ja
     }
     root(spec, &mut steps)?;
     limits(spec, &mut steps);
-    steps.extend([
-        Step::LockSecureBits,
-        Step::DropBoundingSet,
-        Step::DropCapabilities,
-    ]);
+    steps.extend([Step::LockSecureBits, Step::DropBoundingSet, Step::DropCapabilities]);
     let own = match walker {
         Walker::Caller => {
             steps.push(Step::NotDumpable);
-            OwnNumbers {
-                pid: std::process::id(),
-                exec_fd: u32::MAX,
-            }
+            OwnNumbers { pid: std::process::id(), exec_fd: u32::MAX }
         }
         Walker::Child { keep, exec_fd } => {
             steps.push(Step::DieWithParent);
-            steps.push(Step::KeepOnly {
-                sorted: keep.to_vec(),
-            });
+            steps.push(Step::KeepOnly { sorted: keep.to_vec() });
             // It is the first process of its own process id namespace.
-            OwnNumbers {
-                pid: 1,
-                exec_fd: *exec_fd,
-            }
+            OwnNumbers { pid: 1, exec_fd: *exec_fd }
         }
     };
     steps.push(Step::NoNewPrivileges);
@@ -90,11 +75,7 @@ pub(crate) fn plan(spec: &JailSpec, walker: &Walker<'_>) -> Result<Vec<Step>, Ja
 fn map_identity(steps: &mut Vec<Step>) {
     let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
     steps.extend([
-        Step::WriteProc {
-            path: c"/proc/self/setgroups",
-            content: b"deny".to_vec(),
-            optional: true,
-        },
+        Step::WriteProc { path: c"/proc/self/setgroups", content: b"deny".to_vec(), optional: true },
         Step::WriteProc {
             path: c"/proc/self/uid_map",
             content: format!("{uid} {uid} 1\n").into_bytes(),
@@ -125,10 +106,7 @@ fn root(spec: &JailSpec, steps: &mut Vec<Step>) -> Result<(), JailError> {
             }
             Mount::Link(path, content) => {
                 parents(path, steps)?;
-                steps.push(Step::MakeLink {
-                    path: staged(path)?,
-                    content: c_path("link", content)?,
-                });
+                steps.push(Step::MakeLink { path: staged(path)?, content: c_path("link", content)? });
             }
         }
     }
@@ -138,25 +116,15 @@ fn root(spec: &JailSpec, steps: &mut Vec<Step>) -> Result<(), JailError> {
 
 fn show(source: &Path, target: &Path, usage: Use, steps: &mut Vec<Step>) -> Result<(), JailError> {
     parents(target, steps)?;
-    let metadata = std::fs::metadata(source).map_err(|error| JailError::MountSource {
-        path: source.to_path_buf(),
-        source: error,
-    })?;
+    let metadata = std::fs::metadata(source)
+        .map_err(|error| JailError::MountSource { path: source.to_path_buf(), source: error })?;
     let point = staged(target)?;
     steps.push(if metadata.is_dir() {
-        Step::MakeDirectory {
-            path: point.clone(),
-        }
+        Step::MakeDirectory { path: point.clone() }
     } else {
-        Step::MakeFile {
-            path: point.clone(),
-        }
+        Step::MakeFile { path: point.clone() }
     });
-    steps.push(Step::Bind {
-        source: c_path("mount", source)?,
-        target: point,
-        usage,
-    });
+    steps.push(Step::Bind { source: c_path("mount", source)?, target: point, usage });
     Ok(())
 }
 
@@ -166,20 +134,12 @@ fn parents(path: &Path, steps: &mut Vec<Step>) -> Result<(), JailError> {
     // Hidden by the new root from the moment that it is put together.
     let hidden = path.starts_with(Path::new(OsStr::from_bytes(STAGING.to_bytes())));
     if !path.is_absolute() || climbs || hidden || path.parent().is_none() {
-        return Err(JailError::MountPath {
-            path: path.to_path_buf(),
-        });
+        return Err(JailError::MountPath { path: path.to_path_buf() });
     }
-    let mut above: Vec<&Path> = path
-        .ancestors()
-        .skip(1)
-        .filter(|a| a.parent().is_some())
-        .collect();
+    let mut above: Vec<&Path> = path.ancestors().skip(1).filter(|a| a.parent().is_some()).collect();
     above.reverse();
     for directory in above {
-        steps.push(Step::MakeDirectory {
-            path: staged(directory)?,
-        });
+        steps.push(Step::MakeDirectory { path: staged(directory)? });
     }
     Ok(())
 }
@@ -202,14 +162,8 @@ pub(crate) fn c_string(what: &'static str, bytes: Vec<u8>) -> Result<CString, Ja
 }
 
 fn limits(spec: &JailSpec, steps: &mut Vec<Step>) {
-    let values = [
-        (libc::RLIMIT_CORE, 0),
-        (libc::RLIMIT_NOFILE, spec.limits.open_files),
-    ];
-    steps.extend(values.map(|(resource, value)| Step::Limit {
-        resource: resource as i32,
-        value,
-    }));
+    let values = [(libc::RLIMIT_CORE, 0), (libc::RLIMIT_NOFILE, spec.limits.open_files)];
+    steps.extend(values.map(|(resource, value)| Step::Limit { resource: resource as i32, value }));
 }
 
 #[cfg(test)]
@@ -217,23 +171,13 @@ mod tests {
     use super::*;
 
     fn position(steps: &[Step], wanted: fn(&Step) -> bool) -> usize {
-        steps
-            .iter()
-            .position(wanted)
-            .expect("the step is in the plan")
+        steps.iter().position(wanted).expect("the step is in the plan")
     }
 
     #[test]
     fn order_gives_up_each_power_after_its_last_use() {
         let spec = JailSpec::emulator(&[]);
-        let steps = plan(
-            &spec,
-            &Walker::Child {
-                keep: &[0, 1],
-                exec_fd: 9,
-            },
-        )
-        .unwrap();
+        let steps = plan(&spec, &Walker::Child { keep: &[0, 1], exec_fd: 9 }).unwrap();
         let order = [
             position(&steps, |s| matches!(s, Step::WriteProc { .. })),
             position(&steps, |s| matches!(s, Step::MountEmptyRoot)),
@@ -254,37 +198,19 @@ mod tests {
         let mut spec = JailSpec::vmm();
         for path in ["usr", "/usr/../etc", "/", "/sys/kernel"] {
             spec.mounts = vec![Mount::ReadOnly(path.into())];
-            assert!(
-                matches!(
-                    plan(&spec, &Walker::Caller),
-                    Err(JailError::MountPath { .. })
-                ),
-                "{path}"
-            );
+            assert!(matches!(plan(&spec, &Walker::Caller), Err(JailError::MountPath { .. })), "{path}");
         }
         spec.mounts = vec![Mount::ReadOnly("/no/such/file".into())];
-        assert!(matches!(
-            plan(&spec, &Walker::Caller),
-            Err(JailError::MountSource { .. })
-        ));
+        assert!(matches!(plan(&spec, &Walker::Caller), Err(JailError::MountSource { .. })));
     }
 
     #[test]
     fn a_child_does_not_unshare_and_a_caller_does() {
         let unshares = |walker: Walker<'_>| {
             let steps = plan(&JailSpec::monitor(), &walker).unwrap();
-            steps
-                .iter()
-                .filter(|step| matches!(step, Step::Unshare { .. }))
-                .count()
+            steps.iter().filter(|step| matches!(step, Step::Unshare { .. })).count()
         };
         assert_eq!(unshares(Walker::Caller), 2);
-        assert_eq!(
-            unshares(Walker::Child {
-                keep: &[],
-                exec_fd: 9
-            }),
-            0
-        );
+        assert_eq!(unshares(Walker::Child { keep: &[], exec_fd: 9 }), 0);
     }
 }

@@ -30,14 +30,8 @@ impl Role {
         let common = ("common.json", include_str!("../policy/common.json"));
         match self {
             Role::Vmm => [common, ("vmm.json", include_str!("../policy/vmm.json"))],
-            Role::Monitor => [
-                common,
-                ("monitor.json", include_str!("../policy/monitor.json")),
-            ],
-            Role::Emulator => [
-                common,
-                ("emulator.json", include_str!("../policy/emulator.json")),
-            ],
+            Role::Monitor => [common, ("monitor.json", include_str!("../policy/monitor.json"))],
+            Role::Emulator => [common, ("emulator.json", include_str!("../policy/emulator.json"))],
         }
     }
 }
@@ -185,10 +179,7 @@ pub(crate) fn compile(role: Role, own: OwnNumbers) -> Result<Vec<BpfProgram>, Po
     let mut filters = Vec::new();
     let mut allowed: Vec<Json> = Vec::new();
     for (errno, syscalls) in &merged.refuse {
-        let rules: Vec<Json> = syscalls
-            .iter()
-            .map(|name| json!({ "syscall": name }))
-            .collect();
+        let rules: Vec<Json> = syscalls.iter().map(|name| json!({ "syscall": name })).collect();
         allowed.extend(rules.iter().cloned());
         filters.push(program(role, "allow", &json!({ "errno": errno }), &rules)?);
     }
@@ -196,11 +187,7 @@ pub(crate) fn compile(role: Role, own: OwnNumbers) -> Result<Vec<BpfProgram>, Po
         if alternatives.is_empty() {
             allowed.push(json!({ "syscall": name }));
         }
-        allowed.extend(
-            alternatives
-                .iter()
-                .map(|args| json!({ "syscall": name, "args": args })),
-        );
+        allowed.extend(alternatives.iter().map(|args| json!({ "syscall": name, "args": args })));
     }
     filters.push(program(role, "kill_process", &json!("allow"), &allowed)?);
     Ok(filters)
@@ -229,10 +216,7 @@ fn merge(role: Role, own: OwnNumbers) -> Result<Merged, PolicyError> {
 
 fn check_reason(file: &'static str, syscall: &str, reason: &str) -> Result<(), PolicyError> {
     if reason.trim().is_empty() {
-        return Err(PolicyError::NoReason {
-            file,
-            syscall: syscall.to_owned(),
-        });
+        return Err(PolicyError::NoReason { file, syscall: syscall.to_owned() });
     }
     Ok(())
 }
@@ -241,28 +225,13 @@ fn here(arch: Option<&str>) -> bool {
     arch.is_none_or(|arch| arch == std::env::consts::ARCH)
 }
 
-fn allow(
-    merged: &mut Merged,
-    file: &'static str,
-    rule: &Rule,
-    own: OwnNumbers,
-) -> Result<(), PolicyError> {
-    let contradiction = || PolicyError::Contradiction {
-        file,
-        syscall: rule.syscall.clone(),
-    };
-    if merged
-        .refuse
-        .values()
-        .any(|refused| refused.contains(&rule.syscall))
-    {
+fn allow(merged: &mut Merged, file: &'static str, rule: &Rule, own: OwnNumbers) -> Result<(), PolicyError> {
+    let contradiction = || PolicyError::Contradiction { file, syscall: rule.syscall.clone() };
+    if merged.refuse.values().any(|refused| refused.contains(&rule.syscall)) {
         return Err(contradiction());
     }
-    let mut alternatives: Vec<Vec<Json>> = rule
-        .requests
-        .values()
-        .map(|request| vec![condition(1, None, *request)])
-        .collect();
+    let mut alternatives: Vec<Vec<Json>> =
+        rule.requests.values().map(|request| vec![condition(1, None, *request)]).collect();
     if !rule.args.is_empty() {
         alternatives.push(rule.args.iter().map(|arg| condition_of(arg, own)).collect());
     }
@@ -285,17 +254,10 @@ fn refuse(merged: &mut Merged, file: &'static str, refusal: Refusal) -> Result<(
         "ENOTTY" => libc::ENOTTY,
         "EPERM" => libc::EPERM,
         _ => {
-            return Err(PolicyError::UnknownErrno {
-                file,
-                syscall,
-                errno,
-            });
+            return Err(PolicyError::UnknownErrno { file, syscall, errno });
         }
     };
-    let refused_before = merged
-        .refuse
-        .values()
-        .any(|refused| refused.contains(&syscall));
+    let refused_before = merged.refuse.values().any(|refused| refused.contains(&syscall));
     if refused_before || merged.allow.contains_key(&syscall) {
         return Err(PolicyError::Contradiction { file, syscall });
     }
@@ -322,12 +284,7 @@ fn condition(index: u8, mask: Option<u64>, value: u64) -> Json {
     json!({ "index": index, "type": "dword", "op": op, "val": value })
 }
 
-fn program(
-    role: Role,
-    mismatch: &str,
-    matched: &Json,
-    rules: &[Json],
-) -> Result<BpfProgram, PolicyError> {
+fn program(role: Role, mismatch: &str, matched: &Json, rules: &[Json]) -> Result<BpfProgram, PolicyError> {
     let arch = std::env::consts::ARCH;
     let target = TargetArch::try_from(arch).map_err(|_| PolicyError::Arch { arch })?;
     let text = json!({
@@ -342,10 +299,7 @@ fn program(
 mod tests {
     use super::*;
 
-    const OWN: OwnNumbers = OwnNumbers {
-        pid: 1,
-        exec_fd: 1023,
-    };
+    const OWN: OwnNumbers = OwnNumbers { pid: 1, exec_fd: 1023 };
 
     #[test]
     fn every_role_compiles() {
@@ -383,20 +337,14 @@ mod tests {
         for role in Role::ALL {
             let merged = merge(role, OWN).unwrap();
             for syscall in never {
-                assert!(
-                    !merged.allow.contains_key(syscall),
-                    "{role:?} allows {syscall}"
-                );
+                assert!(!merged.allow.contains_key(syscall), "{role:?} allows {syscall}");
             }
         }
     }
 
     #[test]
     fn only_the_emulator_may_open_or_execute() {
-        for (syscall, allowed) in [
-            ("openat", [false, false, true]),
-            ("execveat", [false, false, true]),
-        ] {
+        for (syscall, allowed) in [("openat", [false, false, true]), ("execveat", [false, false, true])] {
             let found = Role::ALL.map(|role| merge(role, OWN).unwrap().allow.contains_key(syscall));
             assert_eq!(found, allowed, "{syscall}");
         }
@@ -407,10 +355,7 @@ mod tests {
         const KVM_RUN: u64 = 0xae80;
         let has_run = |role: Role| {
             let merged = merge(role, OWN).unwrap();
-            merged
-                .allow
-                .get("ioctl")
-                .is_some_and(|rules| rules.iter().any(|args| args[0]["val"] == KVM_RUN))
+            merged.allow.get("ioctl").is_some_and(|rules| rules.iter().any(|args| args[0]["val"] == KVM_RUN))
         };
         assert_eq!(Role::ALL.map(has_run), [true, false, false]);
     }
@@ -419,13 +364,7 @@ mod tests {
     fn ioctl_is_never_unconditional() {
         for role in Role::ALL {
             let merged = merge(role, OWN).unwrap();
-            assert!(
-                merged
-                    .allow
-                    .get("ioctl")
-                    .is_none_or(|rules| !rules.is_empty()),
-                "{role:?}"
-            );
+            assert!(merged.allow.get("ioctl").is_none_or(|rules| !rules.is_empty()), "{role:?}");
         }
     }
 
@@ -445,22 +384,13 @@ mod tests {
             args: Vec::new(),
             requests: BTreeMap::new(),
         };
-        assert!(matches!(
-            refuse(&mut merged, "t", refusal("EWHAT")),
-            Err(PolicyError::UnknownErrno { .. })
-        ));
+        assert!(matches!(refuse(&mut merged, "t", refusal("EWHAT")), Err(PolicyError::UnknownErrno { .. })));
         refuse(&mut merged, "t", refusal("ENOENT")).unwrap();
-        assert!(matches!(
-            allow(&mut merged, "t", &rule, OWN),
-            Err(PolicyError::Contradiction { .. })
-        ));
+        assert!(matches!(allow(&mut merged, "t", &rule, OWN), Err(PolicyError::Contradiction { .. })));
     }
 
     #[test]
     fn a_rule_needs_a_reason() {
-        assert!(matches!(
-            check_reason("t", "read", " "),
-            Err(PolicyError::NoReason { .. })
-        ));
+        assert!(matches!(check_reason("t", "read", " "), Err(PolicyError::NoReason { .. })));
     }
 }

@@ -88,13 +88,7 @@ impl Jailed {
         // SAFETY: numbers and a null pointer. It fails only for a process that has ended.
         unsafe {
             let none = std::ptr::null::<libc::siginfo_t>();
-            libc::syscall(
-                libc::SYS_pidfd_send_signal,
-                self.pidfd.as_raw_fd(),
-                libc::SIGKILL,
-                none,
-                0,
-            );
+            libc::syscall(libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd(), libc::SIGKILL, none, 0);
         }
         self.wait();
     }
@@ -139,22 +133,13 @@ pub fn spawn(spec: &JailSpec, program: &Program<'_>) -> Result<Jailed, JailError
         Ok(Cloned::Child) => unsafe { child.run(&ends) },
         Ok(Cloned::Parent { pid, pidfd }) => (pid, pidfd),
         Err(errno) if spec.user_namespace == UserNamespace::New => {
-            return Err(JailError::UserNamespaceForbidden {
-                errno: errno as i32,
-            });
+            return Err(JailError::UserNamespaceForbidden { errno: errno as i32 });
         }
         Err(errno) => {
-            return Err(JailError::Step {
-                step: "create namespaces".to_owned(),
-                source: errno.into(),
-            });
+            return Err(JailError::Step { step: "create namespaces".to_owned(), source: errno.into() });
         }
     };
-    let mut jailed = Jailed {
-        pid,
-        pidfd,
-        status: None,
-    };
+    let mut jailed = Jailed { pid, pidfd, status: None };
     drop(report_writer);
     let mut bytes = Vec::new();
     report.read_to_end(&mut bytes).map_err(pipe)?;
@@ -196,37 +181,22 @@ struct Child {
 
 impl Child {
     fn prepare(spec: &JailSpec, program: &Program<'_>) -> Result<Self, JailError> {
-        let file = File::open(program.path).map_err(|source| JailError::OpenProgram {
-            path: program.path.to_path_buf(),
-            source,
-        })?;
+        let file = File::open(program.path)
+            .map_err(|source| JailError::OpenProgram { path: program.path.to_path_buf(), source })?;
         // The highest number that the current limit allows; the jail's limit is lower.
-        let (soft, _) = nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE)
-            .map_err(|errno| JailError::Step {
-                step: "read the limit on descriptors".into(),
-                source: errno.into(),
+        let (soft, _) =
+            nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_NOFILE).map_err(|errno| {
+                JailError::Step { step: "read the limit on descriptors".into(), source: errno.into() }
             })?;
-        let exec_fd = u32::try_from(soft)
-            .unwrap_or(u32::MAX)
-            .min(1024)
-            .saturating_sub(1);
+        let exec_fd = u32::try_from(soft).unwrap_or(u32::MAX).min(1024).saturating_sub(1);
         let mut spec = spec.clone();
         spec.limits.open_files = spec.limits.open_files.min(exec_fd.into());
         let mut keep: Vec<RawFd> = program.inherited.iter().map(AsRawFd::as_raw_fd).collect();
         keep.extend(0..3);
         keep.sort_unstable();
         keep.dedup();
-        let steps = plan(
-            &spec,
-            &Walker::Child {
-                keep: &keep,
-                exec_fd,
-            },
-        )?;
-        let mut args = vec![c_string(
-            "program",
-            program.path.as_os_str().as_bytes().to_vec(),
-        )?];
+        let steps = plan(&spec, &Walker::Child { keep: &keep, exec_fd })?;
+        let mut args = vec![c_string("program", program.path.as_os_str().as_bytes().to_vec())?];
         for arg in program.args {
             args.push(c_string("argument", arg.clone().into_bytes())?);
         }
@@ -338,11 +308,7 @@ impl Child {
 }
 
 fn parent_is_gone(alive: RawFd) -> bool {
-    let mut poll = libc::pollfd {
-        fd: alive,
-        events: 0,
-        revents: 0,
-    };
+    let mut poll = libc::pollfd { fd: alive, events: 0, revents: 0 };
     // SAFETY: one structure, which lives until the call returns.
     let ready = unsafe { libc::poll(&raw mut poll, 1, 0) };
     ready > 0 && poll.revents & libc::POLLHUP != 0
@@ -362,16 +328,7 @@ unsafe fn clone3(flags: c_int) -> Result<Cloned, Errno> {
     // struct clone_args, first version: flags, pidfd, child_tid, parent_tid, exit_signal, stack,
     // stack_size, tls.
     let flags = u64::from(flags.cast_unsigned()) | libc::CLONE_PIDFD as u64;
-    let args: [u64; 8] = [
-        flags,
-        (&raw mut pidfd) as u64,
-        0,
-        0,
-        libc::SIGCHLD as u64,
-        0,
-        0,
-        0,
-    ];
+    let args: [u64; 8] = [flags, (&raw mut pidfd) as u64, 0, 0, libc::SIGCHLD as u64, 0, 0, 0];
     // SAFETY: the array has the size passed; without a stack the child continues on a copy of ours.
     let result = unsafe { libc::syscall(libc::SYS_clone3, args.as_ptr(), size_of_val(&args)) };
     match Errno::result(result)? {

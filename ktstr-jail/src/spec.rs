@@ -69,33 +69,20 @@ impl JailSpec {
         let mut spec = Self::empty(Role::Emulator, 256);
         spec.mounts = library_mounts();
         let present = data.iter().filter(|path| path.exists());
-        spec.mounts
-            .extend(present.map(|path| Mount::ReadOnly(path.to_path_buf())));
+        spec.mounts.extend(present.map(|path| Mount::ReadOnly(path.to_path_buf())));
         spec.mounts.push(Mount::OwnDescriptors);
         spec
     }
 
     fn empty(role: Role, open_files: u64) -> Self {
-        Self {
-            role,
-            user_namespace: UserNamespace::New,
-            mounts: Vec::new(),
-            limits: Limits { open_files },
-        }
+        Self { role, user_namespace: UserNamespace::New, mounts: Vec::new(), limits: Limits { open_files } }
     }
 }
 
 /// Where a dynamic loader looks, as this host lays it out: `/lib` may be a link to `/usr/lib`.
 fn library_mounts() -> Vec<Mount> {
     let mut mounts = Vec::new();
-    for directory in [
-        "/usr/lib",
-        "/usr/lib64",
-        "/usr/lib32",
-        "/lib",
-        "/lib64",
-        "/nix/store",
-    ] {
+    for directory in ["/usr/lib", "/usr/lib64", "/usr/lib32", "/lib", "/lib64", "/nix/store"] {
         let path = Path::new(directory);
         match std::fs::read_link(path) {
             Ok(target) => mounts.push(Mount::Link(path.to_path_buf(), target)),
@@ -122,18 +109,10 @@ mod tests {
 
     #[test]
     fn emulator_sees_libraries_existing_data_and_its_descriptors() {
-        let spec =
-            JailSpec::emulator(&[Path::new("/proc/version"), Path::new("/no/such/firmware")]);
+        let spec = JailSpec::emulator(&[Path::new("/proc/version"), Path::new("/no/such/firmware")]);
         assert!(spec.mounts.contains(&Mount::ReadOnly("/usr/lib".into())));
-        assert!(
-            spec.mounts
-                .contains(&Mount::ReadOnly("/proc/version".into()))
-        );
-        assert!(
-            !spec
-                .mounts
-                .contains(&Mount::ReadOnly("/no/such/firmware".into()))
-        );
+        assert!(spec.mounts.contains(&Mount::ReadOnly("/proc/version".into())));
+        assert!(!spec.mounts.contains(&Mount::ReadOnly("/no/such/firmware".into())));
         assert_eq!(spec.mounts.last(), Some(&Mount::OwnDescriptors));
     }
 }

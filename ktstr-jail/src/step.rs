@@ -121,11 +121,7 @@ impl Step {
         match self {
             // SAFETY: a number is passed; the caller's threads were counted when the plan was made.
             Self::Unshare { flags } => check(unsafe { libc::unshare(*flags) }),
-            Self::WriteProc {
-                path,
-                content,
-                optional,
-            } => write_file(path, content, *optional),
+            Self::WriteProc { path, content, optional } => write_file(path, content, *optional),
             Self::StopPropagation => mount(None, c"/", None, libc::MS_SLAVE | libc::MS_REC, None),
             Self::MountEmptyRoot => mount(
                 Some(c"ktstr-jail"),
@@ -140,11 +136,7 @@ impl Step {
                 // SAFETY: both strings live until the call returns.
                 check(unsafe { libc::symlink(content.as_ptr(), path.as_ptr()) })
             }
-            Self::Bind {
-                source,
-                target,
-                usage,
-            } => bind(source, target, *usage),
+            Self::Bind { source, target, usage } => bind(source, target, *usage),
             Self::SealRoot => set_attributes(STAGING, MOUNT_ATTR_RDONLY, 0),
             Self::PivotRoot => pivot_root(),
             Self::Limit { resource, value } => limit(*resource, *value),
@@ -192,13 +184,7 @@ fn mount(
     let pointer = |text: Option<&CStr>| text.map_or(std::ptr::null(), CStr::as_ptr);
     // SAFETY: each pointer is null or a string that lives until the call returns.
     check(unsafe {
-        libc::mount(
-            pointer(source),
-            target.as_ptr(),
-            pointer(kind),
-            flags,
-            pointer(data).cast(),
-        )
+        libc::mount(pointer(source), target.as_ptr(), pointer(kind), flags, pointer(data).cast())
     })
 }
 
@@ -213,23 +199,13 @@ fn make_directory(path: &CStr) -> Result<(), Errno> {
 fn make_file(path: &CStr) -> Result<(), Errno> {
     // SAFETY: the string lives until the call returns; the descriptor is ours alone.
     unsafe {
-        let fd = libc::open(
-            path.as_ptr(),
-            libc::O_CREAT | libc::O_WRONLY | libc::O_CLOEXEC,
-            0o444 as c_uint,
-        );
+        let fd = libc::open(path.as_ptr(), libc::O_CREAT | libc::O_WRONLY | libc::O_CLOEXEC, 0o444 as c_uint);
         check(libc::close(Errno::result(fd)?))
     }
 }
 
 fn bind(source: &CStr, target: &CStr, usage: Use) -> Result<(), Errno> {
-    mount(
-        Some(source),
-        target,
-        None,
-        libc::MS_BIND | libc::MS_REC,
-        None,
-    )?;
+    mount(Some(source), target, None, libc::MS_BIND | libc::MS_REC, None)?;
     match usage {
         Use::ReadOnly => {
             let attributes = MOUNT_ATTR_RDONLY | MOUNT_ATTR_NOSUID | MOUNT_ATTR_NODEV;
@@ -262,21 +238,14 @@ fn pivot_root() -> Result<(), Errno> {
     // SAFETY: constant strings.
     unsafe {
         check(libc::chdir(STAGING.as_ptr()))?;
-        check_long(libc::syscall(
-            libc::SYS_pivot_root,
-            c".".as_ptr(),
-            c".".as_ptr(),
-        ))?;
+        check_long(libc::syscall(libc::SYS_pivot_root, c".".as_ptr(), c".".as_ptr()))?;
         check(libc::umount2(c".".as_ptr(), libc::MNT_DETACH))?;
         check(libc::chdir(c"/".as_ptr()))
     }
 }
 
 fn limit(resource: c_int, value: u64) -> Result<(), Errno> {
-    let mut limit = libc::rlimit {
-        rlim_cur: 0,
-        rlim_max: 0,
-    };
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the kernel writes to, then reads from, a structure that lives until the calls return.
     unsafe {
         check_long(libc::syscall(
@@ -287,10 +256,7 @@ fn limit(resource: c_int, value: u64) -> Result<(), Errno> {
             &raw mut limit,
         ))?;
         let value = value.min(limit.rlim_max);
-        let limit = libc::rlimit {
-            rlim_cur: value,
-            rlim_max: value,
-        };
+        let limit = libc::rlimit { rlim_cur: value, rlim_max: value };
         check_long(libc::syscall(
             libc::SYS_prlimit64,
             0,
@@ -315,10 +281,7 @@ fn drop_bounding_set() -> Result<(), Errno> {
             result => result?,
         }
     }
-    prctl(
-        libc::PR_CAP_AMBIENT,
-        libc::PR_CAP_AMBIENT_CLEAR_ALL as c_ulong,
-    )
+    prctl(libc::PR_CAP_AMBIENT, libc::PR_CAP_AMBIENT_CLEAR_ALL as c_ulong)
 }
 
 fn drop_capabilities() -> Result<(), Errno> {
@@ -337,12 +300,7 @@ fn keep_only(sorted: &[c_int]) -> Result<(), Errno> {
         if number > first {
             // SAFETY: numbers only.
             check_long(unsafe {
-                libc::syscall(
-                    libc::SYS_close_range,
-                    first,
-                    number - 1,
-                    CLOSE_RANGE_CLOEXEC,
-                )
+                libc::syscall(libc::SYS_close_range, first, number - 1, CLOSE_RANGE_CLOEXEC)
             })?;
         }
         // SAFETY: numbers only.
@@ -350,14 +308,7 @@ fn keep_only(sorted: &[c_int]) -> Result<(), Errno> {
         first = number + 1;
     }
     // SAFETY: numbers only.
-    check_long(unsafe {
-        libc::syscall(
-            libc::SYS_close_range,
-            first,
-            c_uint::MAX,
-            CLOSE_RANGE_CLOEXEC,
-        )
-    })
+    check_long(unsafe { libc::syscall(libc::SYS_close_range, first, c_uint::MAX, CLOSE_RANGE_CLOEXEC) })
 }
 
 fn load_filter(program: &BpfProgram) -> Result<(), Errno> {

@@ -76,7 +76,8 @@ impl Attributes {
     pub fn positive_u32(&self, key: &str) -> Result<Option<u32>> {
         self.positive(key)?
             .map(|number| {
-                let span = self.find(key).and_then(|a| a.value.as_ref()).map_or(Span::call_site(), Spanned::span);
+                let span =
+                    self.find(key).and_then(|a| a.value.as_ref()).map_or(Span::call_site(), Spanned::span);
                 u32::try_from(number).map_err(|_| Error::new(span, format!("`{key}` must be below 2^32")))
             })
             .transpose()
@@ -104,7 +105,9 @@ impl Attributes {
             Some(Attribute { value: Some(Expr::Lit(ExprLit { lit: Lit::Bool(flag), .. })), .. }) => {
                 Ok(Some(flag.value))
             }
-            Some(Attribute { value: Some(other), .. }) => Err(expected(other.span(), key, "`true` or `false`")),
+            Some(Attribute { value: Some(other), .. }) => {
+                Err(expected(other.span(), key, "`true` or `false`"))
+            }
         }
     }
 

@@ -34,7 +34,9 @@ impl Parse for Declaration {
 pub fn expand(input: TokenStream) -> Result<TokenStream> {
     let Declaration { visibility, ident, fields } = syn::parse2(input)?;
     let required = |key: &str| {
-        fields.text(key)?.ok_or_else(|| Error::new(ident.span(), format!("scheduler `{ident}` needs `{key} = \"…\"`")))
+        fields
+            .text(key)?
+            .ok_or_else(|| Error::new(ident.span(), format!("scheduler `{ident}` needs `{key} = \"…\"`")))
     };
     let (name, binary) = (required("name")?, required("binary")?);
     let [nodes, llcs, cores, threads] = topology(&fields)?;
@@ -125,14 +127,23 @@ mod tests {
             (quote!(S, { binary = "b" }), "scheduler `S` needs `name = \"…\"`"),
             (quote!(S, { name = "n" }), "scheduler `S` needs `binary = \"…\"`"),
             (quote!(S, { name = "n", binary = "" }), "`binary` must be a string that is not empty"),
-            (quote!(S, { name = "n", binary = "b", sched_arg = [] }), "unknown key `sched_arg`, did you mean `sched_args`?"),
+            (
+                quote!(S, { name = "n", binary = "b", sched_arg = [] }),
+                "unknown key `sched_arg`, did you mean `sched_args`?",
+            ),
             (quote!(S, { name = "n", name = "m", binary = "b" }), "`name` is given twice"),
-            (quote!(S, { name = "n", binary = "b", sched_args = "-v" }), "`sched_args` must be a list of strings, `[\"…\", \"…\"]`"),
+            (
+                quote!(S, { name = "n", binary = "b", sched_args = "-v" }),
+                "`sched_args` must be a list of strings, `[\"…\", \"…\"]`",
+            ),
             (
                 quote!(S, { name = "n", binary = "b", topology = (1, 2) }),
                 "`topology` must be `(numa_nodes, llcs, cores, threads)`, e.g. `(1, 2, 4, 1)`",
             ),
-            (quote!(S, { name = "n", binary = "b", topology = (1, 0, 1, 1) }), "every dimension of `topology` is at least 1"),
+            (
+                quote!(S, { name = "n", binary = "b", topology = (1, 0, 1, 1) }),
+                "every dimension of `topology` is at least 1",
+            ),
             (
                 quote!(S, { name = "n", binary = "b", topology = (2, 3, 1, 1) }),
                 "3 LLCs cannot be divided evenly among 2 NUMA nodes; the second number counts the whole machine",

@@ -3,7 +3,8 @@
 use proc_macro2::TokenStream;
 use quote::{format_ident, quote};
 use syn::{
-    Attribute, Error, Expr, FnArg, ItemFn, Result, ReturnType, Type, ext::IdentExt, parse::Parser, spanned::Spanned,
+    Attribute, Error, Expr, FnArg, ItemFn, Result, ReturnType, Type, ext::IdentExt, parse::Parser,
+    spanned::Spanned,
 };
 
 use crate::attributes::Attributes;
@@ -31,7 +32,8 @@ const KEYS: &[&str] = &[
 const SIGNATURE: &str = "a ktstr test is `fn name(ctx: &Ctx) -> Result<AssertResult>`";
 
 pub fn expand(attributes: TokenStream, function: TokenStream) -> Result<TokenStream> {
-    let attributes = (|input: syn::parse::ParseStream<'_>| Attributes::parse_known(input, KEYS)).parse2(attributes)?;
+    let attributes =
+        (|input: syn::parse::ParseStream<'_>| Attributes::parse_known(input, KEYS)).parse2(attributes)?;
     let function: ItemFn = syn::parse2(function)?;
     check_signature(&function)?;
     check_shape(&attributes)?;
@@ -74,7 +76,8 @@ fn check_signature(function: &ItemFn) -> Result<()> {
 
 /// What is wrong with the shape whatever the scheduler adds to it.
 fn check_shape(attributes: &Attributes) -> Result<()> {
-    if let (Some(llcs), Some(nodes)) = (attributes.positive_u32("llcs")?, attributes.positive_u32("numa_nodes")?)
+    if let (Some(llcs), Some(nodes)) =
+        (attributes.positive_u32("llcs")?, attributes.positive_u32("numa_nodes")?)
         && !llcs.is_multiple_of(nodes)
     {
         let span = attributes.find("llcs").map_or_else(proc_macro2::Span::call_site, |a| a.key.span());
@@ -100,10 +103,9 @@ fn emit(attributes: &Attributes, mut function: ItemFn) -> Result<TokenStream> {
         let read = |key| attributes.positive_u32(key).map(option);
         [read("numa_nodes")?, read("llcs")?, read("cores")?, read("threads")?, read("memory_mb")?]
     };
-    let duration_s = attributes.positive("duration_s")?.map_or_else(
-        || quote!(::ktstr::host::DEFAULT_DURATION_S),
-        |seconds| quote!(#seconds),
-    );
+    let duration_s = attributes
+        .positive("duration_s")?
+        .map_or_else(|| quote!(::ktstr::host::DEFAULT_DURATION_S), |seconds| quote!(#seconds));
     let scheduler = match attributes.value("scheduler")? {
         None => option::<TokenStream>(None),
         Some(Expr::Path(path)) => quote!(::core::option::Option::Some(&#path)),
@@ -212,14 +214,29 @@ mod tests {
     }
 
     fn good() -> TokenStream {
-        quote!(fn t(ctx: &Ctx) -> Result<AssertResult> { scenarios::steady(ctx) })
+        quote!(
+            fn t(ctx: &Ctx) -> Result<AssertResult> {
+                scenarios::steady(ctx)
+            }
+        )
     }
 
     #[test]
     fn everything_in_the_first_slice_is_accepted() {
         let attributes = quote!(
-            llcs = 2, cores = 2, threads = 1, numa_nodes = 1, memory_mb = 512, duration_s = 3, scheduler = MY_SCHED,
-            extra_sched_args = ["-v"], not_stuck, isolation = false, max_spread_pct = 12.5, max_gap_ms = 100, ignore,
+            llcs = 2,
+            cores = 2,
+            threads = 1,
+            numa_nodes = 1,
+            memory_mb = 512,
+            duration_s = 3,
+            scheduler = MY_SCHED,
+            extra_sched_args = ["-v"],
+            not_stuck,
+            isolation = false,
+            max_spread_pct = 12.5,
+            max_gap_ms = 100,
+            ignore,
         );
         let code = expand(attributes, good()).unwrap().to_string();
         assert!(code.contains("# [test] fn t ()"), "{code}");
@@ -234,7 +251,9 @@ mod tests {
             #[cfg(unix)]
             #[expect(dead_code)]
             #[doc = "about"]
-            fn r#type(ctx: &Ctx) -> Result<AssertResult> { x }
+            fn r#type(ctx: &Ctx) -> Result<AssertResult> {
+                x
+            }
         );
         let code = expand(quote!(), function).unwrap().to_string();
         assert_eq!(code.matches("# [cfg (unix)]").count(), 3, "{code}");
@@ -271,17 +290,86 @@ mod tests {
     #[test]
     fn other_signatures_are_refused() {
         for (function, why) in [
-            (quote!(fn t() -> Result<AssertResult> { x }), "it takes one argument, `ctx: &Ctx`"),
-            (quote!(fn t(ctx: Ctx) -> Result<AssertResult> { x }), "it takes one argument, `ctx: &Ctx`"),
-            (quote!(fn t(ctx: &mut Ctx) -> Result<AssertResult> { x }), "it takes one argument, `ctx: &Ctx`"),
-            (quote!(fn t(ctx: &Ctx) {}), "it returns its result"),
-            (quote!(async fn t(ctx: &Ctx) -> R { x }), "it cannot be async"),
-            (quote!(unsafe fn t(ctx: &Ctx) -> R { x }), "it cannot be unsafe"),
-            (quote!(fn t<T>(ctx: &Ctx) -> R { x }), "it cannot be generic"),
+            (
+                quote!(
+                    fn t() -> Result<AssertResult> {
+                        x
+                    }
+                ),
+                "it takes one argument, `ctx: &Ctx`",
+            ),
+            (
+                quote!(
+                    fn t(ctx: Ctx) -> Result<AssertResult> {
+                        x
+                    }
+                ),
+                "it takes one argument, `ctx: &Ctx`",
+            ),
+            (
+                quote!(
+                    fn t(ctx: &mut Ctx) -> Result<AssertResult> {
+                        x
+                    }
+                ),
+                "it takes one argument, `ctx: &Ctx`",
+            ),
+            (
+                quote!(
+                    fn t(ctx: &Ctx) {}
+                ),
+                "it returns its result",
+            ),
+            (
+                quote!(
+                    async fn t(ctx: &Ctx) -> R {
+                        x
+                    }
+                ),
+                "it cannot be async",
+            ),
+            (
+                quote!(
+                    unsafe fn t(ctx: &Ctx) -> R {
+                        x
+                    }
+                ),
+                "it cannot be unsafe",
+            ),
+            (
+                quote!(
+                    fn t<T>(ctx: &Ctx) -> R {
+                        x
+                    }
+                ),
+                "it cannot be generic",
+            ),
         ] {
             assert_eq!(refusal(quote!(), function), format!("{SIGNATURE}: {why}"));
         }
-        assert!(refusal(quote!(), quote!(#[test] fn t(c: &Ctx) -> R { x })).contains("remove `#[test]`"));
-        assert!(refusal(quote!(), quote!(#[should_panic] fn t(c: &Ctx) -> R { x })).contains("not supported"));
+        assert!(
+            refusal(
+                quote!(),
+                quote!(
+                    #[test]
+                    fn t(c: &Ctx) -> R {
+                        x
+                    }
+                )
+            )
+            .contains("remove `#[test]`")
+        );
+        assert!(
+            refusal(
+                quote!(),
+                quote!(
+                    #[should_panic]
+                    fn t(c: &Ctx) -> R {
+                        x
+                    }
+                )
+            )
+            .contains("not supported")
+        );
     }
 }

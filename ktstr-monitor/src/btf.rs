@@ -243,10 +243,9 @@ impl Search<'_> {
         let mut bit = 0;
         let mut names = self.path.split('.').peekable();
         while let Some(name) = names.next() {
-            let hit = self.member(&here, name, bit, 0)?.ok_or_else(|| FieldMissing::Member {
-                name: self.name,
-                path: self.path.to_owned(),
-            })?;
+            let hit = self
+                .member(&here, name, bit, 0)?
+                .ok_or_else(|| FieldMissing::Member { name: self.name, path: self.path.to_owned() })?;
             let of = self
                 .types
                 .strip(&hit.member)
@@ -302,10 +301,7 @@ impl Search<'_> {
     }
 
     fn place(&self, hit: &Hit, of: &Type, outer_size: u64) -> Result<Field, FieldMissing> {
-        let (size, kind) = self
-            .types
-            .shape(of)
-            .ok_or_else(|| self.damaged("its type has no size"))?;
+        let (size, kind) = self.types.shape(of).ok_or_else(|| self.damaged("its type has no size"))?;
         let width = hit.member.bitfield_size().filter(|&bits| bits > 0);
         let (offset, bits) = match width {
             None if !hit.bit.is_multiple_of(8) => return Err(self.damaged("it starts within a byte")),

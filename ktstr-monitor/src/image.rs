@@ -134,17 +134,19 @@ impl KernelImage {
 
     /// The link address of the file's byte `offset`.
     pub fn kva_of_offset(&self, offset: u64) -> Option<Kva> {
-        let segment = self.segments.iter().find(|s| {
-            offset.checked_sub(s.offset).is_some_and(|into| into < s.file_len)
-        })?;
+        let segment = self
+            .segments
+            .iter()
+            .find(|s| offset.checked_sub(s.offset).is_some_and(|into| into < s.file_len))?;
         segment.start.checked_add(offset - segment.offset)
     }
 
     /// The bytes of the file that are loaded at the link address `kva`, at most `len` of them.
     pub fn at_kva(&self, kva: Kva, len: usize) -> Option<&[u8]> {
-        let segment = self.segments.iter().find(|s| {
-            kva.0.checked_sub(s.start.0).is_some_and(|into| into < s.file_len)
-        })?;
+        let segment = self
+            .segments
+            .iter()
+            .find(|s| kva.0.checked_sub(s.start.0).is_some_and(|into| into < s.file_len))?;
         let into = kva.0 - segment.start.0;
         let start = usize::try_from(segment.offset.checked_add(into)?).ok()?;
         let left = usize::try_from(segment.file_len - into).ok()?;
@@ -154,10 +156,8 @@ impl KernelImage {
 
     /// Where the link address `kva` is loaded when nothing is randomised.
     pub fn load_address(&self, kva: Kva) -> Option<Gpa> {
-        let segment = self
-            .segments
-            .iter()
-            .find(|s| kva.0.checked_sub(s.start.0).is_some_and(|into| into < s.len))?;
+        let segment =
+            self.segments.iter().find(|s| kva.0.checked_sub(s.start.0).is_some_and(|into| into < s.len))?;
         segment.load.checked_add(kva.0 - segment.start.0)
     }
 }

@@ -214,11 +214,7 @@ impl Observation {
         }
     }
 
-    fn add_clocks(
-        &mut self,
-        online: &[&CpuSample],
-        vcpu_ran: Option<&BTreeMap<CpuId, Duration>>,
-    ) {
+    fn add_clocks(&mut self, online: &[&CpuSample], vcpu_ran: Option<&BTreeMap<CpuId, Duration>>) {
         let mut advanced = false;
         let mut compared = false;
         let mut still = Vec::new();
@@ -269,10 +265,8 @@ impl Observation {
             }
             return;
         };
-        let now: BTreeMap<String, i64> = events
-            .iter()
-            .filter_map(|e| Some((e.name.clone(), *e.count.as_ref().ok()?)))
-            .collect();
+        let now: BTreeMap<String, i64> =
+            events.iter().filter_map(|e| Some((e.name.clone(), *e.count.as_ref().ok()?))).collect();
         // A scheduler's counters begin at 0 when it is loaded; one that cannot be read just now keeps
         // its last value.
         let before = self.scheduler.take().filter(|(last, _)| last == instance);

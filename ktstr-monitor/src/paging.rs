@@ -119,12 +119,9 @@ impl<'m> KernelMem<'m> {
     pub fn read(&self, kva: Kva, into: &mut [u8]) -> Result<(), AccessError> {
         let mut done = 0;
         while done < into.len() {
-            let here = kva
-                .checked_add(done as u64)
-                .ok_or(AccessError::Wraps { kva, len: into.len() })?;
-            let mapped = self
-                .translate(here)
-                .map_err(|source| AccessError::Translate { kva: here, source })?;
+            let here = kva.checked_add(done as u64).ok_or(AccessError::Wraps { kva, len: into.len() })?;
+            let mapped =
+                self.translate(here).map_err(|source| AccessError::Translate { kva: here, source })?;
             let left = into.len() - done;
             let len = usize::try_from(mapped.left).unwrap_or(left).min(left);
             self.mem

@@ -202,11 +202,7 @@ struct Session {
 }
 
 impl Session {
-    fn attach(
-        confined: Confined,
-        attach: &Attach,
-        mut fds: Fds,
-    ) -> Result<Opened, AttachError> {
+    fn attach(confined: Confined, attach: &Attach, mut fds: Fds) -> Result<Opened, AttachError> {
         let ram = fds.take(attach.ram, "ram")?;
         let kernel = fds.take(attach.kernel, "kernel")?;
         let regions = attach.regions.iter().map(|region| Region {
@@ -286,11 +282,7 @@ impl Session {
         Ok(())
     }
 
-    fn compare_cpus(
-        &mut self,
-        channel: &mut Channel<MonitorLink>,
-        found: usize,
-    ) -> Result<(), ServeError> {
+    fn compare_cpus(&mut self, channel: &mut Channel<MonitorLink>, found: usize) -> Result<(), ServeError> {
         if found == self.expected_cpus as usize {
             return Ok(());
         }

@@ -3,8 +3,7 @@
 //! A [`Child`] that is dropped is killed and reaped; nothing else in the orchestrator touches a pid.
 
 use std::{
-    env, fs,
-    io,
+    env, fs, io,
     os::{
         fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
         unix::{
@@ -56,7 +55,8 @@ pub enum SpawnError {
 /// Finds one of our executables: beside the running one (or beside its `deps` directory), in
 /// `KTSTR_BIN_DIR`, on `PATH`.
 pub fn find_executable(name: &'static str) -> Result<PathBuf, SpawnError> {
-    let beside = env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf)).unwrap_or_default();
+    let beside =
+        env::current_exe().ok().and_then(|exe| exe.parent().map(Path::to_path_buf)).unwrap_or_default();
     let mut places = vec![beside.clone()];
     places.extend(beside.parent().filter(|_| beside.ends_with("deps")).map(Path::to_path_buf));
     places.extend(env::var_os("KTSTR_BIN_DIR").map(PathBuf::from));

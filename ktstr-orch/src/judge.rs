@@ -156,7 +156,13 @@ impl Evidence {
                 ProcessEnd::Signaled(signal) => (128 + signal, Outcome::Fail),
             };
             let cause = (outcome == Outcome::Fail).then(|| Cause::TestDied { how: format!("command {end}") });
-            return Judgement { outcome, infrastructure: false, cause, result: None, exit_status: Some(status) };
+            return Judgement {
+                outcome,
+                infrastructure: false,
+                cause,
+                result: None,
+                exit_status: Some(status),
+            };
         }
         if let Some(judgement) = self.test_judgement(accel, assert) {
             return judgement;
@@ -263,7 +269,10 @@ impl Evidence {
                 });
             }
             Some(TestEnd::Error(causes)) => {
-                let result = AssertResult::fail(DetailKind::Claim, format!("the test returned an error: {}", causes.join(": ")));
+                let result = AssertResult::fail(
+                    DetailKind::Claim,
+                    format!("the test returned an error: {}", causes.join(": ")),
+                );
                 return Some(verdict_of(Cause::Assertion, Some(result)));
             }
             Some(TestEnd::Panicked { message, backtrace }) => {
@@ -345,13 +354,21 @@ fn add_monitor_findings(
         && monitor.sustained_imbalance_ratio > limit
     {
         let seen = monitor.sustained_imbalance_ratio;
-        add(Outcome::Fail, format!("run queues differ by a factor of {seen:.1} over {samples} samples (threshold {limit:.1})"));
+        add(
+            Outcome::Fail,
+            format!(
+                "run queues differ by a factor of {seen:.1} over {samples} samples (threshold {limit:.1})"
+            ),
+        );
     }
     if let Some(limit) = assert.max_local_dsq_depth
         && monitor.sustained_local_dsq_depth > limit
     {
         let (seen, cpu) = (monitor.sustained_local_dsq_depth, monitor.max_local_dsq_cpu);
-        add(Outcome::Fail, format!("local DSQ of cpu{cpu} held {seen} tasks over {samples} samples (threshold {limit})"));
+        add(
+            Outcome::Fail,
+            format!("local DSQ of cpu{cpu} held {seen} tasks over {samples} samples (threshold {limit})"),
+        );
     }
     if assert.fail_on_rq_clock_stuck == Some(true) && !monitor.stuck_cpus.is_empty() {
         let cpus = &monitor.stuck_cpus;
@@ -359,7 +376,9 @@ fn add_monitor_findings(
         let outcome = if accel == Some(AccelKind::Kvm) { Outcome::Inconclusive } else { Outcome::Pass };
         add(
             outcome,
-            format!("rq clock stood still over {samples} samples with tasks waiting on CPUs {cpus:?}; the host may have withheld the vCPU"),
+            format!(
+                "rq clock stood still over {samples} samples with tasks waiting on CPUs {cpus:?}; the host may have withheld the vCPU"
+            ),
         );
     }
 }
@@ -377,9 +396,15 @@ mod tests {
     }
 
     fn attached() -> Vec<GuestFrame> {
-        [Phase::InitStarted, Phase::SystemReady, Phase::SchedulerStarted, Phase::SchedulerAttached, Phase::TestStarted]
-            .map(GuestFrame::Phase)
-            .to_vec()
+        [
+            Phase::InitStarted,
+            Phase::SystemReady,
+            Phase::SchedulerStarted,
+            Phase::SchedulerAttached,
+            Phase::TestStarted,
+        ]
+        .map(GuestFrame::Phase)
+        .to_vec()
     }
 
     fn judge(evidence: &Evidence) -> Judgement {
@@ -392,7 +417,10 @@ mod tests {
         let disabled = |reason: &str| GuestFrame::ScxDisabled { reason: reason.into() };
         let died = GuestFrame::SchedulerEnded { end: ProcessEnd::Signaled(9), expected: false };
         assert!(matches!(with(&[disabled("runnable task stall")]).cause, Some(Cause::SchedulerStall { .. })));
-        assert!(matches!(with(&[disabled("scx_bpf_error"), died.clone()]).cause, Some(Cause::SchedulerError { .. })));
+        assert!(matches!(
+            with(&[disabled("scx_bpf_error"), died.clone()]).cause,
+            Some(Cause::SchedulerError { .. })
+        ));
         let verdict = with(&[died]);
         assert!(matches!(verdict.cause, Some(Cause::SchedulerDied { .. })));
         assert_eq!((verdict.outcome, verdict.infrastructure), (Outcome::Fail, false));
@@ -401,7 +429,8 @@ mod tests {
     #[test]
     fn a_scheduler_that_never_attached_is_not_a_crash() {
         let ended = GuestFrame::SchedulerEnded { end: ProcessEnd::Exited(3), expected: false };
-        let frames = [GuestFrame::Phase(Phase::InitStarted), GuestFrame::Phase(Phase::SchedulerStarted), ended];
+        let frames =
+            [GuestFrame::Phase(Phase::InitStarted), GuestFrame::Phase(Phase::SchedulerStarted), ended];
         assert!(matches!(judge(&evidence(frames)).cause, Some(Cause::SchedulerNotAttached { .. })));
     }
 
@@ -420,7 +449,10 @@ mod tests {
     #[test]
     fn our_own_death_is_never_the_schedulers_fault() {
         let mut evidence = evidence(attached());
-        evidence.note(GuestMessage { t_ns: 9, body: GuestFrame::ScxDisabled { reason: "runnable task stall".into() } });
+        evidence.note(GuestMessage {
+            t_ns: 9,
+            body: GuestFrame::ScxDisabled { reason: "runnable task stall".into() },
+        });
         evidence.stopped = Some(Stopped::Died(Process::Vmm, "was killed by signal 9".into()));
         let verdict = judge(&evidence);
         assert!(verdict.infrastructure);
@@ -429,7 +461,8 @@ mod tests {
 
     #[test]
     fn silence_before_init_is_told_from_silence_during_the_test() {
-        let mut silent = Evidence { stopped: Some(Stopped::Deadline { waited_ms: 9 }), ..Evidence::default() };
+        let mut silent =
+            Evidence { stopped: Some(Stopped::Deadline { waited_ms: 9 }), ..Evidence::default() };
         assert!(judge(&silent).infrastructure);
         silent.console.push("[    1.0] Kernel panic - not syncing: No working init found.\n");
         assert!(matches!(judge(&silent).cause, Some(Cause::KernelPanic { .. })));
@@ -443,7 +476,8 @@ mod tests {
         let mut frames = attached();
         frames.push(GuestFrame::TestEnded(TestEnd::Returned(AssertResult::pass())));
         let mut evidence = evidence(frames);
-        evidence.monitor = Some(MonitorSummary { sustained_local_dsq_depth: 99, ..MonitorSummary::default() });
+        evidence.monitor =
+            Some(MonitorSummary { sustained_local_dsq_depth: 99, ..MonitorSummary::default() });
         let assert = Assert::default_checks();
         assert_eq!(evidence.judge(Some(AccelKind::Tcg), &assert).outcome, Outcome::Fail);
         let det = evidence.judge(Some(AccelKind::Det), &assert);

@@ -59,8 +59,9 @@ fn listen(path: &str, cpus: u32) -> Result<()> {
 /// Ends in order on SIGTERM and SIGINT: runs are cancelled, children reaped, the socket removed.
 fn serve(mut server: Server) -> Result<()> {
     let (stop, waker) = server.stopper();
-    let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])
-        .context("cannot watch for signals")?;
+    let mut signals =
+        signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM, signal_hook::consts::SIGINT])
+            .context("cannot watch for signals")?;
     std::thread::spawn(move || {
         if signals.forever().next().is_some() {
             stop.store(true, Ordering::Relaxed);

@@ -63,7 +63,9 @@ pub enum PlanError {
     #[error("no static busybox found on PATH: install the package busybox-static")]
     Busybox,
     /// No emulator on this host.
-    #[error("no qemu-system-x86_64 on PATH, which accelerator {accel} needs: install version {SOUND_EMULATOR} or newer (`cargo xtask demo` does it)")]
+    #[error(
+        "no qemu-system-x86_64 on PATH, which accelerator {accel} needs: install version {SOUND_EMULATOR} or newer (`cargo xtask demo` does it)"
+    )]
     NoEmulator {
         /// The accelerator.
         accel: AccelKind,
@@ -83,7 +85,9 @@ pub enum PlanError {
         detail: String,
     },
     /// An interactive guest cannot be replayed.
-    #[error("accelerator det is for replayable runs: an interactive shell takes host-timed input, use --exec or another accelerator")]
+    #[error(
+        "accelerator det is for replayable runs: an interactive shell takes host-timed input, use --exec or another accelerator"
+    )]
     InteractiveDet,
     /// A file cannot be used.
     #[error("cannot {action} {path}")]
@@ -191,12 +195,8 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
     let kernel_end = image_end(&kernel.vmlinux())?;
     let ring = ring_region(kernel_end, accel);
     let (initramfs, size) = pack_initramfs(spec, &kernel, ring, &mut notes)?;
-    let load = memory::Load {
-        kernel: kernel_end,
-        initramfs: size,
-        reserved: ring.len,
-        cpus: spec.topology.cpus(),
-    };
+    let load =
+        memory::Load { kernel: kernel_end, initramfs: size, reserved: ring.len, cpus: spec.topology.cpus() };
     let memory_mb = load.choose(spec.memory_mb)?;
     notes.extend(sound_emulator_note(emulator.as_ref()));
     let (boot_limit, run_limit) = limits(spec, accel);
@@ -253,15 +253,16 @@ fn probe() -> Result<(bool, String), PlanError> {
 
 fn find_emulator(accel: AccelKind) -> Result<Emulator, PlanError> {
     let path = env::var_os("PATH").unwrap_or_default();
-    let program =
-        pack::in_path("qemu-system-x86_64", &path).ok_or(PlanError::NoEmulator { accel })?;
+    let program = pack::in_path("qemu-system-x86_64", &path).ok_or(PlanError::NoEmulator { accel })?;
     let program = program.canonicalize().unwrap_or(program);
-    let output = Command::new(&program)
-        .arg("--version")
-        .output()
-        .map_err(|source| PlanError::File { action: "run", path: program.clone(), source })?;
+    let output = Command::new(&program).arg("--version").output().map_err(|source| PlanError::File {
+        action: "run",
+        path: program.clone(),
+        source,
+    })?;
     let said = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
-    let version = parse_version(&said).ok_or_else(|| PlanError::EmulatorVersion { program: program.clone(), said })?;
+    let version =
+        parse_version(&said).ok_or_else(|| PlanError::EmulatorVersion { program: program.clone(), said })?;
     // The jail shows the system's library directories by itself.
     let firmware = ["/usr/share/qemu", "/usr/share/seabios"];
     let files = firmware.map(PathBuf::from).into_iter().filter(|dir| dir.is_dir()).collect();
@@ -285,10 +286,14 @@ fn sound_emulator_note(emulator: Option<&Emulator>) -> Option<String> {
 
 /// End of the loaded kernel image in guest-physical space.
 fn image_end(vmlinux: &Path) -> Result<u64, PlanError> {
-    let data = fs::read(vmlinux)
-        .map_err(|source| PlanError::File { action: "read", path: vmlinux.into(), source })?;
+    let data = fs::read(vmlinux).map_err(|source| PlanError::File {
+        action: "read",
+        path: vmlinux.into(),
+        source,
+    })?;
     let image = |reason: String| PlanError::Image { path: vmlinux.into(), reason };
-    let elf = object::read::elf::ElfFile64::<object::Endianness>::parse(&*data).map_err(|e| image(e.to_string()))?;
+    let elf = object::read::elf::ElfFile64::<object::Endianness>::parse(&*data)
+        .map_err(|e| image(e.to_string()))?;
     use object::read::elf::ProgramHeader;
     let endian = elf.endian();
     elf.elf_program_headers()
@@ -328,7 +333,9 @@ fn cmdline(spec: &RunSpec, accel: AccelKind, ring: RingRegion) -> String {
             words.extend(crate::tsc::host_khz().map(|khz| format!("tsc_early_khz={khz}")));
         }
         // One instruction takes 2^2 ns, and the emulator's counter runs at 1 GHz of virtual time.
-        AccelKind::Det => words.extend(["tsc=reliable", "no_timer_check", "tsc_early_khz=1000000"].map(String::from)),
+        AccelKind::Det => {
+            words.extend(["tsc=reliable", "no_timer_check", "tsc_early_khz=1000000"].map(String::from))
+        }
     }
     words.join(" ")
 }
@@ -358,7 +365,8 @@ fn pack_initramfs(
 ) -> Result<(fs::File, u64), PlanError> {
     let path = env::var_os("PATH").unwrap_or_default();
     let guest = find_executable("ktstr-guest")?;
-    let mut archive = Initramfs::new(&guest, LibraryPath::of_host(env::var("LD_LIBRARY_PATH").ok().as_deref()))?;
+    let mut archive =
+        Initramfs::new(&guest, LibraryPath::of_host(env::var("LD_LIBRARY_PATH").ok().as_deref()))?;
     archive.busybox(&pack::in_path("busybox", &path).ok_or(PlanError::Busybox)?)?;
     archive.modules(&kernel.modules(&["virtio_mmio", "virtio_console"]))?;
     if let Some(config) = kernel.config() {
@@ -414,7 +422,10 @@ mod tests {
 
     #[test]
     fn emulator_versions_are_read_as_distributions_print_them() {
-        assert_eq!(parse_version("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)"), Some((10, 0)));
+        assert_eq!(
+            parse_version("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)"),
+            Some((10, 0))
+        );
         assert_eq!(parse_version("QEMU emulator version 7.2.17"), Some((7, 2)));
         assert_eq!(parse_version("something else"), None);
     }

@@ -48,8 +48,10 @@ pub struct RunDir {
 impl RunDir {
     /// Creates a directory nobody else has.
     pub fn create(root: &Path, name: &str) -> Result<Self, RunDirError> {
-        let safe: String =
-            name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c } else { '_' }).collect();
+        let safe: String = name
+            .chars()
+            .map(|c| if c.is_ascii_alphanumeric() || c == '_' || c == '-' { c } else { '_' })
+            .collect();
         let wrap = |path: &Path| {
             let path = path.to_path_buf();
             move |source| RunDirError { path, source }
@@ -58,7 +60,11 @@ impl RunDir {
         let millis = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis());
         let (id, path) = (0..)
             .find_map(|n: u32| {
-                let id = format!("{safe}-{millis:x}-{:x}{}", std::process::id(), if n == 0 { String::new() } else { format!("-{n}") });
+                let id = format!(
+                    "{safe}-{millis:x}-{:x}{}",
+                    std::process::id(),
+                    if n == 0 { String::new() } else { format!("-{n}") }
+                );
                 let path = root.join(&id);
                 match fs::create_dir(&path) {
                     Err(e) if e.kind() == io::ErrorKind::AlreadyExists => None,

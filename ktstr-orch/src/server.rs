@@ -141,7 +141,9 @@ impl Server {
             return Err(ServeError::Taken { path });
         }
         match std::fs::remove_file(&path) {
-            Err(e) if e.kind() != io::ErrorKind::NotFound => return Err(system("removing the old socket")(e)),
+            Err(e) if e.kind() != io::ErrorKind::NotFound => {
+                return Err(system("removing the old socket")(e));
+            }
             _ => {}
         }
         let listener = UnixListener::bind(&path).map_err(system("bind"))?;
@@ -160,10 +162,15 @@ impl Server {
         let token = self.next_token;
         self.next_token += 1;
         let interest = match source {
-            Source::Client(_) | Source::Vmm(_) | Source::Monitor(_) => Interest::READABLE | Interest::WRITABLE,
+            Source::Client(_) | Source::Vmm(_) | Source::Monitor(_) => {
+                Interest::READABLE | Interest::WRITABLE
+            }
             _ => Interest::READABLE,
         };
-        self.poll.registry().register(&mut SourceFd(&fd), Token(token), interest).map_err(system("epoll_ctl"))?;
+        self.poll
+            .registry()
+            .register(&mut SourceFd(&fd), Token(token), interest)
+            .map_err(system("epoll_ctl"))?;
         self.sources.insert(token, source);
         Ok(())
     }
@@ -178,7 +185,8 @@ impl Server {
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 other => other.map_err(system("epoll_wait"))?,
             }
-            let ready: Vec<Source> = events.iter().filter_map(|e| self.sources.get(&e.token().0).copied()).collect();
+            let ready: Vec<Source> =
+                events.iter().filter_map(|e| self.sources.get(&e.token().0).copied()).collect();
             for source in ready {
                 self.handle(source)?;
             }
@@ -287,7 +295,8 @@ impl Server {
         let result = match frame.request {
             ClientRequest::Submit(submit) => self.submit(id, submit.0).map(ClientReply::Submit),
             ClientRequest::Cancel(cancel) => {
-                let entry = self.sessions.values_mut().find(|e| e.session.dir().id == cancel.0 && e.client == id);
+                let entry =
+                    self.sessions.values_mut().find(|e| e.session.dir().id == cancel.0 && e.client == id);
                 match entry {
                     Some(entry) => {
                         entry.session.stop(Stopped::Cancelled);
@@ -310,8 +319,11 @@ impl Server {
         spec.topology.checked().map_err(|e| RemoteError::new(ErrorCode::BadRequest, &e))?;
         let session = Session::open(spec).map_err(|e| infrastructure(&e))?;
         let queued_behind = self.sessions.values().filter(|e| !e.admitted).count() as u32;
-        let submitted =
-            Submitted { run_id: session.dir().id.clone(), run_dir: session.dir().path.clone(), queued_behind };
+        let submitted = Submitted {
+            run_id: session.dir().id.clone(),
+            run_dir: session.dir().path.clone(),
+            queued_behind,
+        };
         let id = self.new_id();
         self.sessions.insert(id, Entry { session, client, admitted: false, registered: Vec::new() });
         Ok(submitted)

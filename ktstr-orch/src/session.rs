@@ -156,14 +156,19 @@ impl Session {
             }
             Err(error) => {
                 let reason = chain(&error);
-                self.stop(if error.is_missing() { Stopped::Missing(reason) } else { Stopped::BadRequest(reason) });
+                self.stop(if error.is_missing() {
+                    Stopped::Missing(reason)
+                } else {
+                    Stopped::BadRequest(reason)
+                });
             }
         }
     }
 
     fn start(&mut self, plan: Plan) -> Result<(), Stopped> {
         let died = |e: &dyn std::error::Error| Stopped::Died(Process::Vmm, chain(e));
-        let mut vmm = Child::<VmmLink>::spawn("ktstr-vmm", &[], self.dir.log_file("vmm.log")).map_err(|e| died(&e))?;
+        let mut vmm =
+            Child::<VmmLink>::spawn("ktstr-vmm", &[], self.dir.log_file("vmm.log")).map_err(|e| died(&e))?;
         let mut fds = Fds::default();
         let start = Start {
             accel: plan.accel,
@@ -230,7 +235,9 @@ impl Session {
                 Ok(other) => self.record("vmm-reply", &other),
                 Err(error) => self.stop(refused(&error)),
             },
-            Message::Request(_) => self.stop(Stopped::Died(Process::Vmm, "asked instead of answering".into())),
+            Message::Request(_) => {
+                self.stop(Stopped::Died(Process::Vmm, "asked instead of answering".into()))
+            }
         }
     }
 
@@ -383,7 +390,10 @@ impl Session {
     fn lose_monitor(&mut self, how: &str) {
         self.monitor = None;
         let phase = self.evidence.phase().map_or_else(|| "boot".into(), |p| format!("{p:?}"));
-        self.notice(format!("observation ended after {} ms (phase {phase}): ktstr-monitor {how}", self.dir.elapsed_ms()));
+        self.notice(format!(
+            "observation ended after {} ms (phase {phase}): ktstr-monitor {how}",
+            self.dir.elapsed_ms()
+        ));
         if self.state == State::Finishing {
             self.finish();
         }
@@ -551,4 +561,3 @@ pub fn pump<L: Link>(
         }
     }
 }
-

@@ -149,15 +149,16 @@ impl<L: Link> Channel<L> {
         if nix::sys::socket::getsockname::<nix::sys::socket::UnixAddr>(fd).is_err() {
             return Err(ChannelError::Unexpected {
                 peer,
-                what: format!("no socket on descriptor {fd}: this executable is started by another one, not by hand"),
+                what: format!(
+                    "no socket on descriptor {fd}: this executable is started by another one, not by hand"
+                ),
             });
         }
         // SAFETY: getsockname just showed that the descriptor is open and a unix socket, and by the
         // start-up contract nothing else in this process owns it.
         let owned = unsafe { OwnedFd::from_raw_fd(fd) };
-        nix::fcntl::fcntl(&owned, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC)).map_err(|e| {
-            ChannelError::Io { peer, action: "setting close-on-exec", source: e.into() }
-        })?;
+        nix::fcntl::fcntl(&owned, nix::fcntl::FcntlArg::F_SETFD(nix::fcntl::FdFlag::FD_CLOEXEC))
+            .map_err(|e| ChannelError::Io { peer, action: "setting close-on-exec", source: e.into() })?;
         Self::new(owned.into(), peer)
     }
 
@@ -167,7 +168,10 @@ impl<L: Link> Channel<L> {
         let body = codec::encode(body).map_err(|source| ChannelError::Codec { peer, source })?;
         let fds = fds.into_vec();
         if fds.len() > MAX_FDS {
-            return Err(ChannelError::Codec { peer, source: CodecError::TooManyFds { count: fds.len() as u8 } });
+            return Err(ChannelError::Codec {
+                peer,
+                source: CodecError::TooManyFds { count: fds.len() as u8 },
+            });
         }
         let header =
             Header { version: VERSION, link: L::ID, kind, length: body.len() as u32, fds: fds.len() as u8 };
@@ -228,7 +232,9 @@ impl<L: Link> Channel<L> {
                 }
                 Err(Errno::EAGAIN) => return Ok(false),
                 Err(Errno::EINTR) => {}
-                Err(Errno::EPIPE | Errno::ECONNRESET) => return Err(ChannelError::Closed { peer: self.peer }),
+                Err(Errno::EPIPE | Errno::ECONNRESET) => {
+                    return Err(ChannelError::Closed { peer: self.peer });
+                }
                 Err(e) => {
                     return Err(ChannelError::Io { peer: self.peer, action: "sending", source: e.into() });
                 }
@@ -256,9 +262,11 @@ impl<L: Link> Channel<L> {
                 Err(e) => return Err(ChannelError::Io { peer, action: "receiving", source: e.into() }),
             };
             let truncated = got.flags.contains(MsgFlags::MSG_CTRUNC);
-            let control = got
-                .cmsgs()
-                .map_err(|e| ChannelError::Io { peer, action: "reading descriptors", source: e.into() })?;
+            let control = got.cmsgs().map_err(|e| ChannelError::Io {
+                peer,
+                action: "reading descriptors",
+                source: e.into(),
+            })?;
             for message in control {
                 if let ControlMessageOwned::ScmRights(fds) = message {
                     // SAFETY: the kernel has just installed these descriptors for us alone.
@@ -267,7 +275,10 @@ impl<L: Link> Channel<L> {
             }
             let n = got.bytes;
             if truncated || self.in_fds.len() > 2 * MAX_FDS {
-                return Err(ChannelError::Unexpected { peer, what: "more descriptors than a frame may carry".into() });
+                return Err(ChannelError::Unexpected {
+                    peer,
+                    what: "more descriptors than a frame may carry".into(),
+                });
             }
             if n == 0 {
                 self.eof = true;

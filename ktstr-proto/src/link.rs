@@ -138,10 +138,11 @@ impl Fds {
     /// Takes the descriptor that `field` names.
     pub fn take(&mut self, slot: FdSlot, field: &'static str) -> Result<OwnedFd, MissingFd> {
         let attached = self.0.len();
-        self.0
-            .get_mut(usize::from(slot.0))
-            .and_then(Option::take)
-            .ok_or(MissingFd { slot: slot.0, field, attached })
+        self.0.get_mut(usize::from(slot.0)).and_then(Option::take).ok_or(MissingFd {
+            slot: slot.0,
+            field,
+            attached,
+        })
     }
 
     /// Number of descriptors, taken ones included.

@@ -102,7 +102,9 @@ pub enum RingError {
         len: u64,
     },
     /// The header does not fit the region.
-    #[error("guest announces a ring of {capacity} bytes, version {version}, mode {mode}: the region holds {available}")]
+    #[error(
+        "guest announces a ring of {capacity} bytes, version {version}, mode {mode}: the region holds {available}"
+    )]
     Header {
         /// Announced capacity in bytes.
         capacity: u64,
@@ -114,7 +116,9 @@ pub enum RingError {
         available: u64,
     },
     /// The write index is impossible.
-    #[error("guest moved the ring's write index to {write} while {read} were taken from a ring of {capacity} bytes")]
+    #[error(
+        "guest moved the ring's write index to {write} while {read} were taken from a ring of {capacity} bytes"
+    )]
     Index {
         /// Write index found.
         write: u64,
@@ -124,7 +128,9 @@ pub enum RingError {
         capacity: u64,
     },
     /// A linear ring has no room left.
-    #[error("ring of {capacity} bytes is full and is not emptied under this accelerator: raise the run's ring size")]
+    #[error(
+        "ring of {capacity} bytes is full and is not emptied under this accelerator: raise the run's ring size"
+    )]
     Full {
         /// Capacity in bytes.
         capacity: u64,
@@ -375,7 +381,9 @@ impl FrameDecoder {
 
     /// The next whole message.
     pub fn next_message(&mut self) -> Result<Option<GuestMessage>, FrameError> {
-        let Some(&[m0, m1, m2, m3, l0, l1, l2, l3, ref rest @ ..]) = self.buffer.first_chunk::<FRAME_HEADER>() else {
+        let Some(&[m0, m1, m2, m3, l0, l1, l2, l3, ref rest @ ..]) =
+            self.buffer.first_chunk::<FRAME_HEADER>()
+        else {
             return Ok(None);
         };
         let offset = self.offset;

@@ -64,8 +64,12 @@ impl Topology {
 
     /// The shape itself if it can be built.
     pub fn checked(self) -> Result<Self, TopologyError> {
-        let named =
-            [("numa_nodes", self.numa_nodes), ("llcs", self.llcs), ("cores", self.cores), ("threads", self.threads)];
+        let named = [
+            ("numa_nodes", self.numa_nodes),
+            ("llcs", self.llcs),
+            ("cores", self.cores),
+            ("threads", self.threads),
+        ];
         if let Some((dimension, _)) = named.iter().find(|(_, n)| *n == 0) {
             return Err(TopologyError::Zero { shape: self, dimension });
         }

@@ -264,7 +264,11 @@ impl AssertResult {
     /// Nothing was tested, because of `reason`.
     pub fn skip(reason: impl Into<String>) -> Self {
         let mut result = Self { outcome: Outcome::NotRun, ..Self::pass() };
-        result.details.push(Detail { kind: DetailKind::Note, outcome: Outcome::NotRun, message: reason.into() });
+        result.details.push(Detail {
+            kind: DetailKind::Note,
+            outcome: Outcome::NotRun,
+            message: reason.into(),
+        });
         result
     }
 
@@ -508,6 +512,9 @@ mod tests {
         let merged = Assert::default_checks()
             .merge(Assert { max_gap_ms: Some(100), ..Assert::NO_OVERRIDES })
             .merge(Assert { isolation: Some(false), ..Assert::NO_OVERRIDES });
-        assert_eq!((merged.max_gap_ms, merged.isolation, merged.not_stuck), (Some(100), Some(false), Some(true)));
+        assert_eq!(
+            (merged.max_gap_ms, merged.isolation, merged.not_stuck),
+            (Some(100), Some(false), Some(true))
+        );
     }
 }

@@ -6,8 +6,8 @@
 use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
 
 use ktstr_proto::{
-    Accel, AccelKind, FdSlot, RunId, Topology, VERSION, client::*, codec, guest::*, link::*, monitor::*, ring::*,
-    run::*, verdict::*, vmm::*,
+    Accel, AccelKind, FdSlot, RunId, Topology, VERSION, client::*, codec, guest::*, link::*, monitor::*,
+    ring::*, run::*, verdict::*, vmm::*,
 };
 use serde::Serialize;
 
@@ -49,7 +49,12 @@ fn region() -> RamRegion {
 fn spec() -> RunSpec {
     RunSpec {
         name: "n".into(),
-        job: Job::Shell(ShellJob { include: vec!["/i".into()], exec: Some("e".into()), dmesg: true, term: None }),
+        job: Job::Shell(ShellJob {
+            include: vec!["/i".into()],
+            exec: Some("e".into()),
+            dmesg: true,
+            term: None,
+        }),
         kernel: Some("k".into()),
         accel: Accel::Det,
         topology: topology(),

@@ -22,7 +22,8 @@ fn main() -> anyhow::Result<()> {
     let [kernel, initrd, shape, memory, rest @ ..] = args.as_slice() else {
         bail!("usage: boot KERNEL INITRD NODES,LLCS,CORES,THREADS MEMORY_MIB [CMDLINE]");
     };
-    let numbers: Vec<u32> = shape.split(',').map(str::parse).collect::<Result<_, _>>().context("read the shape")?;
+    let numbers: Vec<u32> =
+        shape.split(',').map(str::parse).collect::<Result<_, _>>().context("read the shape")?;
     let &[numa_nodes, llcs, cores_per_llc, threads_per_core] = numbers.as_slice() else {
         bail!("the shape has four numbers: nodes,llcs,cores,threads");
     };
@@ -51,7 +52,11 @@ fn main() -> anyhow::Result<()> {
     loop {
         poll(&mut [PollFd::new(machine.event_fd(), PollFlags::POLLIN)], PollTimeout::NONE)?;
         while let Some(event) = machine.next_event() {
-            eprintln!("{event:?} after {:.3} s (set up in {:.3} s)", start.elapsed().as_secs_f64(), started.as_secs_f64());
+            eprintln!(
+                "{event:?} after {:.3} s (set up in {:.3} s)",
+                start.elapsed().as_secs_f64(),
+                started.as_secs_f64()
+            );
             if matches!(event, Event::Exited(_)) {
                 return Ok(());
             }

@@ -47,12 +47,13 @@ impl Ready {
     pub fn prepare(backend: &Backend, spec: MachineSpec) -> Result<Ready, MachineError> {
         match backend {
             Backend::Kvm => {
-                let kvm = std::fs::File::options().read(true).write(true).open("/dev/kvm").map_err(|source| {
-                    MachineError {
-                        action: "open /dev/kvm (is the module loaded, may this user open it?)".to_owned(),
-                        source: Some(Box::new(source)),
-                    }
-                })?;
+                let kvm =
+                    std::fs::File::options().read(true).write(true).open("/dev/kvm").map_err(|source| {
+                        MachineError {
+                            action: "open /dev/kvm (is the module loaded, may this user open it?)".to_owned(),
+                            source: Some(Box::new(source)),
+                        }
+                    })?;
                 Ok(Ready::Kvm { kvm: kvm.into(), spec: Box::new(spec) })
             }
             Backend::Emulator(emulator) => Ok(Ready::Emulated(Box::new(Prepared::spawn(spec, emulator)?))),

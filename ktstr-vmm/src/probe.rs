@@ -113,7 +113,10 @@ fn run(kvm: OwnedFd) -> Result<String, String> {
                 ));
             }
             Attempt::Finished { result, .. } => {
-                return Err(format!("a guest loop computed {result:#x} instead of {expected:#x}{}", module()));
+                return Err(format!(
+                    "a guest loop computed {result:#x} instead of {expected:#x}{}",
+                    module()
+                ));
             }
             Attempt::TimedOut => {
                 last = format!(

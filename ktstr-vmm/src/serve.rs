@@ -163,7 +163,8 @@ impl Server {
     /// Introduces itself on a connected channel.
     pub fn new(mut channel: Channel<VmmLink>) -> Result<Server, ServeError> {
         channel.handshake("ktstr-vmm", HANDSHAKE_LIMIT)?;
-        let poll = Poll::new().map_err(|source| ServeError::Loop { action: "make the event loop", source })?;
+        let poll =
+            Poll::new().map_err(|source| ServeError::Loop { action: "make the event loop", source })?;
         poll.registry()
             .register(
                 &mut SourceFd(&channel.as_raw_fd()),
@@ -257,7 +258,9 @@ impl Server {
                 if session.ask_shutdown() {
                     return Ok(VmmReply::Shutdown(Accepted));
                 }
-                Err(refusal("the guest cannot be asked to shut down: its channel takes nothing from the host"))
+                Err(refusal(
+                    "the guest cannot be asked to shut down: its channel takes nothing from the host",
+                ))
             }),
             VmmRequest::Kill(_) => self.running("kill").map(|session| {
                 session.kill();
@@ -312,7 +315,8 @@ fn launch(start: &Start, mut fds: Fds, attached: &mut Fds) -> Result<(Session, S
     let backend = backend(start)?;
     let (com1, com1_sink) = PortOutput::new("com1")?;
     let (com2, com2_sink) = PortOutput::new("com2")?;
-    let (console, ours) = if start.interactive { console_pair().map(|(a, b)| (Some(a), Some(b)))? } else { (None, None) };
+    let (console, ours) =
+        if start.interactive { console_pair().map(|(a, b)| (Some(a), Some(b)))? } else { (None, None) };
     let spec = MachineSpec {
         topology: shape(topology),
         memory: u64::from(start.memory_mb) << 20,

@@ -13,7 +13,9 @@ use nix::sys::termios::{LocalFlags, OutputFlags, SetArg, Termios, cfmakeraw, tcg
 #[derive(Debug, thiserror::Error)]
 pub enum TerminalError {
     /// Standard input is something else.
-    #[error("standard input is no terminal: an interactive shell needs one; use --exec CMD to run a single command")]
+    #[error(
+        "standard input is no terminal: an interactive shell needs one; use --exec CMD to run a single command"
+    )]
     NotATerminal,
     /// The mode could not be read or set.
     #[error("{action}")]

@@ -76,8 +76,7 @@ impl Args {
 
     /// Nanoseconds of busy-waiting per dispatch.
     pub fn slow_ns(&self) -> u64 {
-        self.slow
-            .map_or(0, |slow| u64::try_from(slow.as_nanos()).unwrap_or(u64::MAX))
+        self.slow.map_or(0, |slow| u64::try_from(slow.as_nanos()).unwrap_or(u64::MAX))
     }
 
     /// Nanoseconds a task may run.
@@ -98,14 +97,10 @@ fn parse_slow(text: &str) -> Result<Duration, String> {
     } else {
         (text.strip_suffix("ms").unwrap_or(text), 1000)
     };
-    let count: u64 = digits
-        .parse()
-        .map_err(|_| format!("{text:?} is no duration like 500us, 2ms or 2"))?;
+    let count: u64 = digits.parse().map_err(|_| format!("{text:?} is no duration like 500us, 2ms or 2"))?;
     let duration = Duration::from_micros(count.saturating_mul(micros_each));
     if duration > Duration::from_millis(10) {
-        return Err(format!(
-            "{text} is more than 10ms, which would look like a lockup"
-        ));
+        return Err(format!("{text} is more than 10ms, which would look like a lockup"));
     }
     Ok(duration)
 }
@@ -121,10 +116,7 @@ mod tests {
     #[test]
     fn defaults_misbehave_in_no_way() {
         let args = parse(&[]).unwrap();
-        assert_eq!(
-            (args.stall_after_ns(), args.crash_after_ns(), args.slow_ns()),
-            (0, 0, 0)
-        );
+        assert_eq!((args.stall_after_ns(), args.crash_after_ns(), args.slow_ns()), (0, 0, 0));
         assert!(!args.fail_verify);
         assert_eq!((args.watchdog_ms, args.slice_ns()), (5000, 20_000_000));
     }
@@ -138,10 +130,7 @@ mod tests {
     #[test]
     fn at_once_differs_from_never() {
         assert_eq!(parse(&["--stall-after", "0"]).unwrap().stall_after_ns(), 1);
-        assert_eq!(
-            parse(&["--crash-after", "250"]).unwrap().crash_after_ns(),
-            250_000_000
-        );
+        assert_eq!(parse(&["--crash-after", "250"]).unwrap().crash_after_ns(), 250_000_000);
     }
 
     #[test]
@@ -149,14 +138,7 @@ mod tests {
         assert_eq!(parse(&["--slow", "500us"]).unwrap().slow_ns(), 500_000);
         assert_eq!(parse(&["--slow", "2ms"]).unwrap().slow_ns(), 2_000_000);
         assert_eq!(parse(&["--slow", "2"]).unwrap().slow_ns(), 2_000_000);
-        for wrong in [
-            "11ms",
-            "10001us",
-            "fast",
-            "",
-            "-1",
-            "18446744073709551615ms",
-        ] {
+        for wrong in ["11ms", "10001us", "fast", "", "-1", "18446744073709551615ms"] {
             assert!(parse(&["--slow", wrong]).is_err(), "{wrong}");
         }
     }

@@ -111,14 +111,7 @@ impl ExitReport {
         crash_requested: bool,
     ) -> Self {
         let [reason, msg, dump] = [reason, msg, dump].map(text);
-        Self {
-            kind,
-            exit_code,
-            reason,
-            msg,
-            dump,
-            crash_requested,
-        }
+        Self { kind, exit_code, reason, msg, dump, crash_requested }
     }
 
     /// What the process returns.
@@ -136,24 +129,10 @@ impl ExitReport {
 
 impl fmt::Display for ExitReport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            kind,
-            exit_code,
-            reason,
-            msg,
-            dump,
-            ..
-        } = self;
-        write!(
-            f,
-            "scx-ktstr: exit kind={kind} code={exit_code} reason={reason:?} msg={msg:?}"
-        )?;
+        let Self { kind, exit_code, reason, msg, dump, .. } = self;
+        write!(f, "scx-ktstr: exit kind={kind} code={exit_code} reason={reason:?} msg={msg:?}")?;
         if !dump.is_empty() {
-            write!(
-                f,
-                "\nscx-ktstr: dump begin\n{}\nscx-ktstr: dump end",
-                dump.trim_end()
-            )?;
+            write!(f, "\nscx-ktstr: dump begin\n{}\nscx-ktstr: dump end", dump.trim_end())?;
         }
         Ok(())
     }
@@ -170,14 +149,7 @@ mod tests {
 
     fn report(raw: u32, crash_requested: bool) -> ExitReport {
         let kind = ExitKind::from_raw(raw).unwrap();
-        ExitReport::decode(
-            kind,
-            7,
-            b"why\0junk",
-            b"no terminator",
-            b"\0",
-            crash_requested,
-        )
+        ExitReport::decode(kind, 7, b"why\0junk", b"no terminator", b"\0", crash_requested)
     }
 
     #[test]
@@ -188,8 +160,7 @@ mod tests {
 
     #[test]
     fn each_cause_has_its_code() {
-        let codes =
-            [64, 65, 66, 67, 1024, 1025, 1026, 68, 1027].map(|k| report(k, false).raw_code());
+        let codes = [64, 65, 66, 67, 1024, 1025, 1026, 68, 1027].map(|k| report(k, false).raw_code());
         assert_eq!(codes, [0, 15, 15, 15, 14, 13, 12, 15, 14]);
     }
 
@@ -211,10 +182,6 @@ mod tests {
     fn a_dump_is_framed() {
         let dump = b"CPU 0\n\0";
         let report = ExitReport::decode(ExitKind::ErrorStall, 0, b"", b"", dump, false);
-        assert!(
-            report
-                .to_string()
-                .ends_with("dump begin\nCPU 0\nscx-ktstr: dump end")
-        );
+        assert!(report.to_string().ends_with("dump begin\nCPU 0\nscx-ktstr: dump end"));
     }
 }

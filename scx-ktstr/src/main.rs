@@ -62,14 +62,8 @@ fn refuse(action: &str, error: &anyhow::Error, code: u8) -> ExitCode {
 
 /// Opens the object, writes the command line into its constants, has the kernel verify it.
 fn load<'a>(args: &Args, storage: &'a mut MaybeUninit<OpenObject>) -> Result<MainSkel<'a>> {
-    let mut open = MainSkelBuilder::default()
-        .open(storage)
-        .context("opening the BPF object")?;
-    let rodata = open
-        .maps
-        .rodata_data
-        .as_deref_mut()
-        .context("the BPF object has no .rodata")?;
+    let mut open = MainSkelBuilder::default().open(storage).context("opening the BPF object")?;
+    let rodata = open.maps.rodata_data.as_deref_mut().context("the BPF object has no .rodata")?;
     rodata.stall_after_ns = args.stall_after_ns();
     rodata.crash_after_ns = args.crash_after_ns();
     rodata.slow_ns = args.slow_ns();
@@ -118,10 +112,7 @@ fn signal_pipe() -> Result<PipeReader> {
 }
 
 fn bss<'a>(skel: &'a MainSkel<'_>) -> Result<&'a bpf::types::bss> {
-    skel.maps
-        .bss_data
-        .as_deref()
-        .context("the BPF object has no .bss")
+    skel.maps.bss_data.as_deref().context("the BPF object has no .bss")
 }
 
 fn queue_name(skel: &MainSkel<'_>) -> Result<&'static str> {
@@ -150,11 +141,7 @@ fn exit_report(skel: &MainSkel<'_>) -> Result<ExitReport> {
         }
     };
     let bss = bss(skel)?;
-    let dump = skel
-        .maps
-        .bss_dump_data
-        .as_deref()
-        .context("the BPF object has no .bss.dump")?;
+    let dump = skel.maps.bss_dump_data.as_deref().context("the BPF object has no .bss.dump")?;
     Ok(ExitReport::decode(
         kind,
         bss.exit_record.exit_code,

@@ -120,7 +120,10 @@ mod tests {
         let shape = |scheduler, shape| entry(scheduler, shape).topology().map(|t| t.to_string());
         assert_eq!(shape(None, Shape::default()).unwrap(), "1n1l2c1t");
         assert_eq!(shape(Some(&SCHEDULER), Shape::default()).unwrap(), "1n2l4c1t");
-        assert_eq!(shape(Some(&SCHEDULER), Shape { threads: Some(2), ..Shape::default() }).unwrap(), "1n2l4c2t");
+        assert_eq!(
+            shape(Some(&SCHEDULER), Shape { threads: Some(2), ..Shape::default() }).unwrap(),
+            "1n2l4c2t"
+        );
         let uneven = shape(Some(&SCHEDULER), Shape { numa_nodes: Some(3), ..Shape::default() });
         assert!(matches!(uneven, Err(TopologyError::Uneven { .. })));
     }

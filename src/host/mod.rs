@@ -68,7 +68,8 @@ fn judge(spec: &RunSpec, report: &RunReport, require: Option<&str>) -> Result<St
         (false, Outcome::Pass) => Ok(text),
         (false, Outcome::NotRun) if required(spec.accel, require.unwrap_or_default()) => {
             let accel = spec.accel;
-            let why = format!("not run, but KTSTR_REQUIRE={} demands it ({accel})", require.unwrap_or_default());
+            let why =
+                format!("not run, but KTSTR_REQUIRE={} demands it ({accel})", require.unwrap_or_default());
             Err((why.clone(), format!("{text}{why}\n")))
         }
         (false, Outcome::NotRun) => Ok(text),
@@ -79,9 +80,10 @@ fn judge(spec: &RunSpec, report: &RunReport, require: Option<&str>) -> Result<St
 
 /// Whether a run with `accel` must not be left out; `auto` stands for whatever is required.
 fn required(accel: Accel, list: &str) -> bool {
-    list.split(',').map(str::trim).filter(|word| !word.is_empty()).any(|word| {
-        word == "all" || accel == Accel::Auto || word.parse() == Ok(accel)
-    })
+    list.split(',')
+        .map(str::trim)
+        .filter(|word| !word.is_empty())
+        .any(|word| word == "all" || accel == Accel::Auto || word.parse() == Ok(accel))
 }
 
 #[cfg(test)]

@@ -57,7 +57,8 @@ pub fn spec_of(entry: &KtstrTestEntry) -> Result<RunSpec, SpecError> {
     let test = entry.full_name();
     let topology = entry.topology().map_err(|source| SpecError::Shape { test: test.clone(), source })?;
     let binary = env::current_exe().map_err(SpecError::OwnExecutable)?;
-    let accel: Accel = set("KTSTR_ACCEL").map_or(Ok(Accel::Auto), |text| text.parse()).map_err(SpecError::Accel)?;
+    let accel: Accel =
+        set("KTSTR_ACCEL").map_or(Ok(Accel::Auto), |text| text.parse()).map_err(SpecError::Accel)?;
     let seed = match set("KTSTR_SEED") {
         Some(value) => value.parse().map_err(|_| SpecError::Seed { value })?,
         None => seed_of(&test),
@@ -67,7 +68,12 @@ pub fn spec_of(entry: &KtstrTestEntry) -> Result<RunSpec, SpecError> {
         .map(|scheduler| {
             let binary = find_scheduler(scheduler.binary, scheduler.package)
                 .map_err(|source| SpecError::Scheduler { scheduler: scheduler.name, source })?;
-            let args = scheduler.sched_args.iter().chain(entry.extra_sched_args).map(|arg| arg.to_string()).collect();
+            let args = scheduler
+                .sched_args
+                .iter()
+                .chain(entry.extra_sched_args)
+                .map(|arg| arg.to_string())
+                .collect();
             Ok(SchedulerJob { name: scheduler.name.into(), binary, args })
         })
         .transpose()?;
@@ -119,7 +125,8 @@ fn replay(entry: &KtstrTestEntry, test: &str, seed: u64, scheduler: Option<&str>
 /// executable lies in, else below the working directory.
 fn runs_root(exe: &Path) -> PathBuf {
     let told = set("KTSTR_RUNS_ROOT").or_else(|| set("KTSTR_RUNS_DIR")).map(PathBuf::from);
-    let root = told.unwrap_or_else(|| target_of(exe).unwrap_or_else(|| PathBuf::from("target")).join("ktstr/runs"));
+    let root =
+        told.unwrap_or_else(|| target_of(exe).unwrap_or_else(|| PathBuf::from("target")).join("ktstr/runs"));
     std::path::absolute(&root).unwrap_or(root)
 }
 

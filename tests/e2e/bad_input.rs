@@ -19,7 +19,9 @@ use crate::harness::{alive, exec, run, spec, wait_for};
 
 fn reason(report: &RunReport) -> String {
     match &report.cause {
-        Some(Cause::BadRequest { reason } | Cause::Missing { reason } | Cause::Channel { reason }) => reason.clone(),
+        Some(Cause::BadRequest { reason } | Cause::Missing { reason } | Cause::Channel { reason }) => {
+            reason.clone()
+        }
         other => panic!("{other:?}"),
     }
 }
@@ -89,7 +91,11 @@ fn a_library_that_is_nowhere() {
 #[test]
 fn a_guest_kernel_that_panics() {
     let report = run(exec("echo c > /proc/sysrq-trigger; sleep 60"));
-    assert!(matches!(&report.cause, Some(Cause::KernelPanic { message }) if message.contains("sysrq")), "{:?}", report.cause);
+    assert!(
+        matches!(&report.cause, Some(Cause::KernelPanic { message }) if message.contains("sysrq")),
+        "{:?}",
+        report.cause
+    );
 }
 
 #[test]
@@ -118,7 +124,13 @@ impl Served {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("orch");
         let orch = ktstr::executables::find_own("ktstr-orch").expect("ktstr-orch is built");
-        let process = Command::new(orch).arg("serve").arg("--socket").arg(&socket).stdout(Stdio::null()).spawn().unwrap();
+        let process = Command::new(orch)
+            .arg("serve")
+            .arg("--socket")
+            .arg(&socket)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
         wait_for("socket", Duration::from_secs(10), || UnixStream::connect(&socket).ok());
         Self { process, socket, _dir: dir }
     }

@@ -106,7 +106,12 @@ fn of_the_monitor_ends_observation_not_the_run() {
     kill_in_each_phase(
         |pids| pids.monitor,
         |phase, report| {
-            assert_eq!((report.outcome, report.infrastructure), (Outcome::Pass, false), "{phase}: {:?}", report.cause);
+            assert_eq!(
+                (report.outcome, report.infrastructure),
+                (Outcome::Pass, false),
+                "{phase}: {:?}",
+                report.cause
+            );
             let noted = report.notes.iter().any(|note| note.contains("observation ended"));
             assert!(noted || phase == "TestEnded", "{phase}: {:?}", report.notes);
         },

@@ -38,7 +38,8 @@ pub fn exec(command: &str) -> RunSpec {
     let mut spec = spec("eevdf", Accel::Tcg);
     spec.topology = Topology::new(1, 1, 1, 1).expect("the smallest machine");
     spec.name = "exec".into();
-    spec.job = Job::Shell(ShellJob { include: Vec::new(), exec: Some(command.into()), dmesg: false, term: None });
+    spec.job =
+        Job::Shell(ShellJob { include: Vec::new(), exec: Some(command.into()), dmesg: false, term: None });
     spec
 }
 

@@ -143,7 +143,12 @@ fn on_tcg_every_work_type_makes_progress() {
 }
 
 fn assert_fails(report: &RunReport) {
-    assert_eq!((report.outcome, report.infrastructure, report.exit_code()), (Outcome::Fail, false, 1), "{:?}", report.cause);
+    assert_eq!(
+        (report.outcome, report.infrastructure, report.exit_code()),
+        (Outcome::Fail, false, 1),
+        "{:?}",
+        report.cause
+    );
 }
 
 #[test]

@@ -45,6 +45,10 @@ pub fn command(args: &DemoArgs) -> Result<u8> {
     run.args(test).args(["--", "--exact", "demo", "--nocapture"]).env("KTSTR_ACCEL", &args.accel);
     run.envs(args.kernel.iter().map(|k| ("KTSTR_KERNEL", k)));
     let status = workspace::timed("run the demo test", &mut run)?;
-    println!("demo: {} after {:.1} s", if status.success() { "PASS" } else { "FAIL" }, start.elapsed().as_secs_f64());
+    println!(
+        "demo: {} after {:.1} s",
+        if status.success() { "PASS" } else { "FAIL" },
+        start.elapsed().as_secs_f64()
+    );
     Ok(u8::from(!status.success()))
 }

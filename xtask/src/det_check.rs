@@ -57,7 +57,11 @@ pub fn command(args: &DetCheckArgs) -> Result<u8> {
         let runs = base.join(format!("{n}"));
         let mut run = workspace::cargo();
         run.args(test).args(["--", "--exact", "demo"]);
-        run.envs([("KTSTR_ACCEL", "det"), ("KTSTR_SEED", "1"), ("KTSTR_OBSERVE", if observe { "1" } else { "0" })]);
+        run.envs([
+            ("KTSTR_ACCEL", "det"),
+            ("KTSTR_SEED", "1"),
+            ("KTSTR_OBSERVE", if observe { "1" } else { "0" }),
+        ]);
         run.env("KTSTR_RUNS_ROOT", &runs).envs(args.kernel.iter().map(|k| ("KTSTR_KERNEL", k)));
         let load = busy.then(Load::start);
         workspace::step(&label, &mut run)?;
@@ -77,7 +81,12 @@ pub fn command(args: &DetCheckArgs) -> Result<u8> {
     }
     let sizes: Vec<String> =
         first.iter().flatten().map(|(name, bytes)| format!("{name} {} bytes", bytes.len())).collect();
-    println!("det-check: {} of {} runs identical to the first ({})", args.runs - 1 - different.min(args.runs - 1), args.runs - 1, sizes.join(", "));
+    println!(
+        "det-check: {} of {} runs identical to the first ({})",
+        args.runs - 1 - different.min(args.runs - 1),
+        args.runs - 1,
+        sizes.join(", ")
+    );
     Ok(u8::from(different > 0))
 }
 
@@ -115,7 +124,8 @@ fn traces(runs: &Path) -> Result<BTreeMap<&'static str, Vec<u8>>> {
         .map(|e| e.path())
         .collect();
     let [dir] = dirs.as_slice() else { bail!("{} runs in {} instead of one", dirs.len(), runs.display()) };
-    let read = |name: &str| fs::read(dir.join(name)).with_context(|| format!("{} has no {name}", dir.display()));
+    let read =
+        |name: &str| fs::read(dir.join(name)).with_context(|| format!("{} has no {name}", dir.display()));
     let mut report: Value = serde_json::from_slice(&read("sidecar.json")?)?;
     let fields = report.as_object_mut().context("sidecar.json is no object")?;
     fields.retain(|name, _| !HOST_FIELDS.contains(&name.as_str()));

@@ -24,7 +24,9 @@ pub struct PublishedArgs {
 
 /// Builds the scheduler and runs the end-to-end case that takes it unpatched.
 pub fn command(args: &PublishedArgs) -> Result<u8> {
-    if let Outcome::Missing(missing) = prereq::ensure(&[Group::Demo, Group::PublishedSchedulers], !args.no_install)? {
+    if let Outcome::Missing(missing) =
+        prereq::ensure(&[Group::Demo, Group::PublishedSchedulers], !args.no_install)?
+    {
         println!("NOT RUN: missing {}", missing.join(", "));
         return Ok(3);
     }

@@ -23,7 +23,8 @@ pub struct SoakArgs {
 }
 
 /// Signs of a guest that was corrupted.
-const DAMAGE: [&str; 6] = ["Oops", "BUG:", "general protection fault", "Kernel panic", "int3:", "stack segment"];
+const DAMAGE: [&str; 6] =
+    ["Oops", "BUG:", "general protection fault", "Kernel panic", "int3:", "stack segment"];
 
 /// 0 all sound, 1 damage seen.
 pub fn command(args: &SoakArgs) -> Result<u8> {
@@ -48,7 +49,13 @@ pub fn command(args: &SoakArgs) -> Result<u8> {
             println!("boot {n}: {status}, console shows {signs:?}: {}", runs.display());
         }
     }
-    println!("soak: {} of {} boots sound ({} {})", args.boots - damaged, args.boots, args.accel, args.topology);
+    println!(
+        "soak: {} of {} boots sound ({} {})",
+        args.boots - damaged,
+        args.boots,
+        args.accel,
+        args.topology
+    );
     Ok(u8::from(damaged > 0))
 }
 

@@ -50,7 +50,11 @@ pub fn command(args: &TestArgs) -> Result<u8> {
     host.arg("--workspace");
     let on_host = workspace::timed("tests on this host", &mut host)?.success();
     let in_lab = args.no_lab || lab()?;
-    println!("suite: host {}, lab {}", verdict(on_host), if args.no_lab { "not run (--no-lab)" } else { verdict(in_lab) });
+    println!(
+        "suite: host {}, lab {}",
+        verdict(on_host),
+        if args.no_lab { "not run (--no-lab)" } else { verdict(in_lab) }
+    );
     Ok(u8::from(!(on_host && in_lab)))
 }
 
@@ -71,7 +75,12 @@ fn nextest(more: &[String]) -> std::process::Command {
 fn lab() -> Result<bool> {
     let xtask = env::current_exe().context("cannot name this executable")?;
     let store = kernel_store()?;
-    let runner = format!("{} lab --file {} --bin-dir {} --", xtask.display(), store.display(), workspace::bin_dir().display());
+    let runner = format!(
+        "{} lab --file {} --bin-dir {} --",
+        xtask.display(),
+        store.display(),
+        workspace::bin_dir().display()
+    );
     let mut command = nextest(&[]);
     command
         .args(LAB_BINARIES)

@@ -10,12 +10,13 @@ use std::{
 use anyhow::{Context, Result, bail};
 
 /// Packages whose executables a run needs.
-const RUN_PACKAGES: [&str; 6] =
+pub const RUN_PACKAGES: [&str; 6] =
     ["ktstr-orch", "ktstr-vmm", "ktstr-monitor", "ktstr-guest", "scx-ktstr", "cargo-ktstr"];
 
 /// Root of the workspace.
 pub fn root() -> PathBuf {
-    let manifest = env::var_os("CARGO_MANIFEST_DIR").map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    let manifest = env::var_os("CARGO_MANIFEST_DIR")
+        .map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
     manifest.parent().map_or_else(|| PathBuf::from("."), Path::to_path_buf)
 }
 
@@ -80,7 +81,8 @@ pub fn ensure_kernel(series: Option<&str>) -> Result<()> {
 
 fn has_kernel(listing: &[u8], series: Option<&str>) -> Result<bool> {
     let listing: serde_json::Value = serde_json::from_slice(listing).context("`ktstr kernel list --json`")?;
-    let entries = listing.as_array().or_else(|| listing.get("kernels")?.as_array()).map_or(&[][..], Vec::as_slice);
+    let entries =
+        listing.as_array().or_else(|| listing.get("kernels")?.as_array()).map_or(&[][..], Vec::as_slice);
     Ok(entries.iter().any(|entry| {
         let release = entry.get("release").and_then(|r| r.as_str()).unwrap_or_default();
         let fits = series.is_none_or(|s| release == s || release.starts_with(&format!("{s}.")));

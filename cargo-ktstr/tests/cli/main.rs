@@ -41,7 +41,8 @@ fn help_names_the_subcommands_in_order() {
     let text = text(&help.stdout);
     let mut at = 0;
     for name in ["test", "kernel", "shell", "topo", "completions"] {
-        let found = text[at..].find(&format!("\n  {name} ")).unwrap_or_else(|| panic!("{name} in order in:\n{text}"));
+        let found =
+            text[at..].find(&format!("\n  {name} ")).unwrap_or_else(|| panic!("{name} in order in:\n{text}"));
         at += found + 1;
     }
 }
@@ -50,8 +51,15 @@ fn help_names_the_subcommands_in_order() {
 fn shell_help_names_every_option_in_order() {
     let home = home();
     let text = text(&run(home.path(), &["shell", "--help"]).stdout);
-    let options =
-        ["--kernel <ID>", "--topology <N,L,C,T>", "-i, --include-files <PATH>", "--memory-mb <MB>", "--dmesg", "--exec <CMD>", "--accel"];
+    let options = [
+        "--kernel <ID>",
+        "--topology <N,L,C,T>",
+        "-i, --include-files <PATH>",
+        "--memory-mb <MB>",
+        "--dmesg",
+        "--exec <CMD>",
+        "--accel",
+    ];
     let mut at = 0;
     for option in options {
         at += text[at..].find(option).unwrap_or_else(|| panic!("{option} in order in:\n{text}"));
@@ -95,7 +103,8 @@ fn a_missing_kernel_is_not_run() {
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{stderr}");
     assert!(stderr.contains("is empty") && stderr.contains("ktstr kernel pull debian:9.9"), "{stderr}");
-    let empty = command(KTSTR, home.path()).args(["shell", "--exec", "true"]).env("KTSTR_TEST_KERNEL", "").output();
+    let empty =
+        command(KTSTR, home.path()).args(["shell", "--exec", "true"]).env("KTSTR_TEST_KERNEL", "").output();
     let stderr = text(&empty.unwrap().stderr);
     assert!(stderr.contains("KTSTR_TEST_KERNEL: the kernel selector is empty"), "{stderr}");
 }
@@ -111,7 +120,8 @@ fn no_home_names_the_variables() {
 #[test]
 fn pulling_without_apt_names_the_alternatives() {
     let home = home();
-    let output = command(KTSTR, home.path()).env("PATH", "/nonexistent").args(["kernel", "pull"]).output().unwrap();
+    let output =
+        command(KTSTR, home.path()).env("PATH", "/nonexistent").args(["kernel", "pull"]).output().unwrap();
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(3), "{stderr}");
     assert!(stderr.contains("--kernel /path/to/vmlinuz") && stderr.contains("FILE.deb"), "{stderr}");
@@ -129,7 +139,8 @@ fn an_empty_store_and_a_damaged_entry() {
     fs::write(entry.join("metadata.json"), "{").unwrap();
     let listed = text(&run(home.path(), &["kernel", "list"]).stdout);
     assert!(listed.starts_with("KEY ") && listed.contains("(corrupt: metadata.json:"), "{listed}");
-    let json: serde_json::Value = serde_json::from_slice(&run(home.path(), &["kernel", "list", "--json"]).stdout).unwrap();
+    let json: serde_json::Value =
+        serde_json::from_slice(&run(home.path(), &["kernel", "list", "--json"]).stdout).unwrap();
     assert_eq!((&json[0]["key"], &json[0]["valid"]), (&"debian-1.2".into(), &false.into()));
 
     let unconfirmed = run(home.path(), &["kernel", "clean"]);
@@ -150,7 +161,11 @@ fn a_kernel_that_is_none() {
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(1));
     assert!(stderr.contains("no usable kernel image\n  caused by: neither a bzImage"), "{stderr}");
-    assert_eq!(fs::read_dir(home.path().join(".cache/ktstr/kernels")).unwrap().count(), 2, "only the two own directories");
+    assert_eq!(
+        fs::read_dir(home.path().join(".cache/ktstr/kernels")).unwrap().count(),
+        2,
+        "only the two own directories"
+    );
 }
 
 #[test]
@@ -165,7 +180,10 @@ fn completions_for_every_shell() {
     assert!(text(&named.stdout).contains("_kt()"));
     let plugin = command(CARGO_KTSTR, home.path()).args(["ktstr", "completions", "bash"]).output().unwrap();
     let script = text(&plugin.stdout);
-    assert!(script.contains("_cargo()") && script.contains("cargo__subcmd__ktstr__subcmd__shell"), "{script}");
+    assert!(
+        script.contains("_cargo()") && script.contains("cargo__subcmd__ktstr__subcmd__shell"),
+        "{script}"
+    );
 }
 
 #[test]

@@ -106,7 +106,10 @@ impl Session {
     }
 
     fn canonical(&self) -> bool {
-        termios::tcgetattr(&self.pty.slave).unwrap().local_flags.contains(LocalFlags::ICANON | LocalFlags::ECHO)
+        termios::tcgetattr(&self.pty.slave)
+            .unwrap()
+            .local_flags
+            .contains(LocalFlags::ICANON | LocalFlags::ECHO)
     }
 
     fn report(&self, outcome: Outcome, cause: Option<Cause>, exit_status: Option<i32>) -> ClientEvent {
@@ -157,12 +160,17 @@ impl Session {
 
 #[test]
 fn a_command_passes_its_output_and_status_on() {
-    let mut session = Session::start(&["--exec", "it's", "--topology", "1,2,2,1", "--memory-mb", "512", "--accel", "tcg"]);
+    let mut session =
+        Session::start(&["--exec", "it's", "--topology", "1,2,2,1", "--memory-mb", "512", "--accel", "tcg"]);
     let Job::Shell(job) = &session.spec.job else { panic!("no shell job") };
     assert_eq!((job.exec.as_deref(), job.term.clone()), (Some("it's"), None));
     assert_eq!((session.spec.kernel.as_deref(), session.spec.memory_mb), (Some("k"), Some(512)));
     assert_eq!(session.spec.topology.to_string(), "1n2l2c1t");
-    assert!(session.spec.replay.ends_with(r"--topology 1n2l2c1t --exec 'it'\''s'"), "{}", session.spec.replay);
+    assert!(
+        session.spec.replay.ends_with(r"--topology 1n2l2c1t --exec 'it'\''s'"),
+        "{}",
+        session.spec.replay
+    );
     let output = |source, text: &str| ClientEvent::Output { source, text: text.into() };
     session.send(&ClientEvent::Notice("accelerator tcg".into()), Fds::default());
     session.send(&output(LogSource::Stdout, "out\n"), Fds::default());
@@ -233,7 +241,6 @@ fn a_guest_that_panics_is_explained() {
     session.send(&session.report(Outcome::Fail, Some(cause), None), Fds::default());
     let (code, _, err, _) = session.end();
     assert_eq!(code, Some(1));
-    let expected =
-        "error: the guest kernel panicked: Attempted to kill init\n  console: the last line\nrun directory: /runs/r\n";
+    let expected = "error: the guest kernel panicked: Attempted to kill init\n  console: the last line\nrun directory: /runs/r\n";
     assert_eq!(err, expected);
 }

@@ -47,7 +47,9 @@ fn judge_worker(assert: &Assert, worker: &WorkerReport, result: &mut AssertResul
     let gap_ms = worker.max_gap_ns / 1_000_000;
     if let Some(threshold) = assert.max_gap_ms.filter(|threshold| gap_ms > *threshold) {
         let (cpu, at) = (worker.max_gap_cpu, worker.max_gap_at_ns / 1_000_000);
-        let message = format!("tid {tid} stuck {gap_ms}ms on cpu{cpu} at +{at}ms (threshold {threshold}ms) in {cgroup}");
+        let message = format!(
+            "tid {tid} stuck {gap_ms}ms on cpu{cpu} at +{at}ms (threshold {threshold}ms) in {cgroup}"
+        );
         result.push(DetailKind::Gap, Outcome::Fail, message);
     }
     if assert.isolation == Some(true) && !worker.cpus_allowed.is_empty() {
@@ -55,7 +57,8 @@ fn judge_worker(assert: &Assert, worker: &WorkerReport, result: &mut AssertResul
             worker.cpus_used.iter().copied().filter(|cpu| !worker.cpus_allowed.contains(cpu)).collect();
         if !outside.is_empty() {
             let (outside, allowed) = (cpu_list(&outside), cpu_list(&worker.cpus_allowed));
-            let message = format!("tid {tid} ran on cpus {outside} outside the cpuset of {cgroup} ({allowed})");
+            let message =
+                format!("tid {tid} ran on cpus {outside} outside the cpuset of {cgroup} ({allowed})");
             result.push(DetailKind::Isolation, Outcome::Fail, message);
         }
     }
@@ -152,14 +155,23 @@ mod tests {
 
     #[test]
     fn each_fault_is_found_and_named() {
-        let stuck = WorkerReport { max_gap_ns: 4 * SECOND, max_gap_cpu: 2, max_gap_at_ns: 5 * SECOND, ..worker(7, "a", SECOND) };
+        let stuck = WorkerReport {
+            max_gap_ns: 4 * SECOND,
+            max_gap_cpu: 2,
+            max_gap_at_ns: 5 * SECOND,
+            ..worker(7, "a", SECOND)
+        };
         let message = "tid 7 stuck 4000ms on cpu2 at +5000ms (threshold 3000ms) in a".into();
         assert_eq!(findings(vec![stuck]), [(DetailKind::Gap, message)]);
 
         let idle = WorkerReport { work_units: 0, ..worker(8, "a", SECOND) };
-        assert_eq!(findings(vec![idle]), [(DetailKind::NoProgress, "tid 8 made no progress (0 work units) in a".into())]);
+        assert_eq!(
+            findings(vec![idle]),
+            [(DetailKind::NoProgress, "tid 8 made no progress (0 work units) in a".into())]
+        );
 
-        let astray = WorkerReport { cpus_allowed: vec![1, 2], cpus_used: vec![0, 1, 3], ..worker(9, "a", SECOND) };
+        let astray =
+            WorkerReport { cpus_allowed: vec![1, 2], cpus_used: vec![0, 1, 3], ..worker(9, "a", SECOND) };
         let message = "tid 9 ran on cpus 0,3 outside the cpuset of a (1-2)".into();
         assert_eq!(findings(vec![astray]), [(DetailKind::Isolation, message)]);
 

@@ -92,8 +92,7 @@ pub struct Kmsg {
 impl Kmsg {
     /// Opens the log and goes through what it already holds.
     pub fn open() -> io::Result<Self> {
-        let file =
-            OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open("/dev/kmsg")?;
+        let file = OpenOptions::new().read(true).custom_flags(OFlag::O_NONBLOCK.bits()).open("/dev/kmsg")?;
         let mut kmsg = Self { file, record: vec![0; RECORD_MAX], can_power_off: false };
         while let Some(line) = kmsg.next_line()? {
             kmsg.can_power_off |= says_power_off(&line);
@@ -163,24 +162,34 @@ mod tests {
             disabled("ktstr", "runnable task stall")
         );
         assert_eq!(
-            line(r#"sched_ext: BPF scheduler "bpfland_1.0.20_x86_64_unknown_linux_gnu" disabled (unregistered from user space)"#),
+            line(
+                r#"sched_ext: BPF scheduler "bpfland_1.0.20_x86_64_unknown_linux_gnu" disabled (unregistered from user space)"#
+            ),
             disabled("bpfland_1.0.20_x86_64_unknown_linux_gnu", "unregistered from user space")
         );
         assert_eq!(
             line(r#"sched_ext: BPF scheduler "a" disabled (scx_bpf_error (nested))"#),
             disabled("a", "scx_bpf_error (nested)")
         );
-        assert_eq!(line(r#"sched_ext: BPF sub-scheduler "a" disabled (runtime error)"#), disabled("a", "runtime error"));
+        assert_eq!(
+            line(r#"sched_ext: BPF sub-scheduler "a" disabled (runtime error)"#),
+            disabled("a", "runtime error")
+        );
         assert_eq!(line(r#"sched_ext: BPF scheduler "a" disabled"#), disabled("a", ""));
         assert_eq!(
             line("sched_ext: ktstr: busybox[138] failed to run for 6.324s"),
-            Some(SchedExt::Detail { name: "ktstr".into(), text: "busybox[138] failed to run for 6.324s".into() })
+            Some(SchedExt::Detail {
+                name: "ktstr".into(),
+                text: "busybox[138] failed to run for 6.324s".into()
+            })
         );
     }
 
     #[test]
     fn other_lines_are_not() {
-        for line in ["", "sched_ext:", "sched_ext: ", "   scx_watchdog_workfn+0x16a/0x1f0", "ext4: disabled (x)"] {
+        for line in
+            ["", "sched_ext:", "sched_ext: ", "   scx_watchdog_workfn+0x16a/0x1f0", "ext4: disabled (x)"]
+        {
             assert_eq!(parse_line(line), None, "{line}");
         }
         assert_eq!(parse_line(r#"sched_ext: BPF scheduler "a"#), None);

@@ -83,7 +83,9 @@ static PANIC: Mutex<String> = Mutex::new(String::new());
 /// Entry of the executable. Returns only when it is not PID 1.
 pub fn main() -> ExitCode {
     if std::process::id() != 1 {
-        eprintln!("ktstr-guest is the first process of a ktstr guest and does nothing elsewhere; to get a shell in one: ktstr shell");
+        eprintln!(
+            "ktstr-guest is the first process of a ktstr guest and does nothing elsewhere; to get a shell in one: ktstr shell"
+        );
         return ExitCode::from(2);
     }
     std::panic::set_hook(Box::new(|info| {
@@ -199,7 +201,10 @@ mod tests {
 
     #[test]
     fn a_failed_step_carries_its_whole_chain_of_causes() {
-        let error = crate::job::JobError::Read { path: "/ktstr/job".into(), source: std::io::ErrorKind::NotFound.into() };
+        let error = crate::job::JobError::Read {
+            path: "/ktstr/job".into(),
+            source: std::io::ErrorKind::NotFound.into(),
+        };
         let failed = step::<(), _>("job", Err(error)).unwrap_err();
         assert_eq!(failed.step, "job");
         assert_eq!(failed.reason, "cannot read the job at /ktstr/job: entity not found");

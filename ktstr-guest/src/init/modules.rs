@@ -37,7 +37,9 @@ pub enum ModuleError {
         source: io::Error,
     },
     /// The kernel refuses the module.
-    #[error("cannot load module {path}: it must be uncompressed, of the running kernel, and come after the modules it needs")]
+    #[error(
+        "cannot load module {path}: it must be uncompressed, of the running kernel, and come after the modules it needs"
+    )]
     Load {
         /// Path of the module.
         path: String,

@@ -10,7 +10,9 @@
 use std::{os::unix::net::UnixStream, path::Path, process::Stdio};
 
 use ktstr_proto::{
-    guest::{CHANNEL_ENV, GuestFrame, GuestJob, GuestTask, GuestTest, Phase, ProcessEnd, TEST_ENV, TEST_PATH},
+    guest::{
+        CHANNEL_ENV, GuestFrame, GuestJob, GuestTask, GuestTest, Phase, ProcessEnd, TEST_ENV, TEST_PATH,
+    },
     ring::RingError,
     run::Term,
 };
@@ -191,9 +193,7 @@ fn start_test(watch: &mut Watch, job: &GuestJob, test: &GuestTest) -> Result<Pid
     // This end goes to the child. Nothing else is started before it is closed here.
     fcntl(&theirs, FcntlArg::F_SETFD(FdFlag::empty())).map_err(|e| TaskError::Channel(e.into()))?;
     let mut command = spawn::command(TEST_PATH, job);
-    command
-        .env(TEST_ENV, &test.test)
-        .env(CHANNEL_ENV, std::os::fd::AsRawFd::as_raw_fd(&theirs).to_string());
+    command.env(TEST_ENV, &test.test).env(CHANNEL_ENV, std::os::fd::AsRawFd::as_raw_fd(&theirs).to_string());
     let pid = spawn::spawn(watch, command, Output::Apart)
         .map_err(|source| TaskError::Test { test: test.test.clone(), source })?;
     watch.set_channel(ours);

@@ -278,7 +278,9 @@ impl Watch {
                     let pending = inbox.pending();
                     self.channel = None;
                     if pending > 0 {
-                        out.note(&format!("the test process ended within a report: {pending} bytes of it came"))?;
+                        out.note(&format!(
+                            "the test process ended within a report: {pending} bytes of it came"
+                        ))?;
                     }
                     return Ok(());
                 }

@@ -57,7 +57,11 @@ impl CpusetSpec {
         let mut cpus: Vec<u32> = match self {
             Self::Llc(llc) => {
                 if *llc >= topology.llcs {
-                    return Err(self.out_of_range(topology, format!("LLC {llc}"), format!("{} LLCs", topology.llcs)));
+                    return Err(self.out_of_range(
+                        topology,
+                        format!("LLC {llc}"),
+                        format!("{} LLCs", topology.llcs),
+                    ));
                 }
                 let each = topology.cpus_per_llc();
                 (llc * each..(llc + 1) * each).collect()
@@ -96,7 +100,9 @@ pub fn cpu_list(cpus: &[u32]) -> String {
             _ => ranges.push((cpu, cpu)),
         }
     }
-    let text = |(first, last): &(u32, u32)| if first == last { first.to_string() } else { format!("{first}-{last}") };
+    let text = |(first, last): &(u32, u32)| {
+        if first == last { first.to_string() } else { format!("{first}-{last}") }
+    };
     ranges.iter().map(text).collect::<Vec<_>>().join(",")
 }
 

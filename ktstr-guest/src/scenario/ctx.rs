@@ -8,7 +8,10 @@ use ktstr_proto::{
     verdict::Assert,
 };
 
-use crate::{cgroup::Cgroups, report::{ReportError, Reporter}};
+use crate::{
+    cgroup::Cgroups,
+    report::{ReportError, Reporter},
+};
 
 /// The machine, the limits and the means of one test.
 #[derive(Debug)]

@@ -146,7 +146,11 @@ fn compute_for(meter: &mut Meter<'_>, mut state: u64, burst: Duration) -> u64 {
 
 /// Sleeps; a signal ends it early.
 fn doze(time: Duration) {
-    let _ = nix::time::clock_nanosleep(ClockId::CLOCK_MONOTONIC, nix::time::ClockNanosleepFlags::empty(), &time.into());
+    let _ = nix::time::clock_nanosleep(
+        ClockId::CLOCK_MONOTONIC,
+        nix::time::ClockNanosleepFlags::empty(),
+        &time.into(),
+    );
 }
 
 fn pass_bytes(meter: &mut Meter<'_>, mut state: u64, burst_iters: u64, mut partner: Partner) {

@@ -97,16 +97,18 @@ impl<'a> Meter<'a> {
     /// Divides the time since the last checkpoint and publishes the counters.
     pub fn checkpoint(&mut self) {
         let (now, cpu_ns) = (now_ns(), cpu_ns());
-        let off_cpu = now.saturating_sub(self.last_ns).saturating_sub(cpu_ns.saturating_sub(self.last_cpu_ns));
-        let kept_off = match (self.blocking, self.schedstat.as_ref().and_then(read_schedstat_of(self.blocking))) {
-            (Blocking::Never, _) => off_cpu,
-            (Blocking::Sometimes, Some(stat)) => {
-                let delay = stat.run_delay_ns.saturating_sub(self.last_delay_ns);
-                self.last_delay_ns = stat.run_delay_ns;
-                delay.min(off_cpu)
-            }
-            (Blocking::Sometimes, None) => off_cpu.saturating_sub(self.blocked_ns),
-        };
+        let off_cpu =
+            now.saturating_sub(self.last_ns).saturating_sub(cpu_ns.saturating_sub(self.last_cpu_ns));
+        let kept_off =
+            match (self.blocking, self.schedstat.as_ref().and_then(read_schedstat_of(self.blocking))) {
+                (Blocking::Never, _) => off_cpu,
+                (Blocking::Sometimes, Some(stat)) => {
+                    let delay = stat.run_delay_ns.saturating_sub(self.last_delay_ns);
+                    self.last_delay_ns = stat.run_delay_ns;
+                    delay.min(off_cpu)
+                }
+                (Blocking::Sometimes, None) => off_cpu.saturating_sub(self.blocked_ns),
+            };
         self.look_at_cpu();
         if kept_off > self.slot.max_gap_ns.load(Relaxed) {
             self.slot.max_gap_ns.store(kept_off, Relaxed);

@@ -31,12 +31,7 @@ use nix::{
     unistd::{ForkResult, Pid, fork, getpid, getppid, gettid, pipe2},
 };
 
-use super::{
-    WorkType,
-    board::Board,
-    kinds::Partner,
-    meter::Meter,
-};
+use super::{WorkType, board::Board, kinds::Partner, meter::Meter};
 
 /// How long workers may take to stop, in guest time.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -383,7 +378,8 @@ mod tests {
 
     #[test]
     fn workers_that_block_say_so() {
-        let work_type = WorkType::Bursty { burst: Duration::from_millis(5), sleep: Duration::from_millis(50) };
+        let work_type =
+            WorkType::Bursty { burst: Duration::from_millis(5), sleep: Duration::from_millis(50) };
         let reports = run(1, work_type);
         assert!(reports[0].voluntary_off_cpu_ns > 100_000_000, "{reports:?}");
     }
@@ -416,7 +412,8 @@ mod tests {
         // SAFETY: restores the default disposition; no other code of this test depends on it.
         unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }.unwrap();
         for _ in 0..20 {
-            let mut handle = WorkloadHandle::spawn(config(4, WorkType::PipeIo { burst_iters: 100_000 })).unwrap();
+            let mut handle =
+                WorkloadHandle::spawn(config(4, WorkType::PipeIo { burst_iters: 100_000 })).unwrap();
             handle.start().unwrap();
             std::thread::sleep(Duration::from_millis(5));
             for report in handle.stop_and_collect() {

@@ -55,8 +55,7 @@ pub fn in_child(body: impl FnOnce() -> i32) -> Pid {
     match unsafe { fork() }.expect("fork") {
         ForkResult::Parent { child } => child,
         ForkResult::Child => {
-            let value =
-                std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(PANICKED);
+            let value = std::panic::catch_unwind(std::panic::AssertUnwindSafe(body)).unwrap_or(PANICKED);
             // SAFETY: ends the child without running the parent's exit handlers.
             unsafe { libc::_exit(value) }
         }
@@ -74,13 +73,8 @@ pub fn outcome(pid: Pid) -> Outcome {
 /// A system call's error number, 0 for success.
 pub fn syscall(number: libc::c_long, args: [usize; 6]) -> i32 {
     // SAFETY: every caller passes arguments that are harmless should the call be allowed.
-    let result =
-        unsafe { libc::syscall(number, args[0], args[1], args[2], args[3], args[4], args[5]) };
-    if result < 0 {
-        nix::errno::Errno::last_raw()
-    } else {
-        0
-    }
+    let result = unsafe { libc::syscall(number, args[0], args[1], args[2], args[3], args[4], args[5]) };
+    if result < 0 { nix::errno::Errno::last_raw() } else { 0 }
 }
 
 /// How a program ended, with its standard error for the message.

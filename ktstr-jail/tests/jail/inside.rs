@@ -102,17 +102,8 @@ forbidden! {
 #[test]
 fn no_file_can_be_opened() {
     fn open_all() -> i32 {
-        let paths = [
-            "/etc/passwd",
-            "/proc/self/status",
-            "/dev/null",
-            "/",
-            ".",
-            "..",
-        ];
-        let opened = paths
-            .into_iter()
-            .filter(|path| std::fs::File::open(path).is_ok());
+        let paths = ["/etc/passwd", "/proc/self/status", "/dev/null", "/", ".", ".."];
+        let opened = paths.into_iter().filter(|path| std::fs::File::open(path).is_ok());
         opened.count() as i32
     }
     for role in SELF_CONFINED {
@@ -134,24 +125,15 @@ fn kvm_requests_are_the_vmms() {
     const KVM_CREATE_DEVICE: usize = 0xc00c_aee0;
     // An open descriptor that is no KVM: the filter is passed, the request makes no sense.
     assert_eq!(
-        jailed(Role::Vmm, || syscall(
-            libc::SYS_ioctl,
-            [2, KVM_RUN, 0, 0, 0, 0]
-        )),
+        jailed(Role::Vmm, || syscall(libc::SYS_ioctl, [2, KVM_RUN, 0, 0, 0, 0])),
         Outcome::Value(libc::ENOTTY)
     );
     assert_eq!(
-        jailed(Role::Vmm, || syscall(
-            libc::SYS_ioctl,
-            [2, KVM_CREATE_DEVICE, 0, 0, 0, 0]
-        )),
+        jailed(Role::Vmm, || syscall(libc::SYS_ioctl, [2, KVM_CREATE_DEVICE, 0, 0, 0, 0])),
         Outcome::Killed
     );
     assert_eq!(
-        jailed(Role::Monitor, || syscall(
-            libc::SYS_ioctl,
-            [2, KVM_RUN, 0, 0, 0, 0]
-        )),
+        jailed(Role::Monitor, || syscall(libc::SYS_ioctl, [2, KVM_RUN, 0, 0, 0, 0])),
         Outcome::Value(libc::ENOTTY)
     );
 }
@@ -193,9 +175,7 @@ fn the_standard_library_still_works() {
             .collect();
         drop(sender);
         let sum: u64 = receiver.iter().sum();
-        let joined = threads
-            .into_iter()
-            .all(|thread| thread.join().is_ok_and(|sent| sent.is_ok()));
+        let joined = threads.into_iter().all(|thread| thread.join().is_ok_and(|sent| sent.is_ok()));
         let map: std::collections::HashMap<_, _> = (0..100).map(|n| (n, n)).collect();
         let cpus = std::thread::available_parallelism().is_ok();
         let expected = 6 * (1 << 20);
@@ -226,11 +206,7 @@ fn abort_is_an_abort() {
     assert!(
         matches!(
             found,
-            Outcome::Other(nix::sys::wait::WaitStatus::Signaled(
-                _,
-                nix::sys::signal::Signal::SIGABRT,
-                _
-            ))
+            Outcome::Other(nix::sys::wait::WaitStatus::Signaled(_, nix::sys::signal::Signal::SIGABRT, _))
         ),
         "{found:?}"
     );

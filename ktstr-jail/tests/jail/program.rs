@@ -35,12 +35,7 @@ fn start(
     let (reader, writer) = std::io::pipe().unwrap();
     let args = ["-c".to_owned(), script.to_owned()];
     let stdio = [stdin, writer.as_fd(), writer.as_fd()];
-    let program = Program {
-        path,
-        args: &args,
-        stdio,
-        inherited: &[],
-    };
+    let program = Program { path, args: &args, stdio, inherited: &[] };
     Ok((spawn(spec, &program)?, reader))
 }
 
@@ -117,28 +112,14 @@ fn descriptors_are_the_listed_ones() {
     let args = ["-c".to_owned(), "echo up; read line".to_owned()];
     let stdio = [silence.as_fd(), writer.as_fd(), writer.as_fd()];
     let inherited = [kept.as_fd()];
-    let program = Program {
-        path: Path::new(SHELL),
-        args: &args,
-        stdio,
-        inherited: &inherited,
-    };
+    let program = Program { path: Path::new(SHELL), args: &args, stdio, inherited: &inherited };
     let mut jailed = spawn(&JailSpec::emulator(&[]), &program).expect("start the shell");
     drop(writer);
     let mut up = [0; 3];
-    reader
-        .read_exact(&mut up)
-        .expect("the shell says that it runs");
+    reader.read_exact(&mut up).expect("the shell says that it runs");
     let mut open: Vec<i32> = std::fs::read_dir(format!("/proc/{}/fd", jailed.pid()))
         .unwrap()
-        .map(|entry| {
-            entry
-                .unwrap()
-                .file_name()
-                .to_string_lossy()
-                .parse()
-                .unwrap()
-        })
+        .map(|entry| entry.unwrap().file_name().to_string_lossy().parse().unwrap())
         .collect();
     open.sort_unstable();
     let mut expected = vec![0, 1, 2, kept.as_raw_fd()];
@@ -149,13 +130,8 @@ fn descriptors_are_the_listed_ones() {
 
 #[test]
 fn a_missing_program_is_named() {
-    let error = start(
-        &JailSpec::emulator(&[]),
-        Path::new("/no/such/emulator"),
-        null().as_fd(),
-        "",
-    )
-    .unwrap_err();
+    let error =
+        start(&JailSpec::emulator(&[]), Path::new("/no/such/emulator"), null().as_fd(), "").unwrap_err();
     assert!(
         matches!(&error, JailError::OpenProgram { path, .. } if path == Path::new("/no/such/emulator")),
         "{error:?}"
@@ -164,13 +140,7 @@ fn a_missing_program_is_named() {
 
 #[test]
 fn a_file_that_is_no_program_is_an_error_of_the_start() {
-    let error = start(
-        &JailSpec::emulator(&[]),
-        Path::new("/etc/hostname"),
-        null().as_fd(),
-        "",
-    )
-    .unwrap_err();
+    let error = start(&JailSpec::emulator(&[]), Path::new("/etc/hostname"), null().as_fd(), "").unwrap_err();
     assert!(
         matches!(&error, JailError::Step { step, .. } if step.contains("start /etc/hostname")),
         "{error:?}"
@@ -181,13 +151,8 @@ fn a_file_that_is_no_program_is_an_error_of_the_start() {
 fn a_failing_step_is_named() {
     let mut spec = JailSpec::emulator(&[]);
     // The parent of this mount point is a link that only the jail's root resolves, to nothing.
-    spec.mounts
-        .insert(0, ktstr_jail::Mount::Link("/dev".into(), "/nowhere".into()));
-    spec.mounts
-        .push(ktstr_jail::Mount::Device("/dev/null".into()));
+    spec.mounts.insert(0, ktstr_jail::Mount::Link("/dev".into(), "/nowhere".into()));
+    spec.mounts.push(ktstr_jail::Mount::Device("/dev/null".into()));
     let error = start(&spec, Path::new(SHELL), null().as_fd(), "").unwrap_err();
-    assert!(
-        matches!(&error, JailError::Step { step, .. } if step.contains("/dev/null")),
-        "{error:?}"
-    );
+    assert!(matches!(&error, JailError::Step { step, .. } if step.contains("/dev/null")), "{error:?}");
 }

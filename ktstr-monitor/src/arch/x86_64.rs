@@ -120,10 +120,7 @@ mod tests {
             at(top + (2 << 20) + 0x12345),
             Ok(Mapped { gpa: Gpa((5 << 21) + 0x12345), left: (2 << 20) - 0x12345 })
         );
-        assert_eq!(
-            at(top + (1 << 30) + 5),
-            Ok(Mapped { gpa: Gpa((7 << 30) + 5), left: (1 << 30) - 5 })
-        );
+        assert_eq!(at(top + (1 << 30) + 5), Ok(Mapped { gpa: Gpa((7 << 30) + 5), left: (1 << 30) - 5 }));
         assert_eq!(at(top), Err(PageError::NotPresent { kva: Kva(top), level: 1 }));
         let kva = Kva(0xffff_8000_0000_0000);
         assert_eq!(at(kva.0), Err(PageError::NotPresent { kva, level: 4 }));
@@ -143,20 +140,14 @@ mod tests {
             table(Levels::Five).translate(&mem, kva),
             Ok(Mapped { gpa: Gpa(0x42), left: (1 << 30) - 0x42 })
         );
-        assert_eq!(
-            table(Levels::Four).translate(&mem, kva),
-            Err(PageError::NonCanonical { kva })
-        );
+        assert_eq!(table(Levels::Four).translate(&mem, kva), Err(PageError::NonCanonical { kva }));
     }
 
     #[test]
     fn a_large_page_too_high_up_is_an_error() {
         let mem = memory(&[(0x1000 + 511 * 8, 0x2000 | PRESENT | LARGE)]);
         let kva = Kva(u64::MAX);
-        assert_eq!(
-            table(Levels::Four).translate(&mem, kva),
-            Err(PageError::ReservedBit { kva, level: 4 })
-        );
+        assert_eq!(table(Levels::Four).translate(&mem, kva), Err(PageError::ReservedBit { kva, level: 4 }));
     }
 
     #[test]

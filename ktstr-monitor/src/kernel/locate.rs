@@ -218,15 +218,17 @@ impl LiveKernel {
         let view = self.view(mem);
         for &area in &self.cpus {
             let at = self.per_cpu(profile.runqueues, area);
-            profile.rq.is_set_up(&view, at, area.cpu).map_err(|gap| NotReady::RunQueue {
-                cpu: area.cpu,
-                source: Box::new(gap),
-            })?;
+            profile
+                .rq
+                .is_set_up(&view, at, area.cpu)
+                .map_err(|gap| NotReady::RunQueue { cpu: area.cpu, source: Box::new(gap) })?;
             // The first per-CPU chunk lies in the direct map, unless CPUs are too far apart for it.
             let direct = at.0.wrapping_sub(self.page_offset.0);
-            let in_ram = mem.layout().regions().iter().any(|r| {
-                direct.checked_sub(r.start.0).is_some_and(|into| into < r.len)
-            });
+            let in_ram = mem
+                .layout()
+                .regions()
+                .iter()
+                .any(|r| direct.checked_sub(r.start.0).is_some_and(|into| into < r.len));
             if in_ram && view.translate(at).is_ok_and(|mapped| mapped.gpa != Gpa(direct)) {
                 return Err(NotReady::DirectMap { base: self.page_offset });
             }
@@ -259,11 +261,7 @@ fn find_image(profile: &Profile, mem: &GuestMem) -> Option<u64> {
 }
 
 /// The page tables and the virtual shift of an image that was loaded `moved` bytes further on.
-fn page_tables(
-    profile: &Profile,
-    mem: &GuestMem,
-    moved: u64,
-) -> Result<(PageTable, u64), NotReady> {
+fn page_tables(profile: &Profile, mem: &GuestMem, moved: u64) -> Result<(PageTable, u64), NotReady> {
     let physical = |load: Gpa| Gpa(load.0.wrapping_add(moved));
     let phys_base = mem
         .read_u64(physical(profile.phys_base.load))

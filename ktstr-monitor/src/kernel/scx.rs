@@ -121,12 +121,7 @@ impl ScxLayout {
     }
 
     /// Sums each counter over all possible CPUs.
-    fn totals(
-        &self,
-        mem: &KernelMem<'_>,
-        kernel: &LiveKernel,
-        instance: Kva,
-    ) -> Reading<Vec<Reading<i64>>> {
+    fn totals(&self, mem: &KernelMem<'_>, kernel: &LiveKernel, instance: Kva) -> Reading<Vec<Reading<i64>>> {
         let stats = self.stats.as_ref().map_err(|missing| Gap::Absent(missing.clone()))?;
         let what = "scx_sched's per-CPU pointer";
         let pointer = instance
@@ -138,8 +133,7 @@ impl ScxLayout {
         let mut bytes = vec![0; stats.size as usize];
         for cpu in kernel.cpus() {
             let at = Kva(pointer).wrapping_add(cpu.offset).wrapping_add(stats.into);
-            mem.read(at, &mut bytes)
-                .map_err(|source| Gap::Unreadable { what: "scx_event_stats", source })?;
+            mem.read(at, &mut bytes).map_err(|source| Gap::Unreadable { what: "scx_event_stats", source })?;
             for (total, (_, field)) in totals.iter_mut().zip(&self.counters) {
                 if let Ok(field) = field {
                     *total = add(total.clone(), counter(&bytes, field));
@@ -161,9 +155,7 @@ impl StatsLayout {
             });
         }
         let (pointer, path, into) = match types.field("scx_sched", "pcpu") {
-            Ok(pointer) => {
-                (pointer, "pcpu", types.field("scx_sched_pcpu", "event_stats")?.offset)
-            }
+            Ok(pointer) => (pointer, "pcpu", types.field("scx_sched_pcpu", "event_stats")?.offset),
             Err(_) => (types.field("scx_sched", "event_stats_cpu")?, "event_stats_cpu", 0),
         };
         if pointer.kind != FieldKind::Pointer {

@@ -63,12 +63,7 @@ pub enum Gap {
 }
 
 /// Reads the scalar `field` of the structure at `base`, sign-extended where the kernel's type is.
-pub fn read_field(
-    mem: &KernelMem<'_>,
-    base: Kva,
-    field: &Field,
-    what: &'static str,
-) -> Reading<i128> {
+pub fn read_field(mem: &KernelMem<'_>, base: Kva, field: &Field, what: &'static str) -> Reading<i128> {
     let size = usize::try_from(field.size).ok().filter(|size| matches!(size, 1 | 2 | 4 | 8));
     let size = size.ok_or(Gap::NotScalar { what, size: field.size })?;
     if field.kind == FieldKind::Aggregate {

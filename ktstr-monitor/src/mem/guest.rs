@@ -116,23 +116,19 @@ impl GuestMem {
             return Err(MapError::TooShort { needed, len });
         }
         let map_error = |source| MapError::Map { len: needed, source };
-        let size = usize::try_from(needed)
-            .ok()
-            .and_then(NonZeroUsize::new)
-            .ok_or(map_error(Errno::EOVERFLOW))?;
+        let size =
+            usize::try_from(needed).ok().and_then(NonZeroUsize::new).ok_or(map_error(Errno::EOVERFLOW))?;
         // SAFETY: a fresh mapping at an address the kernel chooses aliases nothing of ours.
-        let at = unsafe {
-            mmap(None, size, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, file, 0)
-        }
-        .map_err(map_error)?;
+        let at = unsafe { mmap(None, size, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, file, 0) }
+            .map_err(map_error)?;
         Ok(Self { backing: Backing::Mapped(Mapping { at: at.cast(), len: size }), layout })
     }
 
     /// Guest memory made of a copy of `bytes`, padded with zeros to what `layout` needs.
     pub fn from_bytes(bytes: &[u8], layout: Layout) -> Result<Self, MapError> {
         let needed = layout.file_len();
-        let size = usize::try_from(needed)
-            .map_err(|_| MapError::Map { len: needed, source: Errno::EOVERFLOW })?;
+        let size =
+            usize::try_from(needed).map_err(|_| MapError::Map { len: needed, source: Errno::EOVERFLOW })?;
         let mut words = vec![0u64; size.div_ceil(8)].into_boxed_slice();
         for (word, chunk) in words.iter_mut().zip(bytes.chunks(8)) {
             let mut padded = [0; 8];
@@ -203,11 +199,7 @@ impl GuestMem {
 ///
 /// # Safety
 /// `from` must be valid for a read of `T` and aligned for it.
-unsafe fn load<T: Copy, const N: usize>(
-    from: *const u8,
-    into: &mut [u8],
-    bytes: fn(T) -> [u8; N],
-) -> usize {
+unsafe fn load<T: Copy, const N: usize>(from: *const u8, into: &mut [u8], bytes: fn(T) -> [u8; N]) -> usize {
     // SAFETY: what this function requires.
     let value = unsafe { from.cast::<T>().read_volatile() };
     into[..N].copy_from_slice(&bytes(value));
@@ -245,10 +237,7 @@ mod tests {
     fn wants_a_file_that_is_long_enough_and_sealed() {
         let file = memfd(&[0; 4096]);
         let layout = Layout::flat(8192).unwrap();
-        assert!(matches!(
-            GuestMem::map(&file, layout),
-            Err(MapError::TooShort { needed: 8192, len: 4096 })
-        ));
+        assert!(matches!(GuestMem::map(&file, layout), Err(MapError::TooShort { needed: 8192, len: 4096 })));
         let layout = Layout::flat(4096).unwrap();
         assert!(matches!(GuestMem::map_sealed(&file, layout.clone()), Err(MapError::Unsealed)));
         fcntl(&file, FcntlArg::F_ADD_SEALS(SealFlag::F_SEAL_SHRINK)).unwrap();
@@ -269,15 +258,9 @@ mod tests {
     fn stops_at_a_hole_and_says_where() {
         let mem = GuestMem::from_bytes(&[1; 0x2000], split_layout()).unwrap();
         let mut into = [0; 16];
-        assert_eq!(
-            mem.read(Gpa(0x17f8), &mut into),
-            Err(ReadError::NotRam { gpa: Gpa(0x1800), len: 8 })
-        );
+        assert_eq!(mem.read(Gpa(0x17f8), &mut into), Err(ReadError::NotRam { gpa: Gpa(0x1800), len: 8 }));
         assert_eq!(into[..8], [1; 8]);
-        assert_eq!(
-            mem.read_u64(Gpa(u64::MAX)),
-            Err(ReadError::NotRam { gpa: Gpa(u64::MAX), len: 8 })
-        );
+        assert_eq!(mem.read_u64(Gpa(u64::MAX)), Err(ReadError::NotRam { gpa: Gpa(u64::MAX), len: 8 }));
     }
 
     proptest! {

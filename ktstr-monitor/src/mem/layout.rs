@@ -140,14 +140,8 @@ mod tests {
             Layout::new(vec![region(0x1000, 0, 0)]),
             Err(LayoutError::ZeroLength { start: Gpa(0x1000) })
         );
-        assert!(matches!(
-            Layout::new(vec![region(u64::MAX - 1, 2, 0)]),
-            Err(LayoutError::Wraps { .. })
-        ));
-        assert!(matches!(
-            Layout::new(vec![region(0, 2, u64::MAX)]),
-            Err(LayoutError::Wraps { .. })
-        ));
+        assert!(matches!(Layout::new(vec![region(u64::MAX - 1, 2, 0)]), Err(LayoutError::Wraps { .. })));
+        assert!(matches!(Layout::new(vec![region(0, 2, u64::MAX)]), Err(LayoutError::Wraps { .. })));
         assert_eq!(
             Layout::new(vec![region(0x2000, 0x1000, 0), region(0, 0x2001, 0x1000)]),
             Err(LayoutError::Overlap { first: Gpa(0), second: Gpa(0x2000) })
@@ -156,8 +150,7 @@ mod tests {
 
     #[test]
     fn finds_runs_around_a_hole() {
-        let layout =
-            Layout::new(vec![region(0x10000, 0x1000, 0x3000), region(0, 0x3000, 0)]).unwrap();
+        let layout = Layout::new(vec![region(0x10000, 0x1000, 0x3000), region(0, 0x3000, 0)]).unwrap();
         assert_eq!(layout.file_len(), 0x4000);
         assert_eq!(layout.run_at(Gpa(0x2ff8), 16), Some(Run { offset: 0x2ff8, len: 8 }));
         assert_eq!(layout.run_at(Gpa(0x3000), 1), None);

@@ -125,20 +125,14 @@ impl TokenTable {
         self.starts[0] == 0
             && self.starts.windows(2).all(|pair| {
                 let (from, to) = (usize::from(pair[0]), usize::from(pair[1]));
-                from < to
-                    && to <= table.len()
-                    && table[to - 1] == 0
-                    && !table[from..to - 1].contains(&0)
+                from < to && to <= table.len() && table[to - 1] == 0 && !table[from..to - 1].contains(&0)
             })
     }
 
     fn token<'b>(&self, bytes: &'b [u8], token: u8) -> &'b [u8] {
         let table = &bytes[self.table.clone()];
         let from = usize::from(self.starts[usize::from(token)]);
-        let to = self
-            .starts
-            .get(usize::from(token) + 1)
-            .map_or(table.len(), |&next| usize::from(next));
+        let to = self.starts.get(usize::from(token) + 1).map_or(table.len(), |&next| usize::from(next));
         &table[from..to - 1]
     }
 }
@@ -261,8 +255,7 @@ impl Offsets {
         std::iter::once(Encoding::PlaceRelative).chain(based).find_map(|encoding| {
             let addresses = self.addresses(encoding);
             let text = names.iter().position(|name| &name[1..] == "_text")?;
-            (addresses[text] == code && self.ascends(encoding, &addresses))
-                .then_some((encoding, addresses))
+            (addresses[text] == code && self.ascends(encoding, &addresses)).then_some((encoding, addresses))
         })
     }
 
@@ -280,9 +273,7 @@ impl Offsets {
     }
 
     fn ascends(&self, encoding: Encoding, addresses: &[Kva]) -> bool {
-        let absolute = |nth: usize| {
-            matches!(encoding, Encoding::BaseOrAbsolute(_)) && self.values[nth] >= 0
-        };
+        let absolute = |nth: usize| matches!(encoding, Encoding::BaseOrAbsolute(_)) && self.values[nth] >= 0;
         let mut last = Kva(0);
         addresses.iter().enumerate().filter(|&(nth, _)| !absolute(nth)).all(|(_, &at)| {
             let ascends = last <= at;

@@ -64,10 +64,7 @@ impl Symbols {
     }
 
     /// Builds a table from names and addresses.
-    pub fn from_pairs<'a>(
-        pairs: impl Iterator<Item = (&'a str, Kva)>,
-        source: SymbolSource,
-    ) -> Self {
+    pub fn from_pairs<'a>(pairs: impl Iterator<Item = (&'a str, Kva)>, source: SymbolSource) -> Self {
         let mut names = String::new();
         let mut entries = Vec::new();
         for (name, at) in pairs {

@@ -29,11 +29,9 @@ fn events_gap(scx: Scx) -> Gap {
 
 #[test]
 fn a_wild_scheduler_pointer_is_an_unreadable_counter() {
-    for (wild, expected) in [
-        (0x0000_8000_0000_0000, None),
-        (0xffff_c900_0000_0000, Some(4)),
-        (u64::MAX - 7, None),
-    ] {
+    for (wild, expected) in
+        [(0x0000_8000_0000_0000, None), (0xffff_c900_0000_0000, Some(4)), (u64::MAX - 7, None)]
+    {
         let gap = events_gap(scx(|g| g.write_u64(g.variable("scx_root"), wild)));
         let Gap::Unreadable { source, .. } = gap else { panic!("{gap:?}") };
         if let Some(level) = expected {

@@ -17,8 +17,7 @@ use crate::kernel_file::{LINK, LOAD, elf};
 
 pub const RAM: u64 = 12 << 20;
 pub const BANNER: &[u8] = b"Linux version 9.9.9 (made up for a test) #1 SMP\n\0";
-pub const COUNTERS: [&str; 3] =
-    ["SCX_EV_SELECT_CPU_FALLBACK", "SCX_EV_DISPATCH_KEEP_LAST", "SCX_EV_MADE_UP"];
+pub const COUNTERS: [&str; 3] = ["SCX_EV_SELECT_CPU_FALLBACK", "SCX_EV_DISPATCH_KEEP_LAST", "SCX_EV_MADE_UP"];
 /// Offsets of the image's variables from its start.
 pub const VARIABLES: [(&str, u64); 12] = [
     ("_text", 0),
@@ -250,11 +249,10 @@ pub fn btf(shape: &Shape) -> BtfWriter {
     btf.structure("cpumask", 8, &[("bits", words, 0)]);
     let alias = btf.typedef("u32", u32_);
     let dsq = btf.structure("scx_dispatch_q", 16, &[("nr", alias, 64)]);
-    let scx: Vec<_> =
-        [("local_dsq", dsq, 0), ("nr_running", alias, 128), ("flags", alias, 160)]
-            .into_iter()
-            .filter(|(name, ..)| *name != shape.without)
-            .collect();
+    let scx: Vec<_> = [("local_dsq", dsq, 0), ("nr_running", alias, 128), ("flags", alias, 160)]
+        .into_iter()
+        .filter(|(name, ..)| *name != shape.without)
+        .collect();
     let scx = btf.structure("scx_rq", 32, &scx);
     let domain = btf.pointer(0);
     let anonymous = btf.union("", 8, &[("clock", u64_, 0)]);
@@ -273,9 +271,7 @@ pub fn btf(shape: &Shape) -> BtfWriter {
         COUNTERS.iter().enumerate().map(|(n, name)| (*name, s64_, n as u32 * 64)).collect();
     let stats = btf.structure("scx_event_stats", 24, &counters);
     let (member, target) = match shape.events {
-        Events::Pcpu => {
-            ("pcpu", btf.structure("scx_sched_pcpu", 32, &[("event_stats", stats, 64)]))
-        }
+        Events::Pcpu => ("pcpu", btf.structure("scx_sched_pcpu", 32, &[("event_stats", stats, 64)])),
         Events::Direct => ("event_stats_cpu", stats),
     };
     let pointer = btf.pointer(target);

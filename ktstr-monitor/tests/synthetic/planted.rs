@@ -119,10 +119,7 @@ fn early_boot_is_told_step_by_step() {
         matches!(elsewhere, NotReady::ImageElsewhere { .. } | NotReady::Variable { .. }),
         "{elsewhere:?}"
     );
-    assert_eq!(
-        obstacle(shape(), zero("page_offset_base")),
-        NotReady::DirectMap { base: Kva(0) }
-    );
+    assert_eq!(obstacle(shape(), zero("page_offset_base")), NotReady::DirectMap { base: Kva(0) });
     assert_eq!(obstacle(shape(), zero("__cpu_possible_mask")), NotReady::NoCpus);
 }
 

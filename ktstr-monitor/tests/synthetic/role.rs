@@ -11,9 +11,7 @@ use std::time::{Duration, Instant};
 use ktstr_monitor::addr::CpuId;
 use ktstr_proto::channel::{Channel, ChannelError};
 use ktstr_proto::link::{ErrorCode, Fds};
-use ktstr_proto::monitor::{
-    Attach, Attached, Finish, MonitorEvent, MonitorLink, MonitorSummary, Sample,
-};
+use ktstr_proto::monitor::{Attach, Attached, Finish, MonitorEvent, MonitorLink, MonitorSummary, Sample};
 use ktstr_proto::vmm::RamRegion;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
@@ -43,7 +41,8 @@ impl Monitor {
         // SAFETY: between fork and exec only dup2 and fcntl are called, both async-signal-safe.
         unsafe {
             command.pre_exec(move || {
-                let done = if fd == 3 { nix::libc::fcntl(3, nix::libc::F_SETFD, 0) } else { nix::libc::dup2(fd, 3) };
+                let done =
+                    if fd == 3 { nix::libc::fcntl(3, nix::libc::F_SETFD, 0) } else { nix::libc::dup2(fd, 3) };
                 if done < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
             });
         }
@@ -77,10 +76,8 @@ impl Monitor {
 
     fn finish(&mut self) -> (MonitorSummary, Vec<MonitorEvent>) {
         let mut events = Vec::new();
-        let (summary, _) = self
-            .channel()
-            .call(Finish, Fds::default(), PATIENCE, |event, _| events.push(event))
-            .unwrap();
+        let (summary, _) =
+            self.channel().call(Finish, Fds::default(), PATIENCE, |event, _| events.push(event)).unwrap();
         (summary, events)
     }
 

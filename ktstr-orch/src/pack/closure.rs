@@ -218,16 +218,24 @@ fn read_dynamic<'a, R: ReadRef<'a>>(
         .map(|entry| (entry.d_tag.get(endian), entry.d_val.get(endian)))
         .take_while(|(tag, _)| *tag != elf::DT_NULL)
         .collect();
-    let value = |wanted: elf::DynamicTag| entries.iter().find(|(tag, _)| *tag == wanted).map(|(_, value)| *value);
+    let value =
+        |wanted: elf::DynamicTag| entries.iter().find(|(tag, _)| *tag == wanted).map(|(_, value)| *value);
     let (Some(address), Some(size)) = (value(elf::DT_STRTAB), value(elf::DT_STRSZ)) else {
-        return if value(elf::DT_NEEDED).is_some() { Err("no dynamic string table".to_owned()) } else { Ok(()) };
+        return if value(elf::DT_NEEDED).is_some() {
+            Err("no dynamic string table".to_owned())
+        } else {
+            Ok(())
+        };
     };
     let strings = segments
         .iter()
         .find_map(|segment| segment.data_range(endian, data, address, size).ok().flatten())
         .ok_or("the dynamic string table lies outside the file")?;
     let string = |at: u64| -> Result<String, String> {
-        let rest = usize::try_from(at).ok().and_then(|at| strings.get(at..)).ok_or("a name lies outside its table")?;
+        let rest = usize::try_from(at)
+            .ok()
+            .and_then(|at| strings.get(at..))
+            .ok_or("a name lies outside its table")?;
         let end = rest.iter().position(|&b| b == 0).ok_or("a name does not end")?;
         Ok(String::from_utf8_lossy(&rest[..end]).into_owned())
     };

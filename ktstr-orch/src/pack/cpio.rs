@@ -61,7 +61,10 @@ impl<W: Write> Archive<W> {
         self.header(name, kind, kind.type_bits() | mode, size, self.inode)?;
         let copied = io::copy(&mut io::Read::take(content, size), &mut self.out)?;
         if copied != size {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the file became shorter while it was packed"));
+            return Err(io::Error::new(
+                io::ErrorKind::UnexpectedEof,
+                "the file became shorter while it was packed",
+            ));
         }
         self.written += size;
         self.pad()

@@ -40,7 +40,9 @@ pub enum IncludeError {
         kind: &'static str,
     },
     /// Two includes with the same name.
-    #[error("includes {first} and {second} would both be /include-files/{name}; rename one or include their directory")]
+    #[error(
+        "includes {first} and {second} would both be /include-files/{name}; rename one or include their directory"
+    )]
     SameName {
         /// The name.
         name: String,
@@ -85,7 +87,9 @@ pub(super) fn gather(paths: &[PathBuf], path_variable: &OsStr) -> Result<Include
         let name = slot_name(&source)?;
         match slots.iter().find(|(slot, _)| *slot == name) {
             Some((_, first)) if *first == source => continue,
-            Some((_, first)) => return Err(IncludeError::SameName { name, first: first.clone(), second: source }),
+            Some((_, first)) => {
+                return Err(IncludeError::SameName { name, first: first.clone(), second: source });
+            }
             None => slots.push((name.clone(), source.clone())),
         }
         place(&source, name, true, &mut includes)?;
@@ -111,8 +115,9 @@ fn locate(path: &Path, path_variable: &OsStr) -> Result<PathBuf, IncludeError> {
 fn slot_name(source: &Path) -> Result<String, IncludeError> {
     let whole = match source.file_name() {
         Some(_) => source.to_owned(),
-        None => fs::canonicalize(source)
-            .map_err(|e| IncludeError::Read { path: source.to_owned(), source: e })?,
+        None => {
+            fs::canonicalize(source).map_err(|e| IncludeError::Read { path: source.to_owned(), source: e })?
+        }
     };
     let name = whole.file_name().and_then(OsStr::to_str);
     name.map(str::to_owned).ok_or_else(|| IncludeError::Name { path: source.to_owned() })
@@ -137,7 +142,8 @@ fn place(source: &Path, name: String, named: bool, into: &mut Includes) -> Resul
     }
     for item in items {
         let path = item.path();
-        let item_name = item.file_name().into_string().map_err(|_| IncludeError::Name { path: path.clone() })?;
+        let item_name =
+            item.file_name().into_string().map_err(|_| IncludeError::Name { path: path.clone() })?;
         let kind = item.file_type().map_err(read)?;
         if let Some(reason) = left_out(&path, kind) {
             into.warnings.push(format!("not included: {} is a {reason}", path.display()));
@@ -197,7 +203,9 @@ mod tests {
         assert_eq!(names(&includes), ["release/b", "release/link", "release/sub/a"]);
         assert_eq!(includes.empty, ["release/none"]);
         let text = includes.warnings.join("\n");
-        for part in ["none is empty", "sock is a socket", "up is a link to a directory", "void is a dangling link"] {
+        for part in
+            ["none is empty", "sock is a socket", "up is a link to a directory", "void is a dangling link"]
+        {
             assert!(text.contains(part), "{part}: {text}");
         }
         let dots = gather(&[root.join("sub/..")], OsStr::new("")).unwrap();

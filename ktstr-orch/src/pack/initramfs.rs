@@ -87,7 +87,9 @@ impl Initramfs {
     /// Directories, devices and `/init` from the executable `guest`.
     pub fn new(guest: &Path, path: LibraryPath) -> Result<Self, PackError> {
         let mut packed = Self { tree: Tree::new(), path, libraries: Vec::new(), warnings: Vec::new() };
-        for dir in ["/dev", "/proc", "/sys", "/tmp", "/run", "/root", "/etc", "/boot", "/include-files", "/ktstr"] {
+        for dir in
+            ["/dev", "/proc", "/sys", "/tmp", "/run", "/root", "/etc", "/boot", "/include-files", "/ktstr"]
+        {
             packed.tree.put(dir, Node::Directory)?;
         }
         // The kernel opens this one before PID 1 can mount devtmpfs.
@@ -156,13 +158,14 @@ impl Initramfs {
 
     fn include(&mut self, placed: Placed) -> Result<(), PackError> {
         let Placed { name, source, named } = placed;
-        let elf = closure::is_elf(&source)
-            .map_err(|e| IncludeError::Read { path: source.clone(), source: e })?;
+        let elf =
+            closure::is_elf(&source).map_err(|e| IncludeError::Read { path: source.clone(), source: e })?;
         if elf {
             match closure::of(&source, &self.path) {
                 Ok(closure) => self.libraries_of(closure)?,
                 Err(ClosureError::Elf(ElfError::WrongMachine { .. })) => {
-                    self.warnings.push(format!("{} is for another machine; copied as it is", source.display()));
+                    self.warnings
+                        .push(format!("{} is for another machine; copied as it is", source.display()));
                 }
                 // In a directory lie things that nobody means to run.
                 Err(error) if !named => self.warnings.push(format!("{}: {error}", source.display())),
@@ -179,7 +182,8 @@ impl Initramfs {
     }
 
     fn executable(&mut self, guest_path: &str, file: &Path, role: &'static str) -> Result<(), PackError> {
-        let closure = closure::of(file, &self.path).map_err(|source| PackError::Executable { role, source })?;
+        let closure =
+            closure::of(file, &self.path).map_err(|source| PackError::Executable { role, source })?;
         self.tree.put(guest_path, Node::HostFile(file.to_owned()))?;
         self.libraries_of(closure)
     }
@@ -193,7 +197,11 @@ impl Initramfs {
             match self.libraries.iter().find(|(known, _)| *known == name) {
                 Some((_, first)) if *first == file => continue,
                 Some((_, first)) => {
-                    return Err(PackError::TwoLibraries { library: name, first: first.clone(), second: file });
+                    return Err(PackError::TwoLibraries {
+                        library: name,
+                        first: first.clone(),
+                        second: file,
+                    });
                 }
                 None => self.libraries.push((name.clone(), file.clone())),
             }
@@ -231,7 +239,9 @@ fn applets(busybox: &Path) -> Vec<String> {
         .filter(|output| output.status.success())
         .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
         .unwrap_or_default();
-    let plain = |name: &&str| !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.[".contains(c));
+    let plain = |name: &&str| {
+        !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.[".contains(c))
+    };
     let mut names: Vec<String> = listed.lines().map(str::trim).filter(plain).map(str::to_owned).collect();
     names.retain(|name| name != "busybox");
     if names.is_empty() { vec!["sh".to_owned()] } else { names }
@@ -254,7 +264,8 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let root = dir.path().canonicalize().unwrap();
         fs::create_dir(root.join("lib")).unwrap();
-        fs::write(root.join("guest"), dynamic_elf("/proc/self/exe", &[(elf::DT_NEEDED, "liba.so.1")])).unwrap();
+        fs::write(root.join("guest"), dynamic_elf("/proc/self/exe", &[(elf::DT_NEEDED, "liba.so.1")]))
+            .unwrap();
         fs::write(root.join("lib/liba.so.1.0"), dynamic_elf("/proc/self/exe", &[])).unwrap();
         std::os::unix::fs::symlink("liba.so.1.0", root.join("lib/liba.so.1")).unwrap();
         (dir, root)
@@ -279,7 +290,9 @@ mod tests {
     #[test]
     fn the_whole_layout() {
         let (_dir, root) = host();
-        for (name, text) in [("m1.ko", "one"), ("m2.ko", "two"), ("config", "CONFIG_X=y"), ("script", "#!/bin/sh")] {
+        for (name, text) in
+            [("m1.ko", "one"), ("m2.ko", "two"), ("config", "CONFIG_X=y"), ("script", "#!/bin/sh")]
+        {
             fs::write(root.join(name), text).unwrap();
         }
         let mut packed = start(&root);

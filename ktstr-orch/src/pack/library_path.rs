@@ -26,7 +26,8 @@ pub struct LibraryPath {
 impl LibraryPath {
     /// This host's, with `ld_library_path` as the variable of that name.
     pub fn of_host(ld_library_path: Option<&str>) -> Self {
-        let split = |list: &str| list.split([':', ';']).filter(|p| !p.is_empty()).map(PathBuf::from).collect();
+        let split =
+            |list: &str| list.split([':', ';']).filter(|p| !p.is_empty()).map(PathBuf::from).collect();
         Self {
             first: ld_library_path.map(split).unwrap_or_default(),
             configured: read_conf(Path::new("/etc/ld.so.conf"), 8),
@@ -65,7 +66,9 @@ fn read_conf(path: &Path, depth: u32) -> Vec<PathBuf> {
         match line.strip_prefix("include").filter(|rest| rest.starts_with(char::is_whitespace)) {
             Some(pattern) if depth > 0 => {
                 let base = path.parent().unwrap_or(Path::new("/"));
-                dirs.extend(matching(&base.join(pattern.trim())).iter().flat_map(|file| read_conf(file, depth - 1)));
+                dirs.extend(
+                    matching(&base.join(pattern.trim())).iter().flat_map(|file| read_conf(file, depth - 1)),
+                );
             }
             Some(_) => {}
             None if line.starts_with('/') => dirs.push(PathBuf::from(line)),

@@ -132,7 +132,9 @@ impl Tree {
                 Node::Directory => archive.entry(name, Kind::Directory, 0o755, b""),
                 Node::Bytes(bytes, mode) => archive.entry(name, Kind::File, *mode, bytes),
                 Node::Symlink(target) => archive.entry(name, Kind::Symlink, 0o777, target.as_bytes()),
-                Node::CharDevice(major, minor) => archive.entry(name, Kind::CharDevice(*major, *minor), 0o600, b""),
+                Node::CharDevice(major, minor) => {
+                    archive.entry(name, Kind::CharDevice(*major, *minor), 0o600, b"")
+                }
                 Node::HostFile(path) => {
                     write_host_file(&mut archive, name, path)?;
                     Ok(())
@@ -160,7 +162,8 @@ fn write_host_file<W: Write>(archive: &mut Archive<W>, name: &str, path: &Path) 
 fn archive_name(path: &Path) -> Result<String, TreeError> {
     let bad = || TreeError::BadPath { path: path.to_owned() };
     let text = path.to_str().ok_or_else(bad)?;
-    let parts: Vec<&str> = text.strip_prefix('/').ok_or_else(bad)?.split('/').filter(|p| !p.is_empty()).collect();
+    let parts: Vec<&str> =
+        text.strip_prefix('/').ok_or_else(bad)?.split('/').filter(|p| !p.is_empty()).collect();
     if parts.is_empty() || parts.contains(&"..") || text.contains('\0') {
         return Err(bad());
     }
@@ -185,8 +188,21 @@ mod tests {
         assert_eq!(size, out.len() as u64);
         let names: Vec<String> = read(&out).into_iter().map(|e| e.name).collect();
         let expected = [
-            "a", "bin", "lib", "lib64", "sbin", "usr", "usr/bin", "usr/lib", "usr/lib/a.so", "usr/lib64", "usr/sbin",
-            "z", "z/b", "z/b/c", ".done",
+            "a",
+            "bin",
+            "lib",
+            "lib64",
+            "sbin",
+            "usr",
+            "usr/bin",
+            "usr/lib",
+            "usr/lib/a.so",
+            "usr/lib64",
+            "usr/sbin",
+            "z",
+            "z/b",
+            "z/b/c",
+            ".done",
         ];
         assert_eq!(names, expected);
         let mut again = Vec::new();

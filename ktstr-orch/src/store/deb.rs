@@ -79,7 +79,10 @@ pub(super) fn for_each_file(
     Err(DebError::NoData { path: package.to_owned() })
 }
 
-fn visit_tar(data: impl Read, visit: &mut impl FnMut(&str, &mut dyn Read) -> io::Result<()>) -> io::Result<()> {
+fn visit_tar(
+    data: impl Read,
+    visit: &mut impl FnMut(&str, &mut dyn Read) -> io::Result<()>,
+) -> io::Result<()> {
     let mut archive = tar::Archive::new(data);
     for entry in archive.entries()? {
         let entry = entry?;

@@ -125,7 +125,9 @@ pub enum StoreError {
         source: io::Error,
     },
     /// An entry is not what its record says.
-    #[error("kernel {key} in the cache is damaged: {reason}; remove it with `ktstr kernel clean --corrupt-only`")]
+    #[error(
+        "kernel {key} in the cache is damaged: {reason}; remove it with `ktstr kernel clean --corrupt-only`"
+    )]
     Corrupt {
         /// The entry.
         key: String,
@@ -190,7 +192,11 @@ impl Store {
     pub fn open(root: impl Into<PathBuf>) -> Result<Self, StoreError> {
         let root: PathBuf = root.into();
         for dir in [root.clone(), root.join(".locks"), root.join(".staging")] {
-            fs::create_dir_all(&dir).map_err(|source| StoreError::Io { action: "create directory", path: dir, source })?;
+            fs::create_dir_all(&dir).map_err(|source| StoreError::Io {
+                action: "create directory",
+                path: dir,
+                source,
+            })?;
         }
         Ok(Self { root })
     }
@@ -275,15 +281,22 @@ impl Store {
         let dir = self.root.join(".staging").join(key);
         // Whatever lies there was left by a process that died holding this lock.
         remove_tree(&dir)?;
-        fs::create_dir_all(dir.join("modules"))
-            .map_err(|source| StoreError::Io { action: "create directory", path: dir.clone(), source })?;
+        fs::create_dir_all(dir.join("modules")).map_err(|source| StoreError::Io {
+            action: "create directory",
+            path: dir.clone(),
+            source,
+        })?;
         Ok(Staging { store: self, key: key.to_owned(), dir, _lock: lock })
     }
 
     /// Holds an entry so that nobody removes it while it is booted.
     pub(super) fn lease(&self, key: &str) -> Result<File, StoreError> {
         let lock = self.lock_file(key)?;
-        lock.lock_shared().map_err(|source| StoreError::Io { action: "lock", path: self.lock_path(key), source })?;
+        lock.lock_shared().map_err(|source| StoreError::Io {
+            action: "lock",
+            path: self.lock_path(key),
+            source,
+        })?;
         Ok(lock)
     }
 
@@ -429,8 +442,11 @@ impl Staging<'_> {
         written.map_err(|source| StoreError::Io { action: "write", path, source })?;
         self.store.displace(&self.key)?;
         let target = self.store.path(&self.key);
-        fs::rename(&self.dir, &target)
-            .map_err(|source| StoreError::Io { action: "rename the finished entry to", path: target, source })?;
+        fs::rename(&self.dir, &target).map_err(|source| StoreError::Io {
+            action: "rename the finished entry to",
+            path: target,
+            source,
+        })?;
         Ok(metadata)
     }
 }
@@ -463,13 +479,21 @@ pub(super) mod tests {
     use super::*;
 
     /// Installs a small entry and gives its metadata.
-    pub(in crate::store) fn plant(store: &Store, key: &str, release: &str, sched_ext: Option<bool>) -> Metadata {
+    pub(in crate::store) fn plant(
+        store: &Store,
+        key: &str,
+        release: &str,
+        sched_ext: Option<bool>,
+    ) -> Metadata {
         let staging = store.stage(key).unwrap();
         staging.write("vmlinux", b"\x7fELF kernel").unwrap();
         staging.write("config", b"CONFIG_X=y\n").unwrap();
         staging.write("modules/virtio_blk.ko", b"module").unwrap();
-        let module =
-            ModuleRecord { name: "virtio_blk".into(), file: "modules/virtio_blk.ko".into(), depends: Vec::new() };
+        let module = ModuleRecord {
+            name: "virtio_blk".into(),
+            file: "modules/virtio_blk.ko".into(),
+            depends: Vec::new(),
+        };
         let about = Description {
             release: release.into(),
             arch: "x86_64".into(),

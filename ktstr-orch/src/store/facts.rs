@@ -32,7 +32,8 @@ pub(super) fn of_vmlinux(elf: &[u8], config: Option<&str>) -> Option<Facts> {
         object::Architecture::Aarch64 => Some("aarch64".to_owned()),
         _ => None,
     };
-    let btf = file.section_by_name(".BTF").and_then(|section| section.data().ok()).filter(|data| !data.is_empty());
+    let btf =
+        file.section_by_name(".BTF").and_then(|section| section.data().ok()).filter(|data| !data.is_empty());
     let sched_ext = match config {
         Some(text) => Some(config_enables(text, "CONFIG_SCHED_CLASS_EXT")),
         None => btf.and_then(|btf| btf_names(btf, b"sched_ext_ops")),
@@ -73,9 +74,7 @@ fn banner_release(elf: &[u8]) -> Option<String> {
 /// Whether `name` stands in the string table of a BTF section; `None` when
 /// the header does not describe a table inside the section.
 fn btf_names(btf: &[u8], name: &[u8]) -> Option<bool> {
-    let word = |at: usize| {
-        btf.get(at..at + 4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as usize)
-    };
+    let word = |at: usize| btf.get(at..at + 4).map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) as usize);
     if btf.get(..2)? != [0x9f, 0xeb] {
         return None;
     }
@@ -112,7 +111,8 @@ pub(super) mod tests {
         let mut names = vec![0u8];
         let mut body: Vec<u8> = Vec::new();
         let mut headers = vec![[0u8; 64]];
-        let all: Vec<(&str, &[u8])> = sections.iter().copied().chain([(".shstrtab", [].as_slice())]).collect();
+        let all: Vec<(&str, &[u8])> =
+            sections.iter().copied().chain([(".shstrtab", [].as_slice())]).collect();
         for (name, data) in &all {
             let name_at = names.len() as u32;
             names.extend(name.as_bytes());

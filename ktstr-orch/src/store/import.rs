@@ -109,7 +109,9 @@ fn role(path: &str) -> Option<Role<'_>> {
 pub fn import_packages(store: &Store, packages: &[PathBuf]) -> Result<Metadata, ImportError> {
     let mut digests = Vec::new();
     for path in packages {
-        digests.push(digest::of_file(path).map_err(|source| ImportError::Read { path: path.clone(), source })?.0);
+        digests.push(
+            digest::of_file(path).map_err(|source| ImportError::Read { path: path.clone(), source })?.0,
+        );
     }
     digests.sort();
     let content = digest::of_parts(digests.iter().map(String::as_bytes));
@@ -174,7 +176,8 @@ fn gather(package: &Path, into: &mut Gathered) -> Result<(), ImportError> {
 /// taken from where a running system keeps those of the same release, when
 /// they are there: `config-RELEASE` beside the image, `/lib/modules/RELEASE`.
 pub fn import_image(store: &Store, path: &Path) -> Result<Metadata, ImportError> {
-    let read = |path: &Path| fs::read(path).map_err(|source| ImportError::Read { path: path.to_owned(), source });
+    let read =
+        |path: &Path| fs::read(path).map_err(|source| ImportError::Read { path: path.to_owned(), source });
     let image = read(path)?;
     let suffix = format!("-{}", &digest::of_parts([image.as_slice()])[..12]);
     if let Some(found) = already(store, "image-", &suffix)? {
@@ -192,7 +195,9 @@ pub fn import_image(store: &Store, path: &Path) -> Result<Metadata, ImportError>
         None => Vec::new(),
     };
     let parts = Parts { path, image: &image, config, modules, release: None };
-    install(store, parts, Source::Image { path: canonical.clone() }, |release| format!("image-{release}{suffix}"))
+    install(store, parts, Source::Image { path: canonical.clone() }, |release| {
+        format!("image-{release}{suffix}")
+    })
 }
 
 fn installed_modules(root: &Path, release: &str) -> Result<Vec<Module>, ModuleError> {
@@ -309,7 +314,10 @@ mod tests {
         assert_eq!(role("boot/vmlinuz-6.18"), Some(Role::Image("6.18")));
         assert_eq!(role("usr/lib/modules/7.2/vmlinuz"), Some(Role::Image("7.2")));
         assert_eq!(role("usr/lib/modules/7.2/config"), Some(Role::Config("7.2")));
-        assert_eq!(role("lib/modules/7.2/kernel/a/kvm-amd.ko.xz"), Some(Role::Module("7.2", "kvm_amd".into())));
+        assert_eq!(
+            role("lib/modules/7.2/kernel/a/kvm-amd.ko.xz"),
+            Some(Role::Module("7.2", "kvm_amd".into()))
+        );
         assert_eq!(role("usr/share/doc/x/copyright"), None);
         assert_eq!(role("boot/System.map-6.18"), None);
     }

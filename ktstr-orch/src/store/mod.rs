@@ -25,9 +25,7 @@ mod root;
 mod version;
 
 pub use debian::{Event, PullError, Pulled, pull};
-pub use entry::{
-    EntryState, FileRecord, ListedEntry, Metadata, ModuleRecord, Source, Store, StoreError,
-};
+pub use entry::{EntryState, FileRecord, ListedEntry, Metadata, ModuleRecord, Source, Store, StoreError};
 pub use facts::Facts;
 pub use image::ImageError;
 pub use import::{ImportError, import_image, import_packages};

@@ -175,7 +175,8 @@ mod tests {
 
     #[test]
     fn dependencies_come_first() {
-        let modules = [("kvm_amd", "kvm,ccp"), ("kvm", "irqbypass"), ("irqbypass", ""), ("ccp", ""), ("other", "")];
+        let modules =
+            [("kvm_amd", "kvm,ccp"), ("kvm", "irqbypass"), ("irqbypass", ""), ("ccp", ""), ("other", "")];
         let order = tree(&modules, &["kvm_amd", "not_there"]).unwrap();
         assert_eq!(order.len(), 4, "{order:?}");
         let at = |name: &str| order.iter().position(|n| n == name).unwrap();

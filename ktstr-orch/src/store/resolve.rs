@@ -35,7 +35,9 @@ pub enum KernelRef {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum ParseError {
     /// Nothing was given.
-    #[error("the kernel selector is empty; give a path, a version such as 7.2, debian:7.2 or a key from `ktstr kernel list`")]
+    #[error(
+        "the kernel selector is empty; give a path, a version such as 7.2, debian:7.2 or a key from `ktstr kernel list`"
+    )]
     Empty,
     /// A series that does not start with a number.
     #[error("{series:?} is no kernel series; write for example debian:7.2")]
@@ -142,7 +144,9 @@ pub enum ResolveError {
 
 /// Why a kernel cannot run sched_ext schedulers.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-#[error("kernel {kernel} cannot run sched_ext schedulers: {reason}; use one from 6.12 on that was built with it (`ktstr kernel pull`)")]
+#[error(
+    "kernel {kernel} cannot run sched_ext schedulers: {reason}; use one from 6.12 on that was built with it (`ktstr kernel pull`)"
+)]
 pub struct KernelUnfit {
     /// The entry.
     pub kernel: String,
@@ -326,7 +330,9 @@ fn matches_series(metadata: &Metadata, series: &str) -> bool {
 fn check_file(path: &Path) -> Result<(), ResolveError> {
     match path.metadata() {
         Ok(meta) if meta.is_dir() => Err(ResolveError::Directory { path: path.to_owned() }),
-        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Err(ResolveError::NoFile { path: path.to_owned() }),
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            Err(ResolveError::NoFile { path: path.to_owned() })
+        }
         _ => Ok(()),
     }
 }
@@ -418,7 +424,8 @@ mod tests {
 
     #[test]
     fn sched_ext_is_required_with_the_reason() {
-        let (_dir, store) = store(&[("no", "6.12.1", Some(false)), ("dark", "6.13", None), ("yes", "6.14", Some(true))]);
+        let (_dir, store) =
+            store(&[("no", "6.12.1", Some(false)), ("dark", "6.13", None), ("yes", "6.14", Some(true))]);
         let require = |key: &str| store.resolve(&KernelRef::Cached(key.into())).unwrap().require_sched_ext();
         assert!(require("no").unwrap_err().to_string().contains("CONFIG_SCHED_CLASS_EXT"));
         assert!(require("dark").unwrap_err().to_string().contains("neither"));

@@ -103,9 +103,8 @@ fn path(fd: BorrowedFd<'_>) -> String {
 /// Arguments without the program's name.
 #[must_use]
 pub fn compose(machine: &Machine<'_>) -> Vec<String> {
-    let mut args: Vec<String> = ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S"]
-        .map(String::from)
-        .to_vec();
+    let mut args: Vec<String> =
+        ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S"].map(String::from).to_vec();
     let mut push = |flag: &str, value: String| args.extend([flag.to_owned(), value]);
     push("-machine", board(machine));
     push("-cpu", cpu(machine));
@@ -185,7 +184,8 @@ fn memory(machine: &Machine<'_>) -> Vec<(&'static str, String)> {
     let several = machine.nodes.len() > 1;
     let mut args = Vec::new();
     for (node, share) in machine.nodes.iter().enumerate() {
-        let mut backend = format!("memory-backend-file,id=ram{node},mem-path={file},share=on,size={}", share.len);
+        let mut backend =
+            format!("memory-backend-file,id=ram{node},mem-path={file},share=on,size={}", share.len);
         if share.file_offset > 0 {
             backend.push_str(&format!(",offset={}", share.file_offset));
         }
@@ -219,8 +219,15 @@ mod tests {
             console: console.then_some(fd),
         };
         let threads = Threads::choose(mode, Version { major: 10, minor: 0, micro: 2 }, topology.cpus(), 2);
-        let machine =
-            Machine { mode, threads, topology: &topology, memory: 1 << 30, nodes: &nodes, cmdline: "quiet", fds };
+        let machine = Machine {
+            mode,
+            threads,
+            topology: &topology,
+            memory: 1 << 30,
+            nodes: &nodes,
+            cmdline: "quiet",
+            fds,
+        };
         compose(&machine).join(" ")
     }
 
@@ -278,7 +285,8 @@ mod tests {
 
     #[test]
     fn several_threads_need_a_sound_version_and_two_cpus_on_both_sides() {
-        let (old, new) = (Version { major: 7, minor: 2, micro: 0 }, Version { major: 10, minor: 0, micro: 0 });
+        let (old, new) =
+            (Version { major: 7, minor: 2, micro: 0 }, Version { major: 10, minor: 0, micro: 0 });
         assert_eq!(Threads::choose(Mode::Tcg, new, 4, 2), Threads::Multi);
         assert_eq!(Threads::choose(Mode::Tcg, old, 4, 2), Threads::Single);
         assert_eq!(Threads::choose(Mode::Tcg, new, 1, 2), Threads::Single);

@@ -193,7 +193,8 @@ mod tests {
     fn a_kill_is_noticed_at_once_and_named() {
         let mut emulator = start("/bin/sleep", &["60"], &[]);
         let begun = Instant::now();
-        nix::sys::signal::kill(nix::unistd::Pid::from_raw(emulator.pid() as i32), nix::sys::signal::SIGKILL).unwrap();
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(emulator.pid() as i32), nix::sys::signal::SIGKILL)
+            .unwrap();
         assert_eq!(describe(wait(&mut emulator)), "killed by SIGKILL");
         assert!(begun.elapsed() < Duration::from_millis(200));
     }
@@ -219,7 +220,8 @@ mod tests {
 
     #[test]
     fn a_missing_program_is_named() {
-        let error = Emulator::spawn(&JailSpec::emulator(&[]), Path::new("/nonexistent/emulator"), &[], &[]).unwrap_err();
+        let error = Emulator::spawn(&JailSpec::emulator(&[]), Path::new("/nonexistent/emulator"), &[], &[])
+            .unwrap_err();
         assert_eq!(error.to_string(), "start the emulator /nonexistent/emulator");
     }
 }

@@ -117,7 +117,10 @@ mod tests {
         let topology = Topology { numa_nodes: 3, llcs: 3, cores_per_llc: 2, threads_per_core: 2 };
         let shares = nodes(&topology, 1000 * MIB).unwrap();
         assert_eq!(shares.iter().map(|s| s.len).sum::<u64>(), 1000 * MIB);
-        assert_eq!(shares.iter().map(|s| (s.first_cpu, s.last_cpu)).collect::<Vec<_>>(), [(0, 3), (4, 7), (8, 11)]);
+        assert_eq!(
+            shares.iter().map(|s| (s.first_cpu, s.last_cpu)).collect::<Vec<_>>(),
+            [(0, 3), (4, 7), (8, 11)]
+        );
         for pair in shares.windows(2) {
             assert_eq!(pair[0].file_offset + pair[0].len, pair[1].file_offset);
         }

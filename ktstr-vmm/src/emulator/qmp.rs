@@ -305,12 +305,20 @@ mod tests {
     #[test]
     fn messages_are_recognised_however_the_bytes_are_cut() {
         let stream = concat!(
-            r#"{"QMP": {"version": {"qemu": {"major": 10}}, "capabilities": []}}"#, "\r\n",
-            r#"{"return": {}, "id": 1}"#, "\n\n",
-            r#"{"timestamp": {"seconds": 1}, "event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}"#, "\n",
-            r#"{"event": "STOP"}"#, "\n", r#"{"event": "RESUME"}"#, "\n",
-            r#"{"event": "RTC_CHANGE", "data": {}}"#, "\n",
-            r#"{"id": 4, "error": {"class": "GenericError", "desc": "no"}}"#, "\n",
+            r#"{"QMP": {"version": {"qemu": {"major": 10}}, "capabilities": []}}"#,
+            "\r\n",
+            r#"{"return": {}, "id": 1}"#,
+            "\n\n",
+            r#"{"timestamp": {"seconds": 1}, "event": "SHUTDOWN", "data": {"guest": true, "reason": "guest-shutdown"}}"#,
+            "\n",
+            r#"{"event": "STOP"}"#,
+            "\n",
+            r#"{"event": "RESUME"}"#,
+            "\n",
+            r#"{"event": "RTC_CHANGE", "data": {}}"#,
+            "\n",
+            r#"{"id": 4, "error": {"class": "GenericError", "desc": "no"}}"#,
+            "\n",
         );
         let expected = vec![
             Message::Greeting,
@@ -323,8 +331,7 @@ mod tests {
         ];
         assert_eq!(Decoder::default().feed(stream.as_bytes()).unwrap(), expected);
         let mut decoder = Decoder::default();
-        let single: Vec<Message> =
-            stream.bytes().flat_map(|byte| decoder.feed(&[byte]).unwrap()).collect();
+        let single: Vec<Message> = stream.bytes().flat_map(|byte| decoder.feed(&[byte]).unwrap()).collect();
         assert_eq!(single, expected);
     }
 

@@ -70,7 +70,9 @@ pub enum StartError {
         found: Version,
     },
     /// An interactive console would feed host-timed input to a replayable run.
-    #[error("the det accelerator refuses an interactive console: what is typed cannot be replayed; use tcg or kvm")]
+    #[error(
+        "the det accelerator refuses an interactive console: what is typed cannot be replayed; use tcg or kvm"
+    )]
     InteractiveDet,
     /// RAM file, sockets or the like.
     #[error("{action}")]
@@ -131,7 +133,10 @@ impl Prepared {
         }
         let nodes = layout::nodes(&spec.topology, spec.memory)?;
         if nodes.len() > 1 && emulator.version < Version::BACKEND_OFFSET {
-            return Err(StartError::TooOldForNodes { nodes: spec.topology.numa_nodes, found: emulator.version });
+            return Err(StartError::TooOldForNodes {
+                nodes: spec.topology.numa_nodes,
+                found: emulator.version,
+            });
         }
         let ram = Ram { regions: layout::regions(spec.memory)?, memfd: sealed_ram(spec.memory)? };
         let initrd = one_initrd(spec.initrd)?;
@@ -148,7 +153,12 @@ impl Prepared {
         };
         let machine = args::Machine {
             mode: emulator.mode,
-            threads: Threads::choose(emulator.mode, emulator.version, spec.topology.cpus(), emulator.host_cpus),
+            threads: Threads::choose(
+                emulator.mode,
+                emulator.version,
+                spec.topology.cpus(),
+                emulator.host_cpus,
+            ),
             topology: &spec.topology,
             memory: spec.memory,
             nodes: &nodes,
@@ -200,7 +210,9 @@ fn spawn_confined(
     }
     let spawn = |jail: &JailSpec| Emulator::spawn(jail, &emulator.program, args, inherited);
     match spawn(&JailSpec::emulator(&files)) {
-        Err(ChildError::Spawn { source: JailError::UserNamespaceForbidden { .. }, .. }) if confine::is_root() => {
+        Err(ChildError::Spawn { source: JailError::UserNamespaceForbidden { .. }, .. })
+            if confine::is_root() =>
+        {
             spawn(&confine::without_user_namespace(JailSpec::emulator(&files)))
         }
         outcome => outcome,
@@ -245,13 +257,15 @@ fn one_initrd(archives: Vec<OwnedFd>) -> Result<OwnedFd, StartError> {
     if archives.len() == 1 {
         return Ok(archives.remove(0));
     }
-    let joined = memfd_create(c"initrd", MFdFlags::MFD_CLOEXEC).map_err(resource("make the joined initramfs"))?;
+    let joined =
+        memfd_create(c"initrd", MFdFlags::MFD_CLOEXEC).map_err(resource("make the joined initramfs"))?;
     let mut joined = File::from(joined);
     for archive in archives {
         let mut archive = File::from(archive);
         archive.seek(SeekFrom::Start(0)).map_err(resource("rewind an initramfs archive"))?;
         std::io::copy(&mut archive, &mut joined).map_err(resource("join the initramfs archives"))?;
-        let end = joined.stream_position().map_err(resource("join the initramfs archives"))?.next_multiple_of(4);
+        let end =
+            joined.stream_position().map_err(resource("join the initramfs archives"))?.next_multiple_of(4);
         joined.set_len(end).map_err(resource("pad an initramfs archive"))?;
         joined.seek(SeekFrom::Start(end)).map_err(resource("pad an initramfs archive"))?;
     }

@@ -101,7 +101,8 @@ mod tests {
 
     #[test]
     fn versions_are_read_as_distributions_print_them() {
-        let debian = "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)\nCopyright (c) 2003\n";
+        let debian =
+            "QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)\nCopyright (c) 2003\n";
         assert_eq!(Version::parse(debian).unwrap(), Version { major: 10, minor: 0, micro: 2 });
         let old = Version::parse("QEMU emulator version 7.2.19 (Debian 1:7.2+dfsg-7)").unwrap();
         assert!(old < Version::THREADS_SOUND && old < Version::BACKEND_OFFSET);
@@ -110,7 +111,9 @@ mod tests {
 
     #[test]
     fn other_text_is_refused() {
-        for text in ["", "QEMU emulator version", "QEMU emulator version x.y", "bash 5", "1..2", "99999999999.1"] {
+        for text in
+            ["", "QEMU emulator version", "QEMU emulator version x.y", "bash 5", "1..2", "99999999999.1"]
+        {
             assert!(matches!(Version::parse(text), Err(VersionError::Unreadable { .. })), "{text}");
         }
     }

@@ -34,8 +34,9 @@ impl RunPage {
     pub fn map(vcpu: impl AsFd) -> nix::Result<Self> {
         let len = NonZeroUsize::MIN.saturating_add(PAGE - 1);
         // SAFETY: a fresh mapping at an address of the kernel's choice.
-        let page =
-            unsafe { mmap(None, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, vcpu, 0)? };
+        let page = unsafe {
+            mmap(None, len, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED, vcpu, 0)?
+        };
         Ok(Self { page })
     }
 

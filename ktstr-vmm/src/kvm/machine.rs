@@ -130,20 +130,14 @@ impl KvmMachine {
         let entry = boot::load(&spec, &guest_ram, &description)?;
         let vcpus = create_vcpus(&kvm_fd, &vm, &ids, spec.topology.cpus(), entry)?;
 
-        let control = Arc::new(Control::new(spec.topology.cpus()).map_err(host("create the event descriptor"))?);
+        let control =
+            Arc::new(Control::new(spec.topology.cpus()).map_err(host("create the event descriptor"))?);
         let doorbell = Arc::new(eventfd()?);
         let (mut devices, console) = create_devices(&vm, spec, &control, &guest_ram, &doorbell)?;
         devices.port_ring = collect_serial_writes(&vm, &vcpus[0])?;
         let devices = Arc::new(devices);
-        let mut machine = Self {
-            ram,
-            _vm: vm,
-            control,
-            doorbell,
-            stop_io: Arc::default(),
-            vcpus: Vec::new(),
-            io: None,
-        };
+        let mut machine =
+            Self { ram, _vm: vm, control, doorbell, stop_io: Arc::default(), vcpus: Vec::new(), io: None };
         machine.spawn(vcpus, devices, console, &guest_ram)?;
         Ok(machine)
     }
@@ -170,10 +164,11 @@ impl KvmMachine {
                 Departure { cpu: vcpu.number(), control: self.control.clone(), devices: devices.clone() };
             // The mapping must outlive the vCPU that runs in it.
             let ram = ram.clone();
-            let spawned = std::thread::Builder::new().name(format!("vcpu{}", vcpu.number())).spawn(move || {
-                let _ram = ram;
-                vcpu.run(&departure.control, &departure.devices);
-            });
+            let spawned =
+                std::thread::Builder::new().name(format!("vcpu{}", vcpu.number())).spawn(move || {
+                    let _ram = ram;
+                    vcpu.run(&departure.control, &departure.devices);
+                });
             match spawned {
                 Ok(handle) => self.vcpus.push(handle),
                 Err(source) => {
@@ -293,8 +288,15 @@ fn map_ram(vm: &VmFd, ram: &GuestRam) -> Result<(), StartError> {
     Ok(())
 }
 
-fn create_vcpus(kvm_fd: &Kvm, vm: &VmFd, ids: &ApicIds, cpus: u32, entry: Entry) -> Result<Vec<Vcpu>, StartError> {
-    let supported = kvm_fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm("ask KVM for its CPUID table"))?;
+fn create_vcpus(
+    kvm_fd: &Kvm,
+    vm: &VmFd,
+    ids: &ApicIds,
+    cpus: u32,
+    entry: Entry,
+) -> Result<Vec<Vcpu>, StartError> {
+    let supported =
+        kvm_fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm("ask KVM for its CPUID table"))?;
     let mut vcpus = Vec::new();
     for cpu in 0..cpus {
         let table = cpuid::for_cpu(supported.as_slice(), ids, cpu);

@@ -123,10 +123,12 @@ impl GuestRam {
         for region in &regions {
             let mapping = Mapping::of(&file, region).map_err(|source| RamError::Map { bytes, source })?;
             let arrange = |detail| RamError::Arrange { detail };
-            let (protection, flags) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_NORESERVE);
+            let (protection, flags) =
+                (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_NORESERVE);
             // SAFETY: mapped with this length just now, and kept alive beside the result.
-            let range =
-                unsafe { MmapRegion::build_raw(mapping.start.as_ptr().cast(), region.len as usize, protection, flags) };
+            let range = unsafe {
+                MmapRegion::build_raw(mapping.start.as_ptr().cast(), region.len as usize, protection, flags)
+            };
             let range = range.map_err(|e| arrange(e.to_string()))?;
             let range = GuestRegionMmap::new(range, GuestAddress(region.gpa.0));
             mapped.push(range.ok_or_else(|| arrange("a region ends beyond the address space".into()))?);

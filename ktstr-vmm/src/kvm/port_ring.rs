@@ -30,7 +30,8 @@ impl PortRing {
     /// Maps the ring through any vCPU of the VM.
     pub fn map(vcpu: impl AsFd) -> nix::Result<Self> {
         let len = NonZeroUsize::MIN.saturating_add(PAGE - 1);
-        let (protection, offset) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, (PAGE_OFFSET * PAGE) as i64);
+        let (protection, offset) =
+            (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, (PAGE_OFFSET * PAGE) as i64);
         // SAFETY: a fresh mapping at an address of the kernel's choice.
         let page = unsafe { mmap(None, len, protection, MapFlags::MAP_SHARED, vcpu, offset)? };
         Ok(Self { page: page.cast() })
@@ -50,7 +51,9 @@ impl PortRing {
         let at = at % ENTRIES;
         // SAFETY: `at` is below the number of entries of the page, and the kernel does not touch an
         // entry between publishing it in `last` and seeing `first` move past it.
-        let entry = unsafe { (&raw const (*ring).coalesced_mmio).cast::<kvm_coalesced_mmio>().add(at as usize).read() };
+        let entry = unsafe {
+            (&raw const (*ring).coalesced_mmio).cast::<kvm_coalesced_mmio>().add(at as usize).read()
+        };
         first.store((at + 1) % ENTRIES, Ordering::Release);
         Some((entry.phys_addr as u16, entry.data[0]))
     }

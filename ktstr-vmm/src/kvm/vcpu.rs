@@ -5,7 +5,9 @@
 
 use std::sync::Arc;
 
-use kvm_bindings::{CpuId, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, Msrs, kvm_cpuid_entry2, kvm_msr_entry};
+use kvm_bindings::{
+    CpuId, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, Msrs, kvm_cpuid_entry2, kvm_msr_entry,
+};
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 
 use super::control::{Control, Wanted};
@@ -188,7 +190,8 @@ pub struct Departure {
 impl Drop for Departure {
     fn drop(&mut self) {
         if std::thread::panicking() {
-            let detail = format!("the thread of vCPU {} panicked; its message is on standard error", self.cpu);
+            let detail =
+                format!("the thread of vCPU {} panicked; its message is on standard error", self.cpu);
             self.control.finish(Exit::InternalError { detail });
         }
         if self.control.leave(self.cpu) {

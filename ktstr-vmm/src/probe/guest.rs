@@ -176,7 +176,8 @@ impl Guest {
         let vex = has_avx(&cpuid) && std::arch::is_x86_feature_detected!("avx");
         enter_long_mode(&vcpu, vex)?;
         // SAFETY: the descriptor is open as long as `vcpu`.
-        let page = RunPage::map(unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) }).map_err(host("map a run page"))?;
+        let page = RunPage::map(unsafe { BorrowedFd::borrow_raw(vcpu.as_raw_fd()) })
+            .map_err(host("map a run page"))?;
         Ok(Self { vcpu, page, _vm: vm, vex, _memory: memory })
     }
 
@@ -197,12 +198,13 @@ impl Guest {
         let (page, vcpu) = (&self.page, &mut self.vcpu);
         std::thread::scope(|scope| {
             let (done, waiting) = mpsc::channel::<()>();
-            let watchdog = std::thread::Builder::new().name("probe-watchdog".into()).spawn_scoped(scope, move || {
-                if waiting.recv_timeout(deadline) == Err(mpsc::RecvTimeoutError::Timeout) {
-                    page.set_immediate_exit(true);
-                    thread.interrupt();
-                }
-            });
+            let watchdog =
+                std::thread::Builder::new().name("probe-watchdog".into()).spawn_scoped(scope, move || {
+                    if waiting.recv_timeout(deadline) == Err(mpsc::RecvTimeoutError::Timeout) {
+                        page.set_immediate_exit(true);
+                        thread.interrupt();
+                    }
+                });
             watchdog.map_err(host("start its watchdog"))?;
             let start = Instant::now();
             let ended = run(vcpu, start);

@@ -7,8 +7,8 @@ use std::fs::File;
 use std::io::{Seek, SeekFrom, Write};
 use std::os::fd::OwnedFd;
 
-use ktstr_proto::guest::{GuestJob, JOB_PATH};
 use ktstr_proto::codec::{self, CodecError};
+use ktstr_proto::guest::{GuestJob, JOB_PATH};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 /// Why the archive cannot be made.
@@ -65,9 +65,9 @@ fn member(archive: &mut Vec<u8>, name: &str, mode: u32, data: &[u8]) {
 mod tests {
     use std::os::unix::fs::FileExt;
 
+    use ktstr_proto::Topology;
     use ktstr_proto::guest::GuestTask;
     use ktstr_proto::ring::{Mode, RingRegion};
-    use ktstr_proto::Topology;
 
     use super::*;
 

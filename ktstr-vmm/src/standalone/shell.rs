@@ -12,10 +12,10 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use ktstr_proto::AccelKind;
 use ktstr_proto::guest::{GuestFrame, GuestJob, GuestTask, LogSource, ProcessEnd};
 use ktstr_proto::ring::{FrameDecoder, FrameError, Mode as RingMode, RingRegion};
 use ktstr_proto::run::Term;
-use ktstr_proto::AccelKind;
 use nix::poll::{PollFd, PollFlags, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -58,7 +58,9 @@ pub enum ShellError {
         source: std::io::Error,
     },
     /// A shell under `det`.
-    #[error("--accel det runs only --exec CMD: what is typed cannot be replayed; use --accel tcg for a shell")]
+    #[error(
+        "--accel det runs only --exec CMD: what is typed cannot be replayed; use --accel tcg for a shell"
+    )]
     InteractiveDet,
     /// The emulator.
     #[error("use the emulator")]
@@ -163,7 +165,8 @@ pub fn run(options: &ShellOptions) -> Result<u8, ShellError> {
 fn boot(options: &ShellOptions, accel: AccelKind) -> Result<(Session, Option<UnixStream>), ShellError> {
     let backend = backend(options, accel)?;
     let mode = if accel == AccelKind::Det { RingMode::Linear } else { RingMode::Wrap };
-    let ring = RingRegion { gpa: 0x800_0000, len: if mode == RingMode::Linear { 16 << 20 } else { 4 << 20 }, mode };
+    let ring =
+        RingRegion { gpa: 0x800_0000, len: if mode == RingMode::Linear { 16 << 20 } else { 4 << 20 }, mode };
     // Ours lies below the middle of the smallest accepted RAM only if there is enough of it.
     let ring = if options.memory_mb < 256 { RingRegion { gpa: 0x600_0000, ..ring } } else { ring };
     let job = GuestJob {
@@ -415,7 +418,9 @@ impl Shell {
                         stdout.flush().map_err(io("write standard output"))?;
                     }
                     LogSource::Stderr => {
-                        std::io::stderr().write_all(log.text.as_bytes()).map_err(io("write standard error"))?;
+                        std::io::stderr()
+                            .write_all(log.text.as_bytes())
+                            .map_err(io("write standard error"))?;
                     }
                     LogSource::Init | LogSource::Scheduler => {}
                 },

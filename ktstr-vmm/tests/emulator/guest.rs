@@ -26,7 +26,8 @@ pub struct Needs {
 /// What is there, or `None` after saying what is missing. `KTSTR_REQUIRE=tcg` makes missing a failure.
 pub fn needs() -> Option<Needs> {
     let missing = |what: String| {
-        let required = std::env::var("KTSTR_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item == "tcg"));
+        let required =
+            std::env::var("KTSTR_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item == "tcg"));
         assert!(!required, "KTSTR_REQUIRE demands tcg, but {what}");
         println!("NOT RUN: {what}");
     };
@@ -43,7 +44,9 @@ pub fn needs() -> Option<Needs> {
     }
     let kernels = kernels();
     if kernels.is_empty() {
-        missing("no kernel: set KTSTR_KERNEL to a decompressed vmlinux or pull one into the kernel store".into());
+        missing(
+            "no kernel: set KTSTR_KERNEL to a decompressed vmlinux or pull one into the kernel store".into(),
+        );
         return None;
     }
     Some(Needs { kernels, version })
@@ -92,7 +95,9 @@ pub fn initramfs(script: &str) -> OwnedFd {
         member(&mut archive, directory, 0o040_755, &[]);
     }
     member(&mut archive, "bin/busybox", 0o100_755, &busybox);
-    for tool in ["sh", "mount", "cat", "echo", "poweroff", "dd", "sleep", "printf", "head", "seq", "sync", "tr"] {
+    for tool in
+        ["sh", "mount", "cat", "echo", "poweroff", "dd", "sleep", "printf", "head", "seq", "sync", "tr"]
+    {
         member(&mut archive, &format!("bin/{tool}"), 0o120_777, b"busybox");
     }
     member(&mut archive, "init", 0o100_755, init.as_bytes());
@@ -162,14 +167,13 @@ impl<'a> Boot<'a> {
             com2: Some(com2.try_clone().unwrap().into()),
             console: None,
         };
-        let emulator =
-            EmulatorSpec {
-                program: QEMU.into(),
-                version: self.version,
-                mode: self.mode,
-                files: Vec::new(),
-                host_cpus: 2,
-            };
+        let emulator = EmulatorSpec {
+            program: QEMU.into(),
+            version: self.version,
+            mode: self.mode,
+            files: Vec::new(),
+            host_cpus: 2,
+        };
         let machine = Prepared::spawn(spec, &emulator).unwrap().start().unwrap();
         Guest { machine, com1, com2 }
     }

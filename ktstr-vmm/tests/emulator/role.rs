@@ -11,9 +11,7 @@ use std::time::{Duration, Instant};
 
 use ktstr_proto::link::Fds;
 use ktstr_proto::ring::{self, Mode, RingRegion};
-use ktstr_proto::vmm::{
-    Emulator, Kill, Pause, Resume, Shutdown, Start, Started, VmExit, VmmEvent, VmmLink,
-};
+use ktstr_proto::vmm::{Emulator, Kill, Pause, Resume, Shutdown, Start, Started, VmExit, VmmEvent, VmmLink};
 use ktstr_proto::{AccelKind, Call, Channel, ChannelError, Topology, channel::Message};
 
 use crate::guest::{Needs, QEMU, initramfs, needs};
@@ -328,7 +326,11 @@ fn what_cannot_be_started_says_why() {
         ring: RingRegion { mode, ..RING },
         kernel,
         initrd,
-        emulator: Some(Emulator { program: QEMU.into(), version: (needs.version.major, 0), files: Vec::new() }),
+        emulator: Some(Emulator {
+            program: QEMU.into(),
+            version: (needs.version.major, 0),
+            files: Vec::new(),
+        }),
         interactive: false,
         seed: 1,
     };

@@ -49,8 +49,10 @@ fn output_and_status_of_a_command_are_passed_on() {
             + &ring_header(mode, len - ring::DATA, bytes.len() as u64)
             + "test -s /ktstr/job && poweroff -f";
         let directory = tempfile::tempdir().unwrap();
-        let output =
-            shell(&needs, directory.path(), &script).args(["--exec", "x", "--accel", accel]).output().unwrap();
+        let output = shell(&needs, directory.path(), &script)
+            .args(["--exec", "x", "--accel", accel])
+            .output()
+            .unwrap();
         let stderr = String::from_utf8_lossy(&output.stderr);
         assert_eq!(output.status.code(), Some(7), "{stderr}");
         assert_eq!(String::from_utf8_lossy(&output.stdout), "to stdout\n");
@@ -62,8 +64,10 @@ fn output_and_status_of_a_command_are_passed_on() {
 fn a_machine_that_fails_shows_its_last_lines() {
     let Some(needs) = needs() else { return };
     let directory = tempfile::tempdir().unwrap();
-    let output =
-        shell(&needs, directory.path(), "echo c >/proc/sysrq-trigger").args(["--exec", "x"]).output().unwrap();
+    let output = shell(&needs, directory.path(), "echo c >/proc/sysrq-trigger")
+        .args(["--exec", "x"])
+        .output()
+        .unwrap();
     let stderr = String::from_utf8_lossy(&output.stderr);
     assert_eq!(output.status.code(), Some(4), "{stderr}");
     assert!(stderr.contains("Kernel panic - not syncing"), "{stderr}");

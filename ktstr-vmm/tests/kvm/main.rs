@@ -42,7 +42,8 @@ fn expected(shape: Topology) -> Vec<String> {
     }
     let per_node = llcs / numa_nodes * cores * threads;
     for node in 0..numa_nodes {
-        let distances: Vec<_> = (0..numa_nodes).map(|other| if other == node { "10" } else { "20" }).collect();
+        let distances: Vec<_> =
+            (0..numa_nodes).map(|other| if other == node { "10" } else { "20" }).collect();
         lines.push(format!("node cpus={} distance={}", list(node * per_node, per_node), distances.join(" ")));
     }
     lines
@@ -63,8 +64,11 @@ fn kvm_boots_every_kernel_with_the_topology_asked_for() {
             let exit = guest.exit();
             let seen = text(&guest.com1);
             assert_eq!(exit, Exit::PowerOff, "{}:\n{seen}", kernel.display());
-            let lines: Vec<_> =
-                seen.lines().map(str::trim).filter(|l| l.starts_with("cpu ") || l.starts_with("node ")).collect();
+            let lines: Vec<_> = seen
+                .lines()
+                .map(str::trim)
+                .filter(|l| l.starts_with("cpu ") || l.starts_with("node "))
+                .collect();
             assert_eq!(lines, expected(topology), "{}:\n{seen}", kernel.display());
             assert_eq!(text(&guest.com2).trim(), "fallback");
             println!("{} {topology:?}: {:.1} s", kernel.display(), guest.started.elapsed().as_secs_f64());
@@ -88,7 +92,9 @@ fn kvm_uses_memory_above_the_device_hole() {
 #[test]
 fn kvm_reboot_and_panic_are_resets() {
     let Some(kernels) = kernels() else { return };
-    for (script, sign) in [("echo b >/proc/sysrq-trigger", ""), ("echo c >/proc/sysrq-trigger", "Kernel panic")] {
+    for (script, sign) in
+        [("echo b >/proc/sysrq-trigger", ""), ("echo c >/proc/sysrq-trigger", "Kernel panic")]
+    {
         let mut guest = Boot::new(&kernels[0], script).start();
         assert_eq!(guest.exit(), Exit::Reset, "{}", text(&guest.com1));
         assert!(text(&guest.com1).contains(sign), "{}", text(&guest.com1));

@@ -22,7 +22,8 @@ pub const TWO: Topology = Topology { cores_per_llc: 2, ..ONE };
 /// The kernels to boot, or `None` after saying what is missing. `KTSTR_REQUIRE=kvm` makes it a failure.
 pub fn kernels() -> Option<Vec<PathBuf>> {
     let missing = |what: String| {
-        let required = std::env::var("KTSTR_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item == "kvm"));
+        let required =
+            std::env::var("KTSTR_REQUIRE").is_ok_and(|list| list.split(',').any(|item| item == "kvm"));
         assert!(!required, "KTSTR_REQUIRE demands kvm, but {what}");
         println!("NOT RUN: {what}");
         None
@@ -37,7 +38,10 @@ pub fn kernels() -> Option<Vec<PathBuf>> {
     }
     let found = find_kernels();
     if found.is_empty() {
-        return missing("there is no kernel: set KTSTR_KERNEL to a decompressed vmlinux or pull one into the store".into());
+        return missing(
+            "there is no kernel: set KTSTR_KERNEL to a decompressed vmlinux or pull one into the store"
+                .into(),
+        );
     }
     Some(found)
 }

@@ -100,7 +100,8 @@ mod tests {
             eprintln!("NOT RUN: no user namespaces here");
             return;
         }
-        let output = Command::new("timeout").args(["-s", "KILL", "1", "unshare", "-U"]).arg(&path).output().unwrap();
+        let output =
+            Command::new("timeout").args(["-s", "KILL", "1", "unshare", "-U"]).arg(&path).output().unwrap();
         assert_eq!(String::from_utf8_lossy(&output.stdout), format!("{MARKER}\n"));
         assert_ne!(output.status.signal(), Some(11));
     }

@@ -9,7 +9,7 @@
 
 mod init;
 
-use crate::lab::LabKernel;
+use crate::{lab::LabKernel, workspace::RUN_PACKAGES};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use std::env;
@@ -103,9 +103,12 @@ fn wants(args: &BenchArgs, name: PairName) -> bool {
 
 /// Builds what is measured; figures of unoptimised programs would mislead.
 fn build(args: &BenchArgs) -> Result<PathBuf> {
-    let mut cargo_args = vec!["build", "--release", "--quiet", "-p", "ktstr-vmm"];
+    let mut cargo_args = vec!["build", "--release", "--quiet"];
     if wants(args, PairName::Tcg) {
-        cargo_args.extend(["-p", "cargo-ktstr", "-p", "ktstr-guest", "--bins"]);
+        cargo_args.extend(RUN_PACKAGES.iter().flat_map(|p| ["-p", p]));
+        cargo_args.push("--bins");
+    } else {
+        cargo_args.extend(["-p", "ktstr-vmm"]);
     }
     if wants(args, PairName::Lab) {
         cargo_args.extend(["--example", "boot"]);
@@ -123,25 +126,45 @@ fn build(args: &BenchArgs) -> Result<PathBuf> {
 
 fn tcg_pair(args: &BenchArgs, kernel: &LabKernel, bins: &Path, initrd: &Path) -> Result<Pair> {
     let vmlinux = text(&kernel.vmlinux)?;
-    let mut baseline = vec!["qemu-system-x86_64".to_owned(), "-accel".into(), "tcg".into(), "-cpu".into(), "max".into()];
+    let mut baseline =
+        vec!["qemu-system-x86_64".to_owned(), "-accel".into(), "tcg".into(), "-cpu".into(), "max".into()];
     baseline.extend(machine(args, &vmlinux, &text(initrd)?));
     let ktstr = text(&bins.join("ktstr"))?;
     let topology = format!("1,1,{},1", args.vcpus);
     let memory = args.memory_mb.to_string();
     let ours = [
-        &ktstr, "shell", "--accel", "tcg", "--kernel", &vmlinux, "--topology", &topology, "--memory-mb", &memory, "--exec", "true",
+        &ktstr,
+        "shell",
+        "--accel",
+        "tcg",
+        "--kernel",
+        &vmlinux,
+        "--topology",
+        &topology,
+        "--memory-mb",
+        &memory,
+        "--exec",
+        "true",
     ];
     Ok(Pair {
         title: format!("tcg: kernel {}, {} vCPUs", kernel.release, args.vcpus),
         limit: TCG_LIMIT,
         baseline: Case { label: "bare QEMU q35, trivial init", argv: baseline, marker: Some(init::MARKER) },
-        ours: Case { label: "ktstr shell --accel tcg --exec true", argv: ours.map(str::to_owned).to_vec(), marker: None },
+        ours: Case {
+            label: "ktstr shell --accel tcg --exec true",
+            argv: ours.map(str::to_owned).to_vec(),
+            marker: None,
+        },
     })
 }
 
 fn lab_pair(args: &BenchArgs, kernel: &LabKernel, bins: &Path, initrd: &Path) -> Result<Pair> {
     let (vmlinux, initrd) = (text(&kernel.vmlinux)?, text(initrd)?);
-    let mut lab = vec![text(&env::current_exe().context("finding this executable")?)?, "lab".to_owned(), "--no-bins".into()];
+    let mut lab = vec![
+        text(&env::current_exe().context("finding this executable")?)?,
+        "lab".to_owned(),
+        "--no-bins".into(),
+    ];
     if let Some(dir) = &args.kernel {
         lab.extend(["--kernel".to_owned(), text(dir)?]);
     }
@@ -149,14 +172,22 @@ fn lab_pair(args: &BenchArgs, kernel: &LabKernel, bins: &Path, initrd: &Path) ->
         lab.extend(["--file".to_owned(), file.clone()]);
     }
     let mut baseline = lab.clone();
-    baseline.extend(["--qemu", "--", "qemu-system-x86_64", "-accel", "kvm", "-cpu", "host"].map(str::to_owned));
+    baseline
+        .extend(["--qemu", "--", "qemu-system-x86_64", "-accel", "kvm", "-cpu", "host"].map(str::to_owned));
     baseline.extend(machine(args, &vmlinux, &initrd));
     let mut ours = lab;
     let boot = [bins.join("examples/boot"), bins.join("boot")]
         .into_iter()
         .find(|path| path.is_file())
         .with_context(|| format!("no example `boot` of ktstr-vmm in {}", bins.display()))?;
-    ours.extend(["--".to_owned(), text(&boot)?, vmlinux, initrd, format!("1,1,{},1", args.vcpus), args.memory_mb.to_string()]);
+    ours.extend([
+        "--".to_owned(),
+        text(&boot)?,
+        vmlinux,
+        initrd,
+        format!("1,1,{},1", args.vcpus),
+        args.memory_mb.to_string(),
+    ]);
     ours.push(CMDLINE.to_owned());
     Ok(Pair {
         title: format!("KVM lab: kernel {}, {} vCPUs", kernel.release, args.vcpus),
@@ -171,8 +202,25 @@ const CMDLINE: &str = "console=ttyS0 tsc=reliable no_timer_check panic=-1";
 fn machine(args: &BenchArgs, vmlinux: &str, initrd: &str) -> Vec<String> {
     let (vcpus, memory) = (args.vcpus.to_string(), args.memory_mb.to_string());
     [
-        "-machine", "q35", "-smp", &vcpus, "-m", &memory, "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-        "-serial", "stdio", "-kernel", vmlinux, "-initrd", initrd, "-append", CMDLINE,
+        "-machine",
+        "q35",
+        "-smp",
+        &vcpus,
+        "-m",
+        &memory,
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-serial",
+        "stdio",
+        "-kernel",
+        vmlinux,
+        "-initrd",
+        initrd,
+        "-append",
+        CMDLINE,
     ]
     .map(str::to_owned)
     .to_vec()
@@ -207,7 +255,11 @@ fn measure(pair: &Pair, rounds: u32) -> Result<Verdict> {
     }
     let enough = |seconds: &[f64]| seconds.len() * 5 >= rounds as usize * 4 && !seconds.is_empty();
     if !enough(&a) || !enough(&b) {
-        println!("  INCONCLUSIVE: of {rounds} runs each, {} of A and {} of B got to their end", a.len(), b.len());
+        println!(
+            "  INCONCLUSIVE: of {rounds} runs each, {} of A and {} of B got to their end",
+            a.len(),
+            b.len()
+        );
         return Ok(Verdict::Inconclusive);
     }
     let ratio = median(&b) / median(&a);
@@ -296,8 +348,17 @@ mod tests {
 
     #[test]
     fn too_many_failed_runs_give_no_verdict() {
-        let case = |script: &str| Case { label: "case", argv: ["sh", "-c", script].map(str::to_owned).to_vec(), marker: None };
-        let pair = |ours: &str, limit: f64| Pair { title: "pair".into(), limit, baseline: case("true"), ours: case(ours) };
+        let case = |script: &str| Case {
+            label: "case",
+            argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
+            marker: None,
+        };
+        let pair = |ours: &str, limit: f64| Pair {
+            title: "pair".into(),
+            limit,
+            baseline: case("true"),
+            ours: case(ours),
+        };
         assert_eq!(measure(&pair("false", 1e9), 2).unwrap(), Verdict::Inconclusive);
         assert_eq!(measure(&pair("true", 1e9), 2).unwrap(), Verdict::Pass);
         assert_eq!(measure(&pair("true", 1e-9), 2).unwrap(), Verdict::Fail);

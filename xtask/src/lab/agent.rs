@@ -21,8 +21,8 @@ use std::fs::{self, File};
 use std::io::{ErrorKind, Read, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::CommandExt;
-use std::process::{ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
 use std::path::{Path, PathBuf};
+use std::process::{ChildStderr, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
 /// Output waiting for the client; above it the command's pipes are not read.
@@ -78,7 +78,8 @@ impl Agent {
         let mut mask = SigSet::empty();
         mask.add(Signal::SIGCHLD);
         mask.thread_block().context("blocking SIGCHLD")?;
-        let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("signalfd")?;
+        let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+            .context("signalfd")?;
         let port = find_port(boot::PORT_NAME)?;
         set_nonblocking(port.as_fd()).context("making the port non-blocking")?;
         let boot_id = fs::read_to_string("/proc/sys/kernel/random/boot_id").context("reading the boot id")?;
@@ -120,8 +121,10 @@ impl Agent {
     }
 
     fn wait(&self) -> Result<()> {
-        let port = if self.out.is_empty() { PollFlags::POLLIN } else { PollFlags::POLLIN | PollFlags::POLLOUT };
-        let mut fds = vec![PollFd::new(self.port.as_fd(), port), PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        let port =
+            if self.out.is_empty() { PollFlags::POLLIN } else { PollFlags::POLLIN | PollFlags::POLLOUT };
+        let mut fds =
+            vec![PollFd::new(self.port.as_fd(), port), PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         if let Some(running) = &self.running {
             if self.out.len() < OUTPUT_HIGH_WATER {
                 fds.extend(running.stdout.iter().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLIN)));
@@ -131,7 +134,10 @@ impl Agent {
                 fds.extend(running.stdin.iter().map(|pipe| PollFd::new(pipe.as_fd(), PollFlags::POLLOUT)));
             }
         }
-        let sweeping = self.running.as_ref().is_some_and(|running| running.ended.is_some() && running.leftovers.is_none());
+        let sweeping = self
+            .running
+            .as_ref()
+            .is_some_and(|running| running.ended.is_some() && running.leftovers.is_none());
         match poll(&mut fds, PollTimeout::from(if sweeping { 10u16 } else { 1000 })) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
             Err(err) => Err(err).context("waiting for events"),
@@ -223,7 +229,9 @@ impl Agent {
                 self.send(Kind::StdinCredit, &STDIN_WINDOW.to_le_bytes());
             }
             Kind::Signal => {
-                let (Some(running), Some(number)) = (&self.running, frame.body.first()) else { return Ok(()) };
+                let (Some(running), Some(number)) = (&self.running, frame.body.first()) else {
+                    return Ok(());
+                };
                 let signal = Signal::try_from(i32::from(*number)).context("signal number")?;
                 if signal == Signal::SIGKILL {
                     kill_cgroup(&running.cgroup);
@@ -298,7 +306,9 @@ impl Agent {
 
     /// Counts and kills what an ended command left; it would keep the pipes open.
     fn sweep(&mut self) {
-        let Some(running) = self.running.as_mut().filter(|running| running.leftovers.is_none()) else { return };
+        let Some(running) = self.running.as_mut().filter(|running| running.leftovers.is_none()) else {
+            return;
+        };
         let Some((_, at)) = running.ended else { return };
         let left = processes(&running.cgroup);
         if left == 0 || at.elapsed() > AFTERMATH {
@@ -365,9 +375,15 @@ fn start(request: &RunRequest, cgroup: PathBuf) -> Result<Running> {
     fs::write(cgroup.join("cgroup.procs"), "0").context("entering the command's cgroup")?;
     let child = command.spawn();
     fs::write(Path::new(CGROUP_ROOT).join("cgroup.procs"), "0").context("leaving the command's cgroup")?;
-    let mut child = child.with_context(|| format!("starting {program} (is it, with its libraries, in the lab?)"))?;
+    let mut child =
+        child.with_context(|| format!("starting {program} (is it, with its libraries, in the lab?)"))?;
     let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    for fd in stdin.iter().map(AsFd::as_fd).chain(stdout.iter().map(AsFd::as_fd)).chain(stderr.iter().map(AsFd::as_fd)) {
+    for fd in stdin
+        .iter()
+        .map(AsFd::as_fd)
+        .chain(stdout.iter().map(AsFd::as_fd))
+        .chain(stderr.iter().map(AsFd::as_fd))
+    {
         set_nonblocking(fd).context("making a pipe non-blocking")?;
     }
     Ok(Running {

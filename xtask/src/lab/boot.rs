@@ -111,7 +111,9 @@ fn spawn_keeper(state: &StateDir, agent: &Path) -> Result<()> {
 }
 
 fn emulator_argv(kernel: &LabKernel, shape: &Shape) -> Result<Vec<String>> {
-    let path = |path: &Path| path.to_str().map(str::to_owned).with_context(|| format!("{} is not UTF-8", path.display()));
+    let path = |path: &Path| {
+        path.to_str().map(str::to_owned).with_context(|| format!("{} is not UTF-8", path.display()))
+    };
     // An oops leaves a lab whose verdicts nobody should trust, hence oops=panic.
     let append = format!(
         "console=ttyS0 tsc=reliable no_timer_check panic=-1 oops=panic loglevel=4 rdinit=/init -- {AGENT_COMMAND}"
@@ -121,14 +123,41 @@ fn emulator_argv(kernel: &LabKernel, shape: &Shape) -> Result<Vec<String>> {
     let args = [
         &path(&shape.emulator)?,
         // One thread per vCPU: with a single one a nested guest never gets to run.
-        "-accel", "tcg,thread=multi", "-machine", "q35", "-cpu", "max", "-smp", &vcpus, "-m", &shape.memory,
-        "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-        "-kernel", &path(&kernel.vmlinux)?, "-initrd", "initrd", "-append", &append,
-        "-chardev", "file,id=console,path=console.log", "-serial", "chardev:console",
-        "-device", "virtio-serial-pci",
-        "-chardev", "socket,id=agent,path=agent.sock,server=on,wait=off", "-device", &port,
-        "-drive", "if=none,id=exchange,file=exchange.img,format=raw,readonly=on,file.locking=off",
-        "-device", "virtio-blk-pci,drive=exchange",
+        "-accel",
+        "tcg,thread=multi",
+        "-machine",
+        "q35",
+        "-cpu",
+        "max",
+        "-smp",
+        &vcpus,
+        "-m",
+        &shape.memory,
+        "-nodefaults",
+        "-no-user-config",
+        "-display",
+        "none",
+        "-no-reboot",
+        "-kernel",
+        &path(&kernel.vmlinux)?,
+        "-initrd",
+        "initrd",
+        "-append",
+        &append,
+        "-chardev",
+        "file,id=console,path=console.log",
+        "-serial",
+        "chardev:console",
+        "-device",
+        "virtio-serial-pci",
+        "-chardev",
+        "socket,id=agent,path=agent.sock,server=on,wait=off",
+        "-device",
+        &port,
+        "-drive",
+        "if=none,id=exchange,file=exchange.img,format=raw,readonly=on,file.locking=off",
+        "-device",
+        "virtio-blk-pci,drive=exchange",
     ];
     Ok(args.into_iter().map(str::to_owned).collect())
 }
@@ -140,7 +169,8 @@ fn fingerprint(agent: &Path, kernel: &LabKernel, shape: &Shape) -> Result<String
         let meta = fs::metadata(path).with_context(|| format!("looking at {}", path.display()))?;
         (path, meta.size(), meta.mtime(), meta.mtime_nsec()).hash(&mut hasher);
     }
-    (kernel.release.as_str(), shape.vcpus, &shape.memory, shape.idle_seconds, &shape.emulator).hash(&mut hasher);
+    (kernel.release.as_str(), shape.vcpus, &shape.memory, shape.idle_seconds, &shape.emulator)
+        .hash(&mut hasher);
     Ok(format!("{:016x}", hasher.finish()))
 }
 

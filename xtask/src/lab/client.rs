@@ -56,11 +56,18 @@ impl<'a> Session<'a> {
             mask.add(signal);
         }
         mask.thread_block().context("blocking signals")?;
-        let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("signalfd")?;
+        let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
+            .context("signalfd")?;
         let stream = connect_socket(state, deadline)?;
         stream.set_nonblocking(true).context("making the agent's socket non-blocking")?;
-        let mut session =
-            Self { state, stream, signals, decoder: Decoder::default(), nonce: fresh_nonce()?, boot_id: String::new() };
+        let mut session = Self {
+            state,
+            stream,
+            signals,
+            decoder: Decoder::default(),
+            nonce: fresh_nonce()?,
+            boot_id: String::new(),
+        };
         session.greet(deadline)?;
         Ok(session)
     }
@@ -96,14 +103,19 @@ impl<'a> Session<'a> {
                 pushed.files.insert(path.clone(), print);
             }
         }
-        let report = if changed.is_empty() { PushReport { files: 0, bytes: 0 } } else { self.transfer(&changed)? };
+        let report =
+            if changed.is_empty() { PushReport { files: 0, bytes: 0 } } else { self.transfer(&changed)? };
         self.state.write("pushed.json", &pushed)?;
         Ok(report)
     }
 
     fn transfer(&mut self, items: &[(&PathBuf, &Item)]) -> Result<PushReport> {
         let path = self.state.file("exchange.img");
-        let mut image = File::options().read(true).write(true).open(&path).with_context(|| format!("opening {}", path.display()))?;
+        let mut image = File::options()
+            .read(true)
+            .write(true)
+            .open(&path)
+            .with_context(|| format!("opening {}", path.display()))?;
         let token = fresh_nonce()?;
         let bytes = exchange::pack(&mut image, token, items)?;
         self.send(Kind::Push, &token.to_le_bytes())?;
@@ -146,8 +158,12 @@ impl<'a> Session<'a> {
                         let more: [u8; 4] = frame.body.as_slice().try_into().context("stdin credit")?;
                         credit = credit.saturating_add(u32::from_le_bytes(more));
                     }
-                    Kind::Refused => bail!("the lab did not run the command: {}", String::from_utf8_lossy(&frame.body)),
-                    Kind::Exit if timed_out => bail!("the command ran longer than {} s in the lab and was killed", limit.as_secs()),
+                    Kind::Refused => {
+                        bail!("the lab did not run the command: {}", String::from_utf8_lossy(&frame.body))
+                    }
+                    Kind::Exit if timed_out => {
+                        bail!("the command ran longer than {} s in the lab and was killed", limit.as_secs())
+                    }
                     Kind::Exit => return wire::json(&frame.body, "exit message"),
                     _ => {}
                 },
@@ -160,7 +176,9 @@ impl<'a> Session<'a> {
                 }
                 Event::Timeout => {
                     if timed_out && kill_at.is_some() {
-                        bail!("the command survived SIGKILL in the lab; `cargo xtask lab --stop` ends the lab");
+                        bail!(
+                            "the command survived SIGKILL in the lab; `cargo xtask lab --stop` ends the lab"
+                        );
                     }
                     timed_out |= kill_at.is_none();
                     kill_at = Some(Instant::now() + Duration::from_secs(10));
@@ -196,7 +214,10 @@ impl<'a> Session<'a> {
                 Ok(len) => bytes = &bytes[len..],
                 Err(err) if err.kind() == ErrorKind::WouldBlock => {
                     if Instant::now() > deadline {
-                        bail!("the lab took no bytes for 60 s; its console ends:\n{}", self.state.console_tail(15));
+                        bail!(
+                            "the lab took no bytes for 60 s; its console ends:\n{}",
+                            self.state.console_tail(15)
+                        );
                     }
                     let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::POLLOUT)];
                     poll_once(&mut fds, 1000)?;
@@ -233,7 +254,9 @@ impl<'a> Session<'a> {
                 fds.push(PollFd::new(stdin.as_fd(), PollFlags::POLLIN));
             }
             poll_once(&mut fds, left.as_millis().clamp(1, 1000) as u16)?;
-            let ready = |index: usize| fds.get(index).and_then(PollFd::revents).is_some_and(|flags| !flags.is_empty());
+            let ready = |index: usize| {
+                fds.get(index).and_then(PollFd::revents).is_some_and(|flags| !flags.is_empty())
+            };
             let (agent_ready, stdin_ready) = (ready(0), ready(2));
             if agent_ready {
                 self.receive()?;
@@ -273,7 +296,9 @@ fn connect_socket(state: &StateDir, deadline: Instant) -> Result<UnixStream> {
         match UnixStream::connect(&path) {
             Ok(stream) => return Ok(stream),
             Err(_) if !state.is_alive()? => return Err(lab_died(state)),
-            Err(err) if Instant::now() > deadline => return Err(err).context("connecting to the lab's agent"),
+            Err(err) if Instant::now() > deadline => {
+                return Err(err).context("connecting to the lab's agent");
+            }
             Err(_) => std::thread::sleep(Duration::from_millis(10)),
         }
     }
@@ -300,7 +325,9 @@ fn lab_died(state: &StateDir) -> anyhow::Error {
 
 fn fresh_nonce() -> Result<u64> {
     let mut bytes = [0; 8];
-    File::open("/dev/urandom").and_then(|mut file| file.read_exact(&mut bytes)).context("reading /dev/urandom")?;
+    File::open("/dev/urandom")
+        .and_then(|mut file| file.read_exact(&mut bytes))
+        .context("reading /dev/urandom")?;
     Ok(u64::from_le_bytes(bytes).max(1))
 }
 
@@ -311,7 +338,8 @@ fn fingerprint(item: &Item, known: Option<&String>) -> Result<String> {
         return Ok(format!("{item:?} -"));
     };
     let meta = fs::metadata(source).with_context(|| format!("looking at {}", source.display()))?;
-    let identity = format!("{}:{}:{}:{}.{}", meta.dev(), meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec());
+    let identity =
+        format!("{}:{}:{}:{}.{}", meta.dev(), meta.ino(), meta.size(), meta.mtime(), meta.mtime_nsec());
     if let Some(known) = known.filter(|known| known.split(' ').next() == Some(&identity)) {
         return Ok(known.clone());
     }
@@ -336,7 +364,9 @@ fn same_contents(old: &str, new: &str) -> bool {
 
 fn write_out(to: &mut dyn Write, bytes: &[u8]) -> Result<()> {
     match to.write_all(bytes).and_then(|()| to.flush()) {
-        Err(err) if err.kind() != ErrorKind::BrokenPipe => Err(err).context("passing the command's output on"),
+        Err(err) if err.kind() != ErrorKind::BrokenPipe => {
+            Err(err).context("passing the command's output on")
+        }
         _ => Ok(()), // a reader that went away wants no more; the command goes on
     }
 }

@@ -37,14 +37,21 @@ impl FileSet {
     /// Adds a file, a link's target under the link's name, or a directory with
     /// all it holds; executables bring their libraries.
     pub fn add(&mut self, source: &Path, destination: &Path) -> Result<()> {
-        let meta = fs::metadata(source).with_context(|| format!("cannot bring {} into the lab", source.display()))?;
+        let meta = fs::metadata(source)
+            .with_context(|| format!("cannot bring {} into the lab", source.display()))?;
         if meta.is_dir() {
-            self.items.insert(destination.to_owned(), Item::Directory { mode: meta.permissions().mode() & 0o7777 });
+            self.items
+                .insert(destination.to_owned(), Item::Directory { mode: meta.permissions().mode() & 0o7777 });
             for entry in fs::read_dir(source).with_context(|| format!("listing {}", source.display()))? {
                 let entry = entry.with_context(|| format!("listing {}", source.display()))?;
                 let destination = destination.join(entry.file_name());
-                if entry.file_type().with_context(|| format!("looking at {}", entry.path().display()))?.is_symlink() {
-                    let target = fs::read_link(entry.path()).with_context(|| format!("reading {}", entry.path().display()))?;
+                if entry
+                    .file_type()
+                    .with_context(|| format!("looking at {}", entry.path().display()))?
+                    .is_symlink()
+                {
+                    let target = fs::read_link(entry.path())
+                        .with_context(|| format!("reading {}", entry.path().display()))?;
                     self.items.insert(destination, Item::Symlink { target });
                 } else {
                     self.add(&entry.path(), &destination)?;
@@ -59,7 +66,8 @@ impl FileSet {
         let item = Item::File { source: source.to_owned(), mode, size: meta.size() };
         if self.items.insert(destination.to_owned(), item).is_none() && mode & 0o111 != 0 && is_elf(source)? {
             for library in libraries(source)? {
-                let meta = fs::metadata(&library).with_context(|| format!("library {}", library.display()))?;
+                let meta =
+                    fs::metadata(&library).with_context(|| format!("library {}", library.display()))?;
                 let item = Item::File { source: library.clone(), mode: 0o755, size: meta.size() };
                 self.items.entry(library).or_insert(item);
             }
@@ -80,7 +88,8 @@ fn is_elf(path: &Path) -> Result<bool> {
 fn libraries(path: &Path) -> Result<Vec<PathBuf>> {
     let output = Command::new("ldd").arg(path).env("LC_ALL", "C").output().context("starting `ldd`")?;
     // `ldd` fails for static executables, which need nothing.
-    parse_ldd(&String::from_utf8_lossy(&output.stdout)).with_context(|| format!("libraries of {}", path.display()))
+    parse_ldd(&String::from_utf8_lossy(&output.stdout))
+        .with_context(|| format!("libraries of {}", path.display()))
 }
 
 fn parse_ldd(text: &str) -> Result<Vec<PathBuf>> {

@@ -140,9 +140,9 @@ fn push_and_run(args: &LabArgs, session: &mut Session<'_>) -> Result<Exit> {
     let mut set = FileSet::default();
     let program = collect(args, bins.as_deref(), &mut set)?;
     let collected = start.elapsed();
-    let report = session
-        .push(&set)
-        .context("bringing files in (a lab that filled up over many builds is emptied by `cargo xtask lab --stop`)")?;
+    let report = session.push(&set).context(
+        "bringing files in (a lab that filled up over many builds is emptied by `cargo xtask lab --stop`)",
+    )?;
     if args.verbose {
         eprintln!(
             "lab: {} items known in {:.2} s, pushed {} files, {:.1} MB in {:.2} s",
@@ -169,8 +169,11 @@ fn fetch(args: &LabArgs, state: &StateDir, session: &mut Session<'_>) -> Result<
         };
         let path = absolute(Path::new(path))?;
         fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
-        let (parent, name) = (path.parent().and_then(Path::to_str), path.file_name().and_then(|name| name.to_str()));
-        let (Some(parent), Some(name)) = (parent, name) else { bail!("--fetch {spec}: no path of a file or directory") };
+        let (parent, name) =
+            (path.parent().and_then(Path::to_str), path.file_name().and_then(|name| name.to_str()));
+        let (Some(parent), Some(name)) = (parent, name) else {
+            bail!("--fetch {spec}: no path of a file or directory")
+        };
         let request = RunRequest {
             argv: ["/bin/busybox", "tar", "-c", "-f", "-", "-C", parent, name].map(str::to_owned).to_vec(),
             env: BTreeMap::new(),
@@ -182,7 +185,8 @@ fn fetch(args: &LabArgs, state: &StateDir, session: &mut Session<'_>) -> Result<
             .stdin(Stdio::piped())
             .spawn()
             .context("starting `tar`")?;
-        let exit = session.run(&request, Duration::from_secs(600), tar.stdin.as_mut().context("tar has no stdin")?);
+        let exit =
+            session.run(&request, Duration::from_secs(600), tar.stdin.as_mut().context("tar has no stdin")?);
         drop(tar.stdin.take());
         let unpacked = tar.wait().context("waiting for `tar`")?;
         if exit?.code != Some(0) || !unpacked.success() {
@@ -289,7 +293,10 @@ fn state_path(args: &LabArgs) -> Result<PathBuf> {
         return Ok(dir.clone());
     }
     let exe = env::current_exe().context("finding this executable")?;
-    let target = exe.ancestors().nth(2).context("this executable does not lie in a target directory; give --state-dir")?;
+    let target = exe
+        .ancestors()
+        .nth(2)
+        .context("this executable does not lie in a target directory; give --state-dir")?;
     Ok(target.join("lab"))
 }
 

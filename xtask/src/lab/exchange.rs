@@ -46,7 +46,8 @@ pub fn pack(image: &mut File, token: u64, items: &[(&PathBuf, &Item)]) -> Result
         })
         .collect();
     let manifest = serde_json::to_vec(&manifest).context("encoding the push manifest")?;
-    let contents: u64 = items.iter().map(|(_, item)| if let Item::File { size, .. } = item { *size } else { 0 }).sum();
+    let contents: u64 =
+        items.iter().map(|(_, item)| if let Item::File { size, .. } = item { *size } else { 0 }).sum();
     let total = 24 + manifest.len() as u64 + contents + 8;
     if total > IMAGE_SIZE {
         bail!("{total} bytes to bring into the lab, more than the {IMAGE_SIZE} one push can carry");
@@ -59,9 +60,14 @@ pub fn pack(image: &mut File, token: u64, items: &[(&PathBuf, &Item)]) -> Result
     for (path, item) in items {
         if let Item::File { source, size, .. } = item {
             let file = File::open(source).with_context(|| format!("opening {}", source.display()))?;
-            let copied = io::copy(&mut file.take(*size), image).with_context(|| format!("copying {}", source.display()))?;
+            let copied = io::copy(&mut file.take(*size), image)
+                .with_context(|| format!("copying {}", source.display()))?;
             if copied != *size {
-                bail!("{} shrank while it was being brought into the lab as {}", source.display(), path.display());
+                bail!(
+                    "{} shrank while it was being brought into the lab as {}",
+                    source.display(),
+                    path.display()
+                );
             }
         }
     }
@@ -74,7 +80,9 @@ pub fn unpack(device: &mut (impl Read + Seek), token: u64, root: &Path) -> Resul
     device.seek(SeekFrom::Start(0)).context("rewinding the exchange device")?;
     let (magic, found, len) = (read_word(device)?, read_word(device)?, read_word(device)?);
     if magic != MAGIC || found != token || len > MAX_MANIFEST {
-        bail!("the exchange device does not hold the announced payload (magic {magic:#x}, token {found:#x}, manifest {len})");
+        bail!(
+            "the exchange device does not hold the announced payload (magic {magic:#x}, token {found:#x}, manifest {len})"
+        );
     }
     let mut manifest = vec![0; len as usize];
     device.read_exact(&mut manifest).context("reading the push manifest")?;
@@ -108,7 +116,8 @@ fn place(device: &mut impl Read, path: &Path, kind: &EntryKind) -> Result<()> {
             name.push(".lab-new");
             let temporary = path.with_file_name(name);
             let mut file = File::create(&temporary)?;
-            let copied = io::copy(&mut device.take(*size), &mut file).context("copying (is the lab's memory full?)")?;
+            let copied = io::copy(&mut device.take(*size), &mut file)
+                .context("copying (is the lab's memory full?)")?;
             if copied != *size {
                 bail!("{copied} of {size} bytes");
             }
@@ -140,7 +149,13 @@ mod tests {
         let mut set = FileSet::default();
         set.add(&from, Path::new("/dst")).unwrap();
         let items: Vec<_> = set.items().iter().collect();
-        let mut image = File::options().read(true).write(true).create(true).truncate(true).open(dir.path().join("img")).unwrap();
+        let mut image = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(dir.path().join("img"))
+            .unwrap();
         pack(&mut image, 5, &items).unwrap();
         assert!(unpack(&mut image, 6, &to).is_err(), "another token is another payload");
         assert_eq!(unpack(&mut image, 5, &to).unwrap(), 5);
@@ -156,7 +171,13 @@ mod tests {
         let mut set = FileSet::default();
         set.add(&dir.path().join("f"), Path::new("/f")).unwrap();
         let items: Vec<_> = set.items().iter().collect();
-        let mut image = File::options().read(true).write(true).create(true).truncate(true).open(dir.path().join("img")).unwrap();
+        let mut image = File::options()
+            .read(true)
+            .write(true)
+            .create(true)
+            .truncate(true)
+            .open(dir.path().join("img"))
+            .unwrap();
         let total = pack(&mut image, 5, &items).unwrap();
         image.set_len(total - 12).unwrap();
         assert!(unpack(&mut image, 5, &dir.path().join("to")).is_err());

@@ -72,15 +72,19 @@ fn mount_kernel_filesystems() -> Result<()> {
     mount_fs("proc", "/proc", "proc", "")?;
     mount_fs("sysfs", "/sys", "sysfs", "")?;
     mount_fs("devtmpfs", "/dev", "devtmpfs", "mode=0755")?;
-    for (dir, kind, options) in
-        [("/dev/pts", "devpts", "mode=0620,ptmxmode=0666"), ("/dev/shm", "tmpfs", "mode=1777"), ("/tmp", "tmpfs", "mode=1777,size=80%")]
-    {
+    for (dir, kind, options) in [
+        ("/dev/pts", "devpts", "mode=0620,ptmxmode=0666"),
+        ("/dev/shm", "tmpfs", "mode=1777"),
+        ("/tmp", "tmpfs", "mode=1777,size=80%"),
+    ] {
         fs::create_dir_all(dir).with_context(|| format!("creating {dir}"))?;
         mount_fs(kind, dir, kind, options)?;
     }
     mount_fs("cgroup2", "/sys/fs/cgroup", "cgroup2", "")?;
     // Wanted by tests that look at BPF or trace; a kernel may lack them.
-    for (dir, kind) in [("/sys/kernel/debug", "debugfs"), ("/sys/kernel/tracing", "tracefs"), ("/sys/fs/bpf", "bpf")] {
+    for (dir, kind) in
+        [("/sys/kernel/debug", "debugfs"), ("/sys/kernel/tracing", "tracefs"), ("/sys/fs/bpf", "bpf")]
+    {
         if let Err(err) = mount_fs(kind, dir, kind, "") {
             println!("lab: {err:#}");
         }
@@ -104,21 +108,30 @@ fn load_modules() -> Result<()> {
 }
 
 fn prepare_devices() -> Result<()> {
-    for (link, target) in [("fd", "/proc/self/fd"), ("stdin", "/proc/self/fd/0"), ("stdout", "/proc/self/fd/1"), ("stderr", "/proc/self/fd/2")] {
+    for (link, target) in [
+        ("fd", "/proc/self/fd"),
+        ("stdin", "/proc/self/fd/0"),
+        ("stdout", "/proc/self/fd/1"),
+        ("stderr", "/proc/self/fd/2"),
+    ] {
         symlink(target, Path::new("/dev").join(link)).with_context(|| format!("linking /dev/{link}"))?;
     }
     if !Path::new("/dev/kvm").exists() {
         bail!("no /dev/kvm after loading kvm-amd: does the emulated CPU offer SVM?");
     }
     for device in ["/dev/kvm", "/dev/ptmx"] {
-        fs::set_permissions(device, fs::Permissions::from_mode(0o666)).with_context(|| format!("opening up {device}"))?;
+        fs::set_permissions(device, fs::Permissions::from_mode(0o666))
+            .with_context(|| format!("opening up {device}"))?;
     }
     Ok(())
 }
 
 fn prepare_user_space() -> Result<()> {
     for (path, text) in [
-        ("/etc/passwd", "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"),
+        (
+            "/etc/passwd",
+            "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n",
+        ),
         ("/etc/group", "root:x:0:\nnogroup:x:65534:\n"),
         ("/etc/hosts", "127.0.0.1 localhost\n"),
         ("/proc/sys/kernel/hostname", "kvm-lab"),
@@ -151,7 +164,11 @@ pub fn find_port(name: &str) -> Result<File> {
         for entry in fs::read_dir("/sys/class/virtio-ports").into_iter().flatten().flatten() {
             if fs::read_to_string(entry.path().join("name")).is_ok_and(|text| text.trim() == name) {
                 let path = Path::new("/dev").join(entry.file_name());
-                return File::options().read(true).write(true).open(&path).with_context(|| format!("opening {}", path.display()));
+                return File::options()
+                    .read(true)
+                    .write(true)
+                    .open(&path)
+                    .with_context(|| format!("opening {}", path.display()));
             }
         }
         std::thread::sleep(Duration::from_millis(20));

@@ -65,7 +65,9 @@ impl Archive {
         self.bytes.extend_from_slice(b"070701");
         let name_size = name.len() as u32 + 1;
         // inode mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check
-        for field in [self.inode, mode, 0, 0, 1, 0, bytes.len() as u32, 0, 0, device.0, device.1, name_size, 0] {
+        for field in
+            [self.inode, mode, 0, 0, 1, 0, bytes.len() as u32, 0, 0, device.0, device.1, name_size, 0]
+        {
             self.bytes.extend_from_slice(format!("{field:08x}").as_bytes());
         }
         self.bytes.extend_from_slice(name.as_bytes());
@@ -96,7 +98,8 @@ mod tests {
         archive.file(Path::new("/a/b/c"), b"hello");
         let bytes = archive.finish();
         let text = String::from_utf8_lossy(&bytes).into_owned();
-        let positions: Vec<_> = ["a\0", "a/b\0", "a/b/c\0", "hello"].iter().map(|needle| text.find(needle).unwrap()).collect();
+        let positions: Vec<_> =
+            ["a\0", "a/b\0", "a/b/c\0", "hello"].iter().map(|needle| text.find(needle).unwrap()).collect();
         assert!(positions.is_sorted(), "{positions:?}");
         assert_eq!(bytes.len() % 4, 0);
         assert_eq!(text.matches("070701").count(), 4);

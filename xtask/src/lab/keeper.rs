@@ -30,7 +30,8 @@ pub fn keeper_main(dir: &Path) -> Result<u8> {
         signals.add(signal);
     }
     signals.thread_block().context("blocking signals")?;
-    let signal_fd = SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("signalfd")?;
+    let signal_fd =
+        SignalFd::with_flags(&signals, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK).context("signalfd")?;
 
     let mut emulator = start(&state, &launch)?;
     let result = watch(&state, &launch, &mut emulator, &signal_fd);

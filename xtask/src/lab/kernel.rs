@@ -115,7 +115,8 @@ fn kernel_store() -> Result<PathBuf> {
     }
     let cache = match env::var_os("XDG_CACHE_HOME") {
         Some(dir) if !dir.is_empty() => PathBuf::from(dir),
-        _ => PathBuf::from(env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?).join(".cache"),
+        _ => PathBuf::from(env::var_os("HOME").context("neither XDG_CACHE_HOME nor HOME is set")?)
+            .join(".cache"),
     };
     Ok(cache.join("ktstr/kernels"))
 }
@@ -129,7 +130,8 @@ fn index_modules(dir: &Path, depth: u32, modules: &mut BTreeMap<String, PathBuf>
         let path = entry.path();
         if entry.file_type().with_context(|| format!("looking at {}", path.display()))?.is_dir() {
             index_modules(&path, depth - 1, modules)?;
-        } else if let Some((stem, suffix)) = entry.file_name().to_str().and_then(|name| name.split_once(".ko"))
+        } else if let Some((stem, suffix)) =
+            entry.file_name().to_str().and_then(|name| name.split_once(".ko"))
             && ["", ".xz", ".zst", ".gz"].contains(&suffix)
         {
             modules.insert(stem.replace('-', "_"), path);

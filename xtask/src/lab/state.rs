@@ -43,7 +43,8 @@ pub struct StateDir {
 impl StateDir {
     /// Creates the directory when missing.
     pub fn open(path: &Path) -> Result<Self> {
-        fs::create_dir_all(path).with_context(|| format!("creating the lab's state directory {}", path.display()))?;
+        fs::create_dir_all(path)
+            .with_context(|| format!("creating the lab's state directory {}", path.display()))?;
         let path = path.canonicalize().with_context(|| format!("resolving {}", path.display()))?;
         Ok(Self { path })
     }
@@ -73,7 +74,9 @@ impl StateDir {
         let file = self.lock_file("client.lock")?;
         match file.try_lock() {
             Ok(()) => return Ok(file),
-            Err(TryLockError::WouldBlock) => eprintln!("lab: another command runs there, waiting for it to end"),
+            Err(TryLockError::WouldBlock) => {
+                eprintln!("lab: another command runs there, waiting for it to end")
+            }
             Err(TryLockError::Error(err)) => return Err(err).context("locking client.lock"),
         }
         file.lock().context("locking client.lock")?;
@@ -112,7 +115,8 @@ impl StateDir {
         if !self.is_alive()? {
             return Ok(false);
         }
-        let pid: i32 = self.read("keeper.pid").context("the lab is alive but its keeper.pid is unreadable")?;
+        let pid: i32 =
+            self.read("keeper.pid").context("the lab is alive but its keeper.pid is unreadable")?;
         for signal in [Signal::SIGTERM, Signal::SIGKILL] {
             // The held lock vouches for the pid. The emulator dies with its keeper.
             let _ = kill(Pid::from_raw(pid), signal);
@@ -139,6 +143,8 @@ impl StateDir {
     pub fn kernel_death(&self) -> Option<String> {
         let bytes = fs::read(self.file("console.log")).ok()?;
         let text = String::from_utf8_lossy(&bytes);
-        text.lines().find(|line| line.contains("Kernel panic") || line.contains("Oops: ")).map(|line| line.trim().to_owned())
+        text.lines()
+            .find(|line| line.contains("Kernel panic") || line.contains("Oops: "))
+            .map(|line| line.trim().to_owned())
     }
 }

@@ -52,11 +52,9 @@ pub enum Kind {
 impl Kind {
     fn from_byte(byte: u8) -> Option<Self> {
         use Kind::*;
-        [
-            Hello, Ready, Push, Pushed, Run, Stdout, Stderr, Exit, Signal, Refused, PowerOff, Stdin, StdinCredit,
-        ]
-        .into_iter()
-        .find(|kind| *kind as u8 == byte)
+        [Hello, Ready, Push, Pushed, Run, Stdout, Stderr, Exit, Signal, Refused, PowerOff, Stdin, StdinCredit]
+            .into_iter()
+            .find(|kind| *kind as u8 == byte)
     }
 }
 

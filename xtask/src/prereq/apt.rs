@@ -99,7 +99,9 @@ pub fn source_files() -> Vec<PathBuf> {
         files.push(entry.path());
     }
     // apt itself reads only these two suffixes.
-    files.retain(|path| path.is_file() && path.extension().is_some_and(|ext| ext == "list" || ext == "sources"));
+    files.retain(|path| {
+        path.is_file() && path.extension().is_some_and(|ext| ext == "list" || ext == "sources")
+    });
     files.sort();
     files
 }
@@ -129,7 +131,9 @@ mod tests {
 
     #[test]
     fn os_release_tells_debian_from_others() {
-        let debian = Release::parse("PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nVERSION_CODENAME=bookworm\nID=debian\n");
+        let debian = Release::parse(
+            "PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"\nVERSION_CODENAME=bookworm\nID=debian\n",
+        );
         assert!(debian.is_debian);
         assert_eq!(debian.codename.as_deref(), Some("bookworm"));
         let other = Release::parse("PRETTY_NAME=\"Fedora Linux 43\"\nID=fedora\nVERSION_CODENAME=\"\"\n");

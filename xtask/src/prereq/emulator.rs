@@ -64,7 +64,8 @@ pub fn step(release: &Release, may_change: bool) -> Result<Step> {
         Some(old) => format!("emulates the machine; the installed {old} is not sound with several threads"),
         None => "emulates the machine where hardware KVM is missing".to_owned(),
     };
-    let offered = apt::candidate(&[], PACKAGE)?.filter(|version| Version::parse(version).is_some_and(|version| version >= SOUND));
+    let offered = apt::candidate(&[], PACKAGE)?
+        .filter(|version| Version::parse(version).is_some_and(|version| version >= SOUND));
     if let Some(version) = offered {
         return Ok(Step {
             reasons: vec![format!("{PACKAGE} {version}: {why}")],
@@ -123,7 +124,10 @@ fn refresh_and_check(options: &[String], suite: &str) -> Result<String> {
 
 /// The mirror of the release's own suite.
 fn mirror_of(codename: &str, sources: &[Source]) -> Option<Source> {
-    sources.iter().find(|source| source.suite == codename && source.components.iter().any(|part| part == "main")).cloned()
+    sources
+        .iter()
+        .find(|source| source.suite == codename && source.components.iter().any(|part| part == "main"))
+        .cloned()
 }
 
 /// Copies the machine's sources, adds the suite, returns apt's options for it.

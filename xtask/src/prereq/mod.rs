@@ -116,7 +116,8 @@ fn package_step(missing: &[&needs::Need]) -> Result<Option<Step>> {
     for need in missing {
         packages.push(apt::available(need.package, need.alternatives)?);
     }
-    let reasons = missing.iter().zip(&packages).map(|(need, package)| format!("{package}: {}", need.why)).collect();
+    let reasons =
+        missing.iter().zip(&packages).map(|(need, package)| format!("{package}: {}", need.why)).collect();
     Ok(Some(Step { reasons, argv: apt::install_argv(&[], &packages), needs_root: true }))
 }
 
@@ -170,7 +171,13 @@ fn shell_line(argv: &[String]) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=+~,@%".contains(c);
     let quoted: Vec<String> = argv
         .iter()
-        .map(|arg| if !arg.is_empty() && arg.chars().all(plain) { arg.clone() } else { format!("'{}'", arg.replace('\'', r"'\''")) })
+        .map(|arg| {
+            if !arg.is_empty() && arg.chars().all(plain) {
+                arg.clone()
+            } else {
+                format!("'{}'", arg.replace('\'', r"'\''"))
+            }
+        })
         .collect();
     quoted.join(" ")
 }

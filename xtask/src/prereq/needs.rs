@@ -88,7 +88,9 @@ fn is_there(probe: &Probe) -> bool {
             names.iter().any(|name| in_path(name)) || plain_clang_is_new_enough()
         }
         Probe::Executable(names) => names.iter().any(|name| in_path(name)),
-        Probe::Header(name) => ["/usr/include", "/usr/local/include"].iter().any(|dir| Path::new(dir).join(name).is_file()),
+        Probe::Header(name) => {
+            ["/usr/include", "/usr/local/include"].iter().any(|dir| Path::new(dir).join(name).is_file())
+        }
     }
 }
 
@@ -101,7 +103,9 @@ pub fn in_path(name: &str) -> bool {
 }
 
 fn plain_clang_is_new_enough() -> bool {
-    let Ok(output) = Command::new("clang").arg("--version").stderr(Stdio::null()).output() else { return false };
+    let Ok(output) = Command::new("clang").arg("--version").stderr(Stdio::null()).output() else {
+        return false;
+    };
     clang_major(&String::from_utf8_lossy(&output.stdout)).is_some_and(|major| major >= 17)
 }
 
@@ -111,7 +115,11 @@ fn clang_major(text: &str) -> Option<u32> {
 
 /// Whether `cargo nextest` works.
 pub fn has_nextest() -> bool {
-    let status = Command::new("cargo").args(["nextest", "--version"]).stdout(Stdio::null()).stderr(Stdio::null()).status();
+    let status = Command::new("cargo")
+        .args(["nextest", "--version"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .status();
     status.is_ok_and(|status| status.success())
 }
 
@@ -121,7 +129,10 @@ mod tests {
 
     #[test]
     fn clang_tells_its_version() {
-        assert_eq!(clang_major("Debian clang version 19.1.7 (3~deb12u1)\nTarget: x86_64-pc-linux-gnu\n"), Some(19));
+        assert_eq!(
+            clang_major("Debian clang version 19.1.7 (3~deb12u1)\nTarget: x86_64-pc-linux-gnu\n"),
+            Some(19)
+        );
         assert_eq!(clang_major("clang version 17.0.6"), Some(17));
         assert_eq!(clang_major("gcc (Debian 12.2.0)"), None);
     }

@@ -26,7 +26,10 @@ fn parse_line(line: &str) -> Option<Source> {
     let mut signed_by = None;
     if let Some(options) = rest.strip_prefix('[') {
         let (options, after) = options.split_once(']')?;
-        signed_by = options.split_whitespace().find_map(|option| option.strip_prefix("signed-by=")).map(str::to_owned);
+        signed_by = options
+            .split_whitespace()
+            .find_map(|option| option.strip_prefix("signed-by="))
+            .map(str::to_owned);
         rest = after;
     }
     let mut words = rest.split_whitespace().map(str::to_owned);
@@ -58,7 +61,8 @@ pub fn parse_deb822(text: &str) -> Vec<Source> {
 
 fn stanza_sources(stanza: &[(String, String)]) -> Vec<Source> {
     let field = |name: &str| stanza.iter().find(|(key, _)| key == name).map(|(_, value)| value.as_str());
-    let words = |name: &str| field(name).unwrap_or("").split_whitespace().map(str::to_owned).collect::<Vec<_>>();
+    let words =
+        |name: &str| field(name).unwrap_or("").split_whitespace().map(str::to_owned).collect::<Vec<_>>();
     let disabled = field("enabled").is_some_and(|value| ["no", "false", "0", "off"].contains(&value));
     if disabled || !words("types").iter().any(|kind| kind == "deb") {
         return Vec::new();
@@ -80,7 +84,8 @@ fn stanza_sources(stanza: &[(String, String)]) -> Vec<Source> {
 impl Source {
     /// The same mirror, another suite, as a deb822 stanza.
     pub fn stanza_for(&self, suite: &str) -> String {
-        let signed_by = self.signed_by.as_ref().map(|value| format!("Signed-By: {value}\n")).unwrap_or_default();
+        let signed_by =
+            self.signed_by.as_ref().map(|value| format!("Signed-By: {value}\n")).unwrap_or_default();
         format!("Types: deb\nURIs: {}\nSuites: {suite}\nComponents: main\n{signed_by}", self.uri)
     }
 }
@@ -96,7 +101,10 @@ mod tests {
     #[test]
     fn deb822_gives_a_source_per_suite() {
         let sources = parse_deb822(DEB822);
-        assert_eq!(sources.iter().map(|source| source.suite.as_str()).collect::<Vec<_>>(), ["bookworm", "bookworm-updates"]);
+        assert_eq!(
+            sources.iter().map(|source| source.suite.as_str()).collect::<Vec<_>>(),
+            ["bookworm", "bookworm-updates"]
+        );
         assert_eq!(sources[0].uri, "http://mirror.example/debian");
         assert_eq!(sources[0].signed_by.as_deref(), Some("/usr/share/keyrings/k.gpg"));
     }
@@ -106,7 +114,10 @@ mod tests {
         let text = "Types: deb\nURIs: http://m.example\nSuites: trixie\nComponents: main\nSigned-By:\n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n abc\n";
         let stanza = parse_deb822(text)[0].stanza_for("trixie-backports");
         assert!(stanza.contains("Suites: trixie-backports\n"), "{stanza}");
-        assert!(stanza.contains("Signed-By: \n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n abc\n"), "{stanza}");
+        assert!(
+            stanza.contains("Signed-By: \n -----BEGIN PGP PUBLIC KEY BLOCK-----\n .\n abc\n"),
+            "{stanza}"
+        );
     }
 
     #[test]

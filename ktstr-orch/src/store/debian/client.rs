@@ -131,13 +131,21 @@ impl Client {
     fn write_state(&self, suites: &[&str]) -> Result<(), ClientError> {
         for dir in ["lists/partial", "cache/archives/partial"] {
             let path = self.dir.join(dir);
-            fs::create_dir_all(&path).map_err(|source| ClientError::State { action: "create", path, source })?;
+            fs::create_dir_all(&path).map_err(|source| ClientError::State {
+                action: "create",
+                path,
+                source,
+            })?;
         }
         // Left by a pull that was killed: the lock is ours, so nobody uses them.
         for item in fs::read_dir(&self.dir).into_iter().flatten().flatten() {
             if item.file_name().to_string_lossy().starts_with(DOWNLOAD) {
                 let path = item.path();
-                fs::remove_dir_all(&path).map_err(|source| ClientError::State { action: "remove", path, source })?;
+                fs::remove_dir_all(&path).map_err(|source| ClientError::State {
+                    action: "remove",
+                    path,
+                    source,
+                })?;
             }
         }
         let write = |name: &str, text: &str| {
@@ -166,11 +174,14 @@ impl Client {
     }
 
     /// Downloads packages, verified against the signed lists by apt.
-    pub fn download(&self, packages: &[Package], progress: &mut dyn FnMut(Event)) -> Result<Downloads, ClientError> {
-        let dir = tempfile::Builder::new()
-            .prefix(DOWNLOAD)
-            .tempdir_in(&self.dir)
-            .map_err(|source| ClientError::State { action: "create a directory in", path: self.dir.clone(), source })?;
+    pub fn download(
+        &self,
+        packages: &[Package],
+        progress: &mut dyn FnMut(Event),
+    ) -> Result<Downloads, ClientError> {
+        let dir = tempfile::Builder::new().prefix(DOWNLOAD).tempdir_in(&self.dir).map_err(|source| {
+            ClientError::State { action: "create a directory in", path: self.dir.clone(), source }
+        })?;
         let mut command = self.apt("apt-get");
         command.current_dir(dir.path()).args(["download", "-q"]);
         command.args(packages.iter().map(|p| format!("{}={}", p.name, p.version)));
@@ -179,7 +190,9 @@ impl Client {
             fs::read_dir(dir.path()).into_iter().flatten().flatten().map(|file| file.path()).collect();
         let paths = packages.iter().map(|package| {
             let prefix = format!("{}_", package.name);
-            let found = files.iter().find(|f| f.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&prefix)));
+            let found = files
+                .iter()
+                .find(|f| f.file_name().is_some_and(|n| n.to_string_lossy().starts_with(&prefix)));
             found.cloned().ok_or_else(|| ClientError::NotDownloaded { package: package.name.clone() })
         });
         let paths = paths.collect::<Result<_, _>>()?;
@@ -194,7 +207,9 @@ impl Client {
         // SAFETY: between fork and exec only this one system call on an
         // integer is made. Without it apt would outlive a killed pull and keep
         // its lists locked.
-        unsafe { command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)?)) };
+        unsafe {
+            command.pre_exec(|| Ok(nix::sys::prctl::set_pdeathsig(nix::sys::signal::Signal::SIGTERM)?))
+        };
         command
     }
 
@@ -202,8 +217,11 @@ impl Client {
     fn transfer(&self, command: &mut Command, progress: &mut dyn FnMut(Event)) -> Result<(), ClientError> {
         let name = program(command);
         let errors = self.dir.join("errors");
-        let stderr = File::create(&errors)
-            .map_err(|source| ClientError::State { action: "create", path: errors.clone(), source })?;
+        let stderr = File::create(&errors).map_err(|source| ClientError::State {
+            action: "create",
+            path: errors.clone(),
+            source,
+        })?;
         command.args(["-o", "APT::Status-Fd=1"]).stdout(Stdio::piped()).stderr(stderr);
         let mut child = command.spawn().map_err(|source| ClientError::Spawn { program: name, source })?;
         if let Some(stdout) = child.stdout.take() {
@@ -213,7 +231,8 @@ impl Client {
                 }
             }
         }
-        let status = child.wait().map_err(|source| ClientError::Spawn { program: program(command), source })?;
+        let status =
+            child.wait().map_err(|source| ClientError::Spawn { program: program(command), source })?;
         let mut said = String::new();
         if let Ok(mut file) = File::open(&errors) {
             // Only for the message of an error.
@@ -295,7 +314,11 @@ fn finished(command: &Command, status: std::process::ExitStatus, said: &str) -> 
     let mut last: Vec<&str> = said.lines().filter(|line| !line.trim().is_empty()).rev().take(6).collect();
     last.reverse();
     let said = if last.is_empty() { "it gave no reason".to_owned() } else { last.join("; ") };
-    Err(ClientError::Failed { command: format!("{} {verb}", program(command)), status: status.to_string(), said })
+    Err(ClientError::Failed {
+        command: format!("{} {verb}", program(command)),
+        status: status.to_string(),
+        said,
+    })
 }
 
 #[cfg(test)]

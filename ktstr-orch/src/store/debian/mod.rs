@@ -49,7 +49,9 @@ pub enum PullError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// No series was named and the newest kernel turned out not to fit.
-    #[error("kernel {key} was fetched but has no sched_ext or no BTF; name a series: `ktstr kernel pull debian:SERIES`")]
+    #[error(
+        "kernel {key} was fetched but has no sched_ext or no BTF; name a series: `ktstr kernel pull debian:SERIES`"
+    )]
     Unfit {
         /// The entry.
         key: String,
@@ -101,7 +103,11 @@ pub fn pull(
     {
         return Ok(Pulled { metadata, cached: true });
     }
-    progress(Event::Step(format!("downloading {} ({} MB)", chosen.version, chosen.size().div_ceil(1_000_000))));
+    progress(Event::Step(format!(
+        "downloading {} ({} MB)",
+        chosen.version,
+        chosen.size().div_ceil(1_000_000)
+    )));
     let files = client.download(&chosen.packages, progress)?;
     progress(Event::Step(format!("unpacking {key}")));
     let metadata = install_packages(store, files.paths(), source, |_| key)?;

@@ -96,7 +96,8 @@ fn monolithic(parts: &BTreeMap<&str, Vec<&Paragraph>>) -> Option<Vec<Package>> {
 }
 
 fn split(parts: &BTreeMap<&str, Vec<&Paragraph>>) -> Option<Vec<Package>> {
-    let of = |part: &str| parts.get(part).map(Vec::as_slice).unwrap_or_default().iter().filter_map(|r| package(r));
+    let of =
+        |part: &str| parts.get(part).map(Vec::as_slice).unwrap_or_default().iter().filter_map(|r| package(r));
     let versions: BTreeSet<String> = of(SPLIT[0]).map(|p| p.version).collect();
     versions
         .into_iter()
@@ -159,8 +160,8 @@ mod tests {
     fn only_complete_sets_are_offered() {
         let releases: Vec<String> = offers().iter().map(|o| o.version.upstream()).collect();
         let expected = [
-            "7.2.13", "7.2.12", "7.2.11", "7.2.9", "7.2.6", "6.18.15", "6.18.12", "6.18.9", "6.18.5", "6.17.13",
-            "6.17.8", "6.16.12", "6.16.3",
+            "7.2.13", "7.2.12", "7.2.11", "7.2.9", "7.2.6", "6.18.15", "6.18.12", "6.18.9", "6.18.5",
+            "6.17.13", "6.17.8", "6.16.12", "6.16.3",
         ];
         assert_eq!(releases, expected, "7.3.4 lacks its binary package, 6.19 to 7.1 their modules");
     }

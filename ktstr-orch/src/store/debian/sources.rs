@@ -12,8 +12,18 @@ use super::control::paragraphs;
 
 /// Names a Debian suite can have, without `-updates` and the like.
 const DEBIAN_SUITES: &[&str] = &[
-    "oldoldstable", "oldstable", "stable", "testing", "unstable", "sid", "buster", "bullseye", "bookworm",
-    "trixie", "forky", "duke",
+    "oldoldstable",
+    "oldstable",
+    "stable",
+    "testing",
+    "unstable",
+    "sid",
+    "buster",
+    "bullseye",
+    "bookworm",
+    "trixie",
+    "forky",
+    "duke",
 ];
 
 /// Why the host offers no mirror.
@@ -62,7 +72,8 @@ impl Mirror {
 /// The first mirror in `list` and the files of the directory `parts`.
 pub(super) fn mirror(list: &Path, parts: &Path) -> Result<Mirror, SourcesError> {
     let mut files = vec![list.to_owned()];
-    let mut found: Vec<PathBuf> = fs::read_dir(parts).into_iter().flatten().flatten().map(|f| f.path()).collect();
+    let mut found: Vec<PathBuf> =
+        fs::read_dir(parts).into_iter().flatten().flatten().map(|f| f.path()).collect();
     found.sort();
     files.extend(found);
     let mut seen = Vec::new();
@@ -80,7 +91,8 @@ pub(super) fn mirror(list: &Path, parts: &Path) -> Result<Mirror, SourcesError> 
             seen.push(format!("{} {}", entry.uris.join(" "), entry.suites.join(" ")));
         }
     }
-    let seen = if seen.is_empty() { "there are none".to_owned() } else { format!("seen: {}", seen.join(", ")) };
+    let seen =
+        if seen.is_empty() { "there are none".to_owned() } else { format!("seen: {}", seen.join(", ")) };
     Err(SourcesError::NoMirror { seen })
 }
 
@@ -138,7 +150,9 @@ fn one_line(text: &str) -> Vec<Entry> {
             None => return None,
         };
         let option = |name: &str| {
-            words(options).iter().find_map(|o| Some(o.strip_prefix(name)?.strip_prefix('=')?.replace(',', " ")))
+            words(options)
+                .iter()
+                .find_map(|o| Some(o.strip_prefix(name)?.strip_prefix('=')?.replace(',', " ")))
         };
         let mut rest = words(rest).into_iter();
         Some(Entry {
@@ -200,9 +214,14 @@ mod tests {
     fn other_hosts_get_the_alternatives() {
         let disabled = "Enabled: no\nTypes: deb\nURIs: http://m/d\nSuites: sid\nComponents: main\n";
         let ubuntu = "deb http://u/ubuntu noble main\n";
-        let error = find(&[("a.sources", disabled), ("b.sources", SECURITY), ("c.list", ubuntu), ("d.save", "deb http://m sid main")])
-            .unwrap_err()
-            .to_string();
+        let error = find(&[
+            ("a.sources", disabled),
+            ("b.sources", SECURITY),
+            ("c.list", ubuntu),
+            ("d.save", "deb http://m sid main"),
+        ])
+        .unwrap_err()
+        .to_string();
         for part in ["http://u/ubuntu noble", "vmlinuz", "FILE.deb", "source"] {
             assert!(error.contains(part), "{part}: {error}");
         }

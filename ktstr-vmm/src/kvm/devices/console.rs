@@ -133,7 +133,6 @@ impl Console {
     }
 }
 
-
 #[cfg(test)]
 mod tests {
     use std::sync::Arc;
@@ -235,13 +234,19 @@ mod tests {
         typing.write_all(b"abc").unwrap();
         console.read_input();
         console.work(&driver.device);
-        assert!(console.wants_input().is_none(), "nothing more is read while the guest has not taken the last");
+        assert!(
+            console.wants_input().is_none(),
+            "nothing more is read while the guest has not taken the last"
+        );
         driver.offer(0, BUFFER, 2, WRITABLE);
         driver.offer(1, BUFFER + 16, 64, WRITABLE);
         console.work(&driver.device);
         let mut seen = [0; 2];
         driver.ram.memory.read_slice(&mut seen, GuestAddress(BUFFER)).unwrap();
-        assert_eq!((&seen, driver.ram.memory.read_obj::<u8>(GuestAddress(BUFFER + 16)).unwrap()), (b"ab", b'c'));
+        assert_eq!(
+            (&seen, driver.ram.memory.read_obj::<u8>(GuestAddress(BUFFER + 16)).unwrap()),
+            (b"ab", b'c')
+        );
         assert_eq!(driver.used(), 2);
         assert!(console.wants_input().is_some());
     }

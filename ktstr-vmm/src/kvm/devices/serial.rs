@@ -72,7 +72,8 @@ impl Sink {
             };
             match wrote {
                 Ok(count) => drop(self.pending.drain(..count)),
-                Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
+                Err(error)
+                    if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {}
                 Err(error) => return self.fail(&format!("write its output: {error}; the rest is dropped")),
             }
             if !self.pending.is_empty() && give_up(&self.control) {
@@ -191,7 +192,8 @@ mod tests {
         let (mut uart, _control, _irq) = uart(Some(write.into()));
         let line = [b'.'; 255].iter().chain(b"\n").copied().collect::<Vec<_>>();
         let total = line.len() * 1024;
-        let writer = std::thread::spawn(move || (0..1024).for_each(|_| line.iter().for_each(|b| uart.write(0, *b))));
+        let writer =
+            std::thread::spawn(move || (0..1024).for_each(|_| line.iter().for_each(|b| uart.write(0, *b))));
         let start = Instant::now();
         let mut seen = vec![0; total];
         read.read_exact(&mut seen).unwrap();

@@ -59,7 +59,10 @@ pub struct MmioTransport {
 
 impl fmt::Debug for MmioTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("MmioTransport").field("id", &self.kind.id).field("status", &self.status).finish_non_exhaustive()
+        f.debug_struct("MmioTransport")
+            .field("id", &self.kind.id)
+            .field("status", &self.status)
+            .finish_non_exhaustive()
     }
 }
 
@@ -197,7 +200,8 @@ impl MmioTransport {
             self.status = 0;
             return;
         }
-        let acceptable = self.driver_features & !self.features() == 0 && self.driver_features & F_VERSION_1 != 0;
+        let acceptable =
+            self.driver_features & !self.features() == 0 && self.driver_features & F_VERSION_1 != 0;
         self.status = if acceptable { value } else { value & !STATUS_FEATURES_OK };
         if self.status & STATUS_DRIVER_OK != 0 {
             // What the driver queued before it was up.

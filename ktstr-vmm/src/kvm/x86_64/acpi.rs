@@ -5,7 +5,9 @@
 //! seconds of probing, and power-off and reset are one byte written to a port each. Next: `layout`
 //! says where the tables lie, `devices::power` listens on the ports.
 
-use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope};
+use acpi_tables::aml::{
+    Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
+};
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
@@ -104,7 +106,11 @@ fn madt(description: &Description<'_>) -> MADT {
     let mut madt = MADT::new(OEM, OEM_TABLE, 1, LocalInterruptController::Address(layout::LAPIC));
     for cpu in 0..description.topology.cpus() {
         // Both fit a byte: `ApicIds` refuses ids above 254, and there are no more CPUs than ids.
-        madt.add_structure(ProcessorLocalApic::new(cpu as u8, description.ids.of(cpu) as u8, EnabledStatus::Enabled));
+        madt.add_structure(ProcessorLocalApic::new(
+            cpu as u8,
+            description.ids.of(cpu) as u8,
+            EnabledStatus::Enabled,
+        ));
     }
     madt.add_structure(IoApic::new(0, layout::IOAPIC, 0));
     madt
@@ -138,7 +144,20 @@ fn srat(description: &Description<'_>) -> Sdt {
     for cpu in 0..topology.cpus() {
         let node = (cpu / cpus_per_node).to_le_bytes();
         // Processor local APIC affinity: enabled.
-        srat.append_slice(&[0, 16, node[0], description.ids.of(cpu) as u8, 1, 0, 0, 0, 0, node[1], node[2], node[3]]);
+        srat.append_slice(&[
+            0,
+            16,
+            node[0],
+            description.ids.of(cpu) as u8,
+            1,
+            0,
+            0,
+            0,
+            0,
+            node[1],
+            node[2],
+            node[3],
+        ]);
         srat.append(0u32);
     }
     for (node, start, len) in node_ranges(description.ram, topology.numa_nodes) {
@@ -250,7 +269,10 @@ mod tests {
     #[test]
     fn every_table_is_reachable_and_sums_to_zero() {
         let names = |topology| -> Vec<_> {
-            walk(&block(topology, 4 << 30)).iter().map(|t| String::from_utf8(t[..4].to_vec()).unwrap()).collect()
+            walk(&block(topology, 4 << 30))
+                .iter()
+                .map(|t| String::from_utf8(t[..4].to_vec()).unwrap())
+                .collect()
         };
         assert_eq!(names(TWO_NODES), ["FACP", "APIC", "SRAT", "SLIT", "DSDT"]);
         let flat = Topology { numa_nodes: 1, llcs: 1, cores_per_llc: 255, threads_per_core: 1 };
@@ -274,7 +296,10 @@ mod tests {
     fn the_acpi_compiler_can_read_the_tables() {
         if std::process::Command::new("iasl").arg("-v").output().is_err() {
             println!("NOT RUN: `iasl` is not installed (package acpica-tools)");
-            assert!(!std::env::var("KTSTR_REQUIRE").is_ok_and(|v| v.contains("iasl")), "KTSTR_REQUIRE asks for iasl");
+            assert!(
+                !std::env::var("KTSTR_REQUIRE").is_ok_and(|v| v.contains("iasl")),
+                "KTSTR_REQUIRE asks for iasl"
+            );
             return;
         }
         let dir = tempfile::tempdir().unwrap();
@@ -282,7 +307,8 @@ mod tests {
             let path = dir.path().join(format!("{}.dat", String::from_utf8_lossy(&table[..4])));
             std::fs::write(&path, &table).unwrap();
             let out = std::process::Command::new("iasl").arg("-d").arg(&path).output().unwrap();
-            let text = format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
+            let text =
+                format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));
             assert!(out.status.success(), "{text}");
             for bad in ["Error", "Invalid", "Warning", "incorrect checksum"] {
                 assert!(!text.contains(bad), "{text}");
@@ -290,7 +316,8 @@ mod tests {
             let source = std::fs::read_to_string(path.with_extension("dsl")).unwrap();
             assert!(!source.contains("Error") && !source.contains("Invalid"), "{source}");
             if &table[..4] == b"DSDT" {
-                let out = std::process::Command::new("iasl").arg(path.with_extension("dsl")).output().unwrap();
+                let out =
+                    std::process::Command::new("iasl").arg(path.with_extension("dsl")).output().unwrap();
                 let text = String::from_utf8_lossy(&out.stdout).into_owned();
                 assert!(text.contains("0 Errors, 0 Warnings"), "{text}");
             }

@@ -39,7 +39,9 @@ pub enum BootError {
     #[error("lay out guest memory")]
     Layout(#[from] LayoutError),
     /// The image is not loadable.
-    #[error("load the kernel image: it must be an uncompressed x86_64 ELF (vmlinux) whose segments fit into guest RAM")]
+    #[error(
+        "load the kernel image: it must be an uncompressed x86_64 ELF (vmlinux) whose segments fit into guest RAM"
+    )]
     Kernel(#[source] linux_loader::loader::Error),
     /// No PVH entry.
     #[error("the kernel has no PVH entry note; build it with CONFIG_PVH=y (distribution kernels have it)")]
@@ -117,7 +119,11 @@ fn prepare_busy_parts(ram: &GuestRam, map: &[layout::Range]) {
 }
 
 fn write(ram: &GuestRam, what: &'static str, gpa: Gpa, bytes: &[u8]) -> Result<(), BootError> {
-    ram.memory.write_slice(bytes, GuestAddress(gpa.0)).map_err(|source| BootError::Write { what, gpa, source })
+    ram.memory.write_slice(bytes, GuestAddress(gpa.0)).map_err(|source| BootError::Write {
+        what,
+        gpa,
+        source,
+    })
 }
 
 fn load_kernel(spec: &MachineSpec, ram: &GuestRam, map: &[layout::Range]) -> Result<(Entry, u64), BootError> {
@@ -155,7 +161,11 @@ fn load_initrd(
         file.rewind().map_err(|source| BootError::ReadInitrd { index, source })?;
         ram.memory
             .read_exact_volatile_from(GuestAddress(place.0 + offset), &mut file, len as usize)
-            .map_err(|source| BootError::Write { what: "the initramfs", gpa: Gpa(place.0 + offset), source })?;
+            .map_err(|source| BootError::Write {
+                what: "the initramfs",
+                gpa: Gpa(place.0 + offset),
+                source,
+            })?;
     }
     Ok(Some((place, total)))
 }
@@ -171,7 +181,11 @@ fn write_cmdline(cmdline: &str, ram: &GuestRam) -> Result<(), BootError> {
     write(ram, "the command line", layout::CMDLINE, &bytes)
 }
 
-fn write_start_info(ram: &GuestRam, map: &[layout::Range], module: Option<(Gpa, u64)>) -> Result<(), BootError> {
+fn write_start_info(
+    ram: &GuestRam,
+    map: &[layout::Range],
+    module: Option<(Gpa, u64)>,
+) -> Result<(), BootError> {
     let modules = Gpa(layout::START_INFO.0 + size_of::<hvm_start_info>() as u64);
     let info = hvm_start_info {
         magic: START_MAGIC,
@@ -327,7 +341,10 @@ mod tests {
     #[test]
     fn each_bad_input_has_its_own_error() {
         assert!(matches!(boot(|s| s.kernel = file(b"MZ no kernel")).0, Err(BootError::Kernel(_))));
-        assert!(matches!(boot(|s| s.kernel = file(&kernel(16 << 20, true)[..100])).0, Err(BootError::Kernel(_))));
+        assert!(matches!(
+            boot(|s| s.kernel = file(&kernel(16 << 20, true)[..100])).0,
+            Err(BootError::Kernel(_))
+        ));
         assert!(matches!(boot(|s| s.kernel = file(&kernel(16 << 20, false))).0, Err(BootError::NoPvhEntry)));
         assert!(matches!(boot(|s| s.kernel = file(&kernel(1 << 40, true))).0, Err(BootError::Kernel(_))));
         let low = boot(|s| s.kernel = file(&kernel(0x6000, true))).0;
@@ -335,7 +352,10 @@ mod tests {
         let on_ring = RingRegion { gpa: Gpa(16 << 20), len: 0x1000 };
         let overlap = boot(|s| s.ring = Some(on_ring)).0;
         assert!(matches!(overlap, Err(BootError::Layout(LayoutError::Kernel { .. }))), "{overlap:?}");
-        assert!(matches!(boot(|s| s.cmdline = "x".repeat(2048)).0, Err(BootError::CmdlineTooLong { len: 2048 })));
+        assert!(matches!(
+            boot(|s| s.cmdline = "x".repeat(2048)).0,
+            Err(BootError::CmdlineTooLong { len: 2048 })
+        ));
         assert!(matches!(boot(|s| s.cmdline = "a\0b".into()).0, Err(BootError::CmdlineNul { at: 1 })));
         let large = tempfile::tempfile().unwrap();
         large.set_len(63 << 20).unwrap();

@@ -14,7 +14,9 @@ pub const MAX_APIC_ID: u32 = 254;
 
 /// A shape that CPUID cannot express.
 #[derive(Debug, thiserror::Error)]
-#[error("a machine of {llcs} LLCs with {cores} cores of {threads} threads needs APIC ids up to {highest}, the limit is {MAX_APIC_ID}; use fewer LLCs, or core and thread counts that are powers of two")]
+#[error(
+    "a machine of {llcs} LLCs with {cores} cores of {threads} threads needs APIC ids up to {highest}, the limit is {MAX_APIC_ID}; use fewer LLCs, or core and thread counts that are powers of two"
+)]
 pub struct TopologyTooLarge {
     llcs: u32,
     cores: u32,
@@ -36,7 +38,8 @@ impl ApicIds {
         let Topology { llcs, cores_per_llc: cores, threads_per_core: threads, .. } = topology;
         let bits = |n: u32| 32 - n.saturating_sub(1).leading_zeros();
         let ids = Self { topology, thread_bits: bits(threads), core_bits: bits(cores) };
-        let field = |n: u32, shift: u32| u64::from(n.saturating_sub(1)).checked_shl(shift).unwrap_or(u64::MAX);
+        let field =
+            |n: u32, shift: u32| u64::from(n.saturating_sub(1)).checked_shl(shift).unwrap_or(u64::MAX);
         let highest = field(llcs, ids.thread_bits + ids.core_bits)
             .saturating_add(field(cores, ids.thread_bits))
             .saturating_add(u64::from(threads.saturating_sub(1)));
@@ -81,7 +84,8 @@ fn vendor(entries: &[kvm_cpuid_entry2]) -> Vendor {
 #[must_use]
 pub fn for_cpu(supported: &[kvm_cpuid_entry2], ids: &ApicIds, cpu: u32) -> Vec<kvm_cpuid_entry2> {
     let vendor = vendor(supported);
-    let rewritten = |f: u32| matches!(f, 0x4 | 0xb | 0x1f | 0x8000_001d) || f > 0x8000_0022 && f < 0xc000_0000;
+    let rewritten =
+        |f: u32| matches!(f, 0x4 | 0xb | 0x1f | 0x8000_001d) || f > 0x8000_0022 && f < 0xc000_0000;
     let mut table: Vec<_> = supported.iter().filter(|e| !rewritten(e.function)).copied().collect();
     for leaf in [0, 1, 0x8000_0000, 0x8000_0001, 0x8000_0008] {
         if !table.iter().any(|e| e.function == leaf) {
@@ -252,7 +256,9 @@ mod tests {
 
     #[test]
     fn shapes_beyond_apic_ids_are_refused() {
-        let shape = |llcs, cores, threads| ApicIds::new(Topology { numa_nodes: 1, llcs, cores_per_llc: cores, threads_per_core: threads });
+        let shape = |llcs, cores, threads| {
+            ApicIds::new(Topology { numa_nodes: 1, llcs, cores_per_llc: cores, threads_per_core: threads })
+        };
         assert!(shape(1, 255, 1).is_ok());
         assert!(shape(1, 256, 1).is_err());
         assert!(shape(16, 16, 1).is_err());

@@ -83,7 +83,9 @@ pub enum LayoutError {
         memory: u64,
     },
     /// The ring does not lie in RAM.
-    #[error("the guest channel at {gpa} of {len} bytes must be page aligned, not empty, above 1 MiB and inside one piece of the RAM")]
+    #[error(
+        "the guest channel at {gpa} of {len} bytes must be page aligned, not empty, above 1 MiB and inside one piece of the RAM"
+    )]
     Ring {
         /// Its address.
         gpa: Gpa,
@@ -91,7 +93,9 @@ pub enum LayoutError {
         len: u64,
     },
     /// The kernel does not fit.
-    #[error("the kernel image occupies {start:#x}..{end:#x}, which is not free RAM (RAM below the device hole ends at {ram_end:#x}); give the machine more memory or move the guest channel")]
+    #[error(
+        "the kernel image occupies {start:#x}..{end:#x}, which is not free RAM (RAM below the device hole ends at {ram_end:#x}); give the machine more memory or move the guest channel"
+    )]
     Kernel {
         /// First byte of the image.
         start: u64,
@@ -101,7 +105,9 @@ pub enum LayoutError {
         ram_end: u64,
     },
     /// The initramfs does not fit.
-    #[error("no room for an initramfs of {len} bytes in RAM below {ram_end:#x}; give the machine more memory")]
+    #[error(
+        "no room for an initramfs of {len} bytes in RAM below {ram_end:#x}; give the machine more memory"
+    )]
     Initrd {
         /// Bytes of the initramfs.
         len: u64,
@@ -127,7 +133,8 @@ pub fn ram_regions(memory: u64) -> Result<Vec<RamRegion>, LayoutError> {
 pub fn check_ring(ring: RingRegion, regions: &[RamRegion]) -> Result<(), LayoutError> {
     let refused = LayoutError::Ring { gpa: ring.gpa, len: ring.len };
     let (start, Some(end)) = (ring.gpa.0, ring.gpa.0.checked_add(ring.len)) else { return Err(refused) };
-    let aligned = start.is_multiple_of(PAGE) && ring.len.is_multiple_of(PAGE) && ring.len > 0 && start >= HIGH_RAM;
+    let aligned =
+        start.is_multiple_of(PAGE) && ring.len.is_multiple_of(PAGE) && ring.len > 0 && start >= HIGH_RAM;
     let inside = regions.iter().any(|r| start >= r.gpa.0 && end <= r.gpa.0 + r.len);
     if aligned && inside { Ok(()) } else { Err(refused) }
 }
