@@ -1,5 +1,6 @@
 //! What runs inside the guest: PID 1, scheduler lifecycle, cgroups, scenarios, workers.
 
+pub mod attributes;
 pub mod cgroup;
 pub mod check;
 pub mod init;

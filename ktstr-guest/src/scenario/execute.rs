@@ -112,6 +112,7 @@ fn plan(ctx: &Ctx, defs: &[CgroupDef]) -> Result<Vec<WorkloadConfig>, ScenarioEr
             cgroup: def.name.clone(),
             cpus_allowed,
             seed: ctx.seed.wrapping_add((index as u64) << 32),
+            attributes: Vec::new(),
         });
     }
     Ok(configs)

@@ -31,12 +31,17 @@ use nix::{
     unistd::{ForkResult, Pid, fork, getpid, getppid, gettid, pipe2},
 };
 
+use crate::attributes::{self, Attributes};
+
 use super::{WorkType, board::Board, kinds::Partner, meter::Meter};
 
 /// How long workers may take to stop, in guest time.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(5);
 /// The stop signal is repeated this often, for workers that were about to block when it came.
 const STOP_REPEAT: Duration = Duration::from_millis(20);
+/// How long workers may take until they are ready to start, in guest time. One that takes longer is
+/// started all the same: that it gets no CPU is the scenario's finding.
+const READY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Exit status of a worker whose code panicked.
 const PANICKED: i32 = 101;
 
@@ -52,6 +57,16 @@ pub enum WorkError {
         group: u32,
         /// Workers asked for.
         workers: u32,
+    },
+    /// A worker cannot be what it should be.
+    #[error("worker {worker} of cgroup `{cgroup}` cannot be set up as asked: it {reason}")]
+    Refused {
+        /// Which, from 0.
+        worker: usize,
+        /// Its cgroup.
+        cgroup: String,
+        /// What it asked for and why it was refused.
+        reason: String,
     },
     /// The system refused.
     #[error("cannot {action}")]
@@ -69,7 +84,7 @@ fn system<T>(action: &'static str, result: nix::Result<T>) -> Result<T, WorkErro
 }
 
 /// What to start.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq)]
 pub struct WorkloadConfig {
     /// Number of workers.
     pub workers: u32,
@@ -81,6 +96,8 @@ pub struct WorkloadConfig {
     pub cpus_allowed: Vec<u32>,
     /// Seed of the workers' own choices.
     pub seed: u64,
+    /// What each worker asks for itself, by worker; those beyond the end ask for nothing.
+    pub attributes: Vec<Attributes>,
 }
 
 /// Forked workers. Dropping it kills them.
@@ -90,6 +107,8 @@ pub struct WorkloadHandle {
     pids: Vec<Pid>,
     ends: Vec<Option<WorkerExit>>,
     start: Option<File>,
+    /// Each worker says here that it is ready, or what was refused.
+    ready: Option<File>,
     /// Readable (at its end) once no worker holds the other end.
     alive: OwnedFd,
     started: Option<Instant>,
@@ -107,12 +126,14 @@ impl WorkloadHandle {
             .map_err(|source| WorkError::System { action: "map memory for the workers' figures", source })?;
         let (start_read, start_write) = system("create the start pipe", pipe2(OFlag::O_CLOEXEC))?;
         let (alive, alive_write) = system("create the life pipe", pipe2(OFlag::O_CLOEXEC))?;
+        let (ready, ready_write) = system("create the ready pipe", pipe2(OFlag::O_CLOEXEC))?;
         let mut start_write = Some(start_write);
         let mut handle = Self {
             board,
             pids: Vec::new(),
             ends: vec![None; config.workers as usize],
             start: None,
+            ready: Some(ready.into()),
             alive,
             started: None,
             config,
@@ -133,7 +154,8 @@ impl WorkloadHandle {
                     drop(start_write.take());
                     partners.clear();
                     let _life = alive_write;
-                    live(&handle.board, index, &handle.config, parent, start_read.into(), partner);
+                    let pipes = (start_read.into(), ready_write.into());
+                    live(&handle.board, index, &handle.config, parent, pipes, partner);
                 }
                 ForkResult::Parent { child } => handle.pids.push(child),
             }
@@ -147,8 +169,40 @@ impl WorkloadHandle {
         self.pids.iter().map(|pid| pid.as_raw() as u32).collect()
     }
 
-    /// Lets the parked workers go; a second call does nothing.
+    /// Waits until every worker has got what it asked for; the first refusal is the error.
+    pub fn await_ready(&mut self) -> Result<(), WorkError> {
+        let Some(mut pipe) = self.ready.take() else { return Ok(()) };
+        let until = Instant::now() + READY_TIMEOUT;
+        let (mut said, mut piece) = (String::new(), [0; 4096]);
+        while said.lines().count() < self.pids.len() {
+            let left = PollTimeout::try_from(until.saturating_duration_since(Instant::now()));
+            let mut fds = [PollFd::new(pipe.as_fd(), PollFlags::POLLIN)];
+            match poll(&mut fds, left.unwrap_or(PollTimeout::ZERO)) {
+                Err(Errno::EINTR) => continue,
+                Ok(0) | Err(_) => break,
+                Ok(_) => {}
+            }
+            match pipe.read(&mut piece) {
+                Ok(0) => break,
+                Ok(n) => said.push_str(&String::from_utf8_lossy(&piece[..n])),
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => break,
+            }
+        }
+        let refusal = said.lines().find_map(|line| line.split_once(' '));
+        match refusal {
+            None => Ok(()),
+            Some((worker, reason)) => Err(WorkError::Refused {
+                worker: worker.parse().unwrap_or_default(),
+                cgroup: self.config.cgroup.clone(),
+                reason: reason.into(),
+            }),
+        }
+    }
+
+    /// Lets the parked workers go once all are ready; a second call does nothing.
     pub fn start(&mut self) -> Result<(), WorkError> {
+        self.await_ready()?;
         if let Some(mut pipe) = self.start.take() {
             self.started = Some(Instant::now());
             pipe.write_all(&vec![1; self.pids.len()])
@@ -160,6 +214,18 @@ impl WorkloadHandle {
     /// Iterations of all workers so far.
     pub fn iterations(&self) -> u64 {
         self.board.iterations()
+    }
+
+    /// Every worker's figures as of its last checkpoint, while they work. Run delay and the number of
+    /// times it was run are known at the end only.
+    pub fn snapshot(&self) -> Vec<WorkerReport> {
+        (0..self.pids.len()).map(|index| self.report(index)).collect()
+    }
+
+    /// Restricts one worker to some CPUs from now on.
+    pub fn set_affinity(&self, worker: usize, cpus: &[u32]) -> Result<(), WorkError> {
+        let pid = self.pids.get(worker).map_or(u32::MAX, |pid| pid.as_raw() as u32);
+        system("restrict a worker to some CPUs", attributes::set_affinity(pid, cpus))
     }
 
     /// Tells the workers to stop, without waiting; those that ended before are noted as dead.
@@ -305,10 +371,21 @@ fn live(
     index: usize,
     config: &WorkloadConfig,
     parent: Pid,
-    start: File,
+    (start, mut ready): (File, File),
     partner: Option<Partner>,
 ) -> ! {
     let work = || -> nix::Result<()> {
+        let refused = config.attributes.get(index).and_then(|wanted| wanted.apply().err());
+        // The parent may have given up; then the check below ends this worker.
+        let _ = match &refused {
+            None => ready.write_all(b"ready\n"),
+            Some(error) => ready.write_all(format!("{index} {error}\n").as_bytes()),
+        };
+        drop(ready);
+        if refused.is_some() {
+            return Err(Errno::EPERM);
+        }
+        // Credentials that change clear it, so it comes after them.
         prctl::set_pdeathsig(Signal::SIGKILL)?;
         board.slot(index).tid.store(gettid().as_raw() as u32, Relaxed);
         // Workers whose partner stopped first must see an error, not be killed by the signal.
@@ -349,7 +426,14 @@ mod tests {
     use super::*;
 
     fn config(workers: u32, work_type: WorkType) -> WorkloadConfig {
-        WorkloadConfig { workers, work_type, cgroup: "cg".into(), cpus_allowed: Vec::new(), seed: 1 }
+        WorkloadConfig {
+            workers,
+            work_type,
+            cgroup: "cg".into(),
+            cpus_allowed: Vec::new(),
+            seed: 1,
+            attributes: Vec::new(),
+        }
     }
 
     fn run(workers: u32, work_type: WorkType) -> Vec<WorkerReport> {
@@ -439,6 +523,15 @@ mod tests {
         for pid in pids {
             assert_eq!(kill(pid, None), Err(Errno::ESRCH));
         }
+    }
+
+    #[test]
+    fn a_worker_that_is_refused_what_it_asks_for_is_an_error_at_once() {
+        let attributes =
+            vec![Attributes::default(), Attributes { affinity: vec![511], ..Attributes::default() }];
+        let config = WorkloadConfig { attributes, ..config(2, WorkType::SpinWait) };
+        let error = WorkloadHandle::spawn(config).unwrap().start().unwrap_err().to_string();
+        assert!(error.contains("worker 1 of cgroup `cg`") && error.contains("CPUs 511"), "{error}");
     }
 
     #[test]
