@@ -4,6 +4,7 @@
 use std::fmt::Write;
 
 use ktstr_proto::{
+    host::HostTime,
     monitor::MonitorSummary,
     verdict::{AssertResult, Cause, Outcome, RunReport, ScenarioStats},
 };
@@ -31,6 +32,9 @@ pub fn report(report: &RunReport) -> String {
     }
     if let Some(summary) = &report.monitor {
         monitor(&mut out, summary);
+    }
+    if let Some(given) = &report.host {
+        host(&mut out, given);
     }
     if report.infrastructure || !matches!(report.outcome, Outcome::Pass | Outcome::NotRun) {
         tail(&mut out, "scheduler log", &report.scheduler_log);
@@ -224,6 +228,17 @@ fn monitor(out: &mut String, summary: &MonitorSummary) {
     }
 }
 
+fn host(out: &mut String, host: &HostTime) {
+    let per_thread = |ms: &[u64]| {
+        let shares = ms.iter().map(|ms| format!("{:.0}%", *ms as f64 * 100.0 / host.window_ms.max(1) as f64));
+        shares.collect::<Vec<_>>().join(" ")
+    };
+    let (ran, waited) = (per_thread(&host.ran_ms), per_thread(&host.waited_ms));
+    let seconds = host.window_ms as f64 / 1000.0;
+    let text = format!("vCPU threads over {seconds:.1} s: ran {ran}; waited for a host CPU {waited}");
+    wrapped(out, "host: ", &text);
+}
+
 /// The console says something when the machine or the scheduler's place in the kernel is the matter.
 fn console_matters(report: &RunReport) -> bool {
     report.infrastructure
@@ -301,6 +316,7 @@ mod tests {
             infrastructure: false,
             cause: Some(Cause::Assertion),
             result: Some(result),
+            host: None,
             monitor: Some(MonitorSummary {
                 samples: 50,
                 events: vec![("SCX_EV_X".into(), 3)],

@@ -147,6 +147,7 @@ pub mod tests {
             cause,
             result: None,
             monitor: None,
+            host: None,
             notes: Vec::new(),
             scheduler_log: Vec::new(),
             console_tail: vec!["last words".into()],

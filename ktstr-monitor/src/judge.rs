@@ -61,6 +61,22 @@ pub enum Use {
     Implausible,
 }
 
+impl Use {
+    fn of_online(online: &[&CpuSample]) -> Self {
+        if !online.iter().any(|c| c.rq.nr_running.is_ok()) {
+            Self::Unreadable
+        } else if is_implausible(online) {
+            Self::Implausible
+        } else {
+            Self::Counted
+        }
+    }
+}
+
+fn online(sample: &Sample) -> Vec<&CpuSample> {
+    sample.cpus.iter().filter(|c| c.online == Ok(true)).collect()
+}
+
 /// One CPU's history.
 #[derive(Clone, Debug)]
 struct CpuHistory {
@@ -136,16 +152,16 @@ impl Observation {
     /// Adds a sample. `vcpu_ran` is how long each vCPU thread ran on the host since the sample
     /// before, where that is known.
     pub fn add(&mut self, sample: &Sample, vcpu_ran: Option<&BTreeMap<CpuId, Duration>>) -> Use {
-        let online: Vec<_> = sample.cpus.iter().filter(|c| c.online == Ok(true)).collect();
-        if !online.iter().any(|c| c.rq.nr_running.is_ok()) {
-            self.summary.unreadable += 1;
-            self.interrupt();
-            return Use::Unreadable;
+        let online = online(sample);
+        let used = Use::of_online(&online);
+        match used {
+            Use::Counted => {}
+            Use::Unreadable => self.summary.unreadable += 1,
+            Use::Implausible => self.summary.implausible += 1,
         }
-        if is_implausible(&online) {
-            self.summary.implausible += 1;
+        if used != Use::Counted {
             self.interrupt();
-            return Use::Implausible;
+            return used;
         }
         self.summary.samples += 1;
         self.took.push(sample.took);
@@ -256,6 +272,21 @@ impl Observation {
                 history.depth.interrupt();
             }
         }
+    }
+
+    /// Begins anew, now: event counters count from where they were last seen.
+    pub fn restart(&mut self) {
+        let scheduler = self.scheduler.take();
+        *self = Self { scheduler, ..Self::new(self.sustained) };
+    }
+
+    /// Passes over a sample that is not to count; says what it would have been good for.
+    pub fn skip(&mut self, sample: &Sample) -> Use {
+        let counted = std::mem::take(&mut self.summary.events);
+        self.add_events(&sample.scx);
+        self.summary.events = counted;
+        self.interrupt();
+        Use::of_online(&online(sample))
     }
 
     fn add_events(&mut self, scx: &Scx) {
@@ -450,6 +481,19 @@ mod tests {
         let events = vec![Event { name: "SCX_EV_X".into(), count }];
         let scx = Scx::Loaded { instance: Kva(instance), events };
         Sample { scx, ..sample(&[(true, 1, 1, 0)]) }
+    }
+
+    #[test]
+    fn only_what_lies_in_the_window_counts() {
+        let mut observation = Observation::new(1);
+        observation.add(&with_events(0x1000, Ok(5)), None);
+        observation.restart();
+        observation.add(&with_events(0x1000, Ok(7)), None);
+        assert_eq!(observation.skip(&with_events(0x1000, Ok(20))), Use::Counted);
+        observation.add(&with_events(0x1000, Ok(21)), None);
+        let summary = observation.summary();
+        assert_eq!(summary.samples, 2);
+        assert_eq!(summary.events, BTreeMap::from([("SCX_EV_X".to_owned(), 3)]));
     }
 
     #[test]

@@ -71,6 +71,7 @@ pub fn summary(summary: Summary, reasons: &Reasons) -> wire::MonitorSummary {
         max_local_dsq_cpu: cpu.0,
         sustained_local_dsq_depth: summary.sustained_dsq_depth,
         stuck_cpus: summary.stuck.iter().map(|cpu| cpu.0).collect(),
+        vcpu_time_known: false,
         events: summary.events.into_iter().collect(),
         unavailable,
         median_sample_us: micros(summary.median_took),

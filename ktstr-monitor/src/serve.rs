@@ -13,6 +13,7 @@
 //! no more samples until it has caught up; one that talks nonsense ends the process. The process
 //! can be killed at any moment.
 
+use std::collections::BTreeMap;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
@@ -21,13 +22,14 @@ use ktstr_jail::{Confined, JailSpec};
 use ktstr_proto::channel::{Channel, ChannelError, Filled, Message};
 use ktstr_proto::link::{ErrorCode, Fds, MissingFd, RemoteError, chain};
 use ktstr_proto::monitor::{
-    Attach, Attached, MonitorEvent, MonitorLink, MonitorReply, MonitorRequest, MonitorSummary,
+    Attach, Attached, MonitorEvent, MonitorLink, MonitorReply, MonitorRequest, MonitorSummary, VcpuTimeNoted,
+    Window, Windowed,
 };
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
-use crate::addr::Gpa;
+use crate::addr::{CpuId, Gpa};
 use crate::image::{ImageError, KernelImage};
 use crate::judge::{Observation, Use};
 use crate::kernel::{Profile, ProfileError};
@@ -100,7 +102,9 @@ fn serve() -> Result<(), ServeError> {
     let Some((id, request, fds)) = next_request(&mut channel, None)? else { return Ok(()) };
     let refused = match (confined, request) {
         (Err(error), _) => RemoteError::new(ErrorCode::Jail, &error),
-        (Ok(_), MonitorRequest::Finish(_)) => bad_request("there is nothing to finish: attach first"),
+        (Ok(_), MonitorRequest::Finish(_) | MonitorRequest::Window(_) | MonitorRequest::VcpuTime(_)) => {
+            bad_request("nothing is observed yet: attach first")
+        }
         (Ok(confined), MonitorRequest::Attach(attach)) => {
             match attach_watched(&mut channel, confined, attach, fds)? {
                 None => return Ok(()),
@@ -193,6 +197,8 @@ struct Session {
     mem: GuestMem,
     sampler: Sampler,
     observation: Observation,
+    window_open: bool,
+    vcpu_time: VcpuTimes,
     reasons: Reasons,
     began: Instant,
     period: Duration,
@@ -222,6 +228,8 @@ impl Session {
             mem,
             sampler: Sampler::new(profile),
             observation: Observation::new(attach.sustained_samples),
+            window_open: true,
+            vcpu_time: VcpuTimes::default(),
             reasons: Reasons::default(),
             began: Instant::now(),
             period: Duration::from_millis(attach.period_ms.into()).max(MIN_PERIOD),
@@ -242,6 +250,14 @@ impl Session {
                     channel.queue_reply(id, Ok(MonitorReply::Finish(summary)), Fds::default())?;
                     return Ok(channel.drain(PATIENCE)?);
                 }
+                Some((id, MonitorRequest::Window(window), _)) => {
+                    self.set_window(window);
+                    channel.queue_reply(id, Ok(MonitorReply::Window(Windowed)), Fds::default())?;
+                }
+                Some((id, MonitorRequest::VcpuTime(time), _)) => {
+                    self.vcpu_time.note(&time.ran_ns);
+                    channel.queue_reply(id, Ok(MonitorReply::VcpuTime(VcpuTimeNoted)), Fds::default())?;
+                }
                 Some((id, MonitorRequest::Attach(_), _)) => {
                     let refused = bad_request("a guest is attached already: one per monitor");
                     channel.queue_reply(id, Err(refused), Fds::default())?;
@@ -254,6 +270,14 @@ impl Session {
                 }
             }
         }
+    }
+
+    fn set_window(&mut self, window: Window) {
+        match window {
+            Window::Restart => self.observation.restart(),
+            Window::Open | Window::Close => self.observation.interrupt(),
+        }
+        self.window_open = window != Window::Close;
     }
 
     fn sample(&mut self, channel: &mut Channel<MonitorLink>) -> Result<(), ServeError> {
@@ -271,7 +295,11 @@ impl Session {
             channel.queue_event(&MonitorEvent::Ready, Fds::default())?;
             self.compare_cpus(channel, sample.cpus.len())?;
         }
-        let used = self.observation.add(&sample, None);
+        let ran = self.vcpu_time.since_last();
+        let used = match self.window_open {
+            true => self.observation.add(&sample, ran.as_ref()),
+            false => self.observation.skip(&sample),
+        };
         for reason in self.reasons.of_sample(&sample) {
             channel.queue_event(&MonitorEvent::Unavailable(reason), Fds::default())?;
         }
@@ -295,10 +323,39 @@ impl Session {
 
     fn summary(&self) -> MonitorSummary {
         let mut summary = report::summary(self.observation.summary(), &self.reasons);
+        summary.vcpu_time_known = self.vcpu_time.is_known();
         if let (false, Some(obstacle)) = (self.was_ready, &self.last_obstacle) {
             summary.unavailable.push(format!("the kernel never became readable: {obstacle}"));
         }
         summary
+    }
+}
+
+/// Run time of the vCPUs between samples, from totals that arrive at times of their own.
+#[derive(Debug, Default)]
+struct VcpuTimes {
+    totals: Option<BTreeMap<CpuId, Duration>>,
+    at_last_sample: Option<BTreeMap<CpuId, Duration>>,
+}
+
+impl VcpuTimes {
+    fn note(&mut self, ran_ns: &[u64]) {
+        let numbered = (0..).map(CpuId).zip(ran_ns.iter().copied().map(Duration::from_nanos));
+        self.totals = Some(numbered.collect());
+    }
+
+    fn is_known(&self) -> bool {
+        self.totals.is_some()
+    }
+
+    /// What each vCPU ran since this was last asked.
+    fn since_last(&mut self) -> Option<BTreeMap<CpuId, Duration>> {
+        let now = self.totals.clone()?;
+        let before = self.at_last_sample.replace(now.clone()).unwrap_or_default();
+        let ran = |(cpu, total): (CpuId, Duration)| {
+            (cpu, total.saturating_sub(before.get(&cpu).copied().unwrap_or_default()))
+        };
+        Some(now.into_iter().map(ran).collect())
     }
 }
 

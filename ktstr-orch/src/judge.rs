@@ -4,9 +4,12 @@
 //! then whether the guest got far enough to say anything, then the scheduler, then the test, and
 //! last what the monitor saw.
 
+mod excuse;
+
 use ktstr_proto::{
     AccelKind,
     guest::{GuestFrame, GuestMessage, Log, LogSource, Phase, ProcessEnd, TestEnd},
+    host::HostTime,
     monitor::MonitorSummary,
     verdict::{Assert, AssertResult, Cause, DetailKind, Outcome, Process},
     vmm::VmExit,
@@ -141,8 +144,8 @@ impl Evidence {
         })
     }
 
-    /// Comes to a judgement.
-    pub fn judge(&self, accel: Option<AccelKind>, assert: &Assert) -> Judgement {
+    /// Comes to a judgement; `host` is what the host gave to the vCPUs.
+    pub fn judge(&self, accel: Option<AccelKind>, assert: &Assert, host: Option<&HostTime>) -> Judgement {
         if let Some(cause) = self.infrastructure_cause() {
             return verdict_of(cause, None);
         }
@@ -164,7 +167,7 @@ impl Evidence {
                 exit_status: Some(status),
             };
         }
-        if let Some(judgement) = self.test_judgement(accel, assert) {
+        if let Some(judgement) = self.test_judgement(accel, assert, host) {
             return judgement;
         }
         verdict_of(self.silent_cause(), None)
@@ -252,12 +255,23 @@ impl Evidence {
         }
     }
 
-    fn test_judgement(&self, accel: Option<AccelKind>, assert: &Assert) -> Option<Judgement> {
+    fn test_judgement(
+        &self,
+        accel: Option<AccelKind>,
+        assert: &Assert,
+        host: Option<&HostTime>,
+    ) -> Option<Judgement> {
         let cause = match self.test_end() {
             Some(TestEnd::Returned(result)) => {
                 let mut result = result.clone();
-                if let Some(monitor) = &self.monitor {
-                    add_monitor_findings(&mut result, monitor, accel, assert);
+                // Under `det` time is counted in instructions: nothing of the host enters.
+                if accel != Some(AccelKind::Det) {
+                    if let Some(monitor) = &self.monitor {
+                        add_monitor_findings(&mut result, monitor, assert);
+                    }
+                    if let Some(host) = host {
+                        excuse::by_host(&mut result, assert, host);
+                    }
                 }
                 let failed = matches!(result.outcome, Outcome::Fail | Outcome::Inconclusive);
                 return Some(Judgement {
@@ -335,19 +349,9 @@ fn verdict_of(cause: Cause, result: Option<AssertResult>) -> Judgement {
     Judgement { outcome, infrastructure, cause: Some(cause), result, exit_status: None }
 }
 
-/// Adds what the monitor saw. Under `det` its samples are taken at host times, so they stay in the
-/// report's summary and out of the result. A run-queue clock that stands still may be the host's
-/// doing as long as the vCPUs' own run time is not part of the evidence: inconclusive under `kvm`, a
-/// remark under the emulator.
-fn add_monitor_findings(
-    result: &mut AssertResult,
-    monitor: &MonitorSummary,
-    accel: Option<AccelKind>,
-    assert: &Assert,
-) {
-    if accel == Some(AccelKind::Det) {
-        return;
-    }
+/// Adds what the monitor saw. A run-queue clock that stands still is the guest's doing only where
+/// the vCPU is known to have run meanwhile.
+fn add_monitor_findings(result: &mut AssertResult, monitor: &MonitorSummary, assert: &Assert) {
     let samples = assert.sustained_samples.unwrap_or(5);
     let mut add = |outcome, message: String| result.push(DetailKind::Monitor, outcome, message);
     if let Some(limit) = assert.max_imbalance_ratio
@@ -372,13 +376,13 @@ fn add_monitor_findings(
     }
     if assert.fail_on_rq_clock_stuck == Some(true) && !monitor.stuck_cpus.is_empty() {
         let cpus = &monitor.stuck_cpus;
-        // An emulated vCPU is a thread among many on a host that owes it nothing.
-        let outcome = if accel == Some(AccelKind::Kvm) { Outcome::Inconclusive } else { Outcome::Pass };
+        let (outcome, why) = match monitor.vcpu_time_known {
+            true => (Outcome::Fail, "their vCPUs ran meanwhile"),
+            false => (Outcome::Inconclusive, "the host may have withheld the vCPU"),
+        };
         add(
             outcome,
-            format!(
-                "rq clock stood still over {samples} samples with tasks waiting on CPUs {cpus:?}; the host may have withheld the vCPU"
-            ),
+            format!("rq clock stood still over {samples} samples with tasks waiting on CPUs {cpus:?}; {why}"),
         );
     }
 }
@@ -408,7 +412,7 @@ mod tests {
     }
 
     fn judge(evidence: &Evidence) -> Judgement {
-        evidence.judge(Some(AccelKind::Tcg), &Assert::default_checks())
+        evidence.judge(Some(AccelKind::Tcg), &Assert::default_checks(), None)
     }
 
     #[test]
@@ -479,8 +483,8 @@ mod tests {
         evidence.monitor =
             Some(MonitorSummary { sustained_local_dsq_depth: 99, ..MonitorSummary::default() });
         let assert = Assert::default_checks();
-        assert_eq!(evidence.judge(Some(AccelKind::Tcg), &assert).outcome, Outcome::Fail);
-        let det = evidence.judge(Some(AccelKind::Det), &assert);
+        assert_eq!(evidence.judge(Some(AccelKind::Tcg), &assert, None).outcome, Outcome::Fail);
+        let det = evidence.judge(Some(AccelKind::Det), &assert, None);
         assert_eq!((det.outcome, det.result.map(|r| r.details.len())), (Outcome::Pass, Some(0)));
     }
 

@@ -17,7 +17,7 @@ use ktstr_proto::{
     client::ClientEvent,
     guest::{GuestFrame, Phase},
     link::{RemoteError, chain},
-    monitor::{Attach, Finish, MonitorEvent, MonitorLink, MonitorReply, MonitorRequest},
+    monitor::{Attach, Finish, MonitorEvent, MonitorLink, MonitorReply, MonitorRequest, VcpuTime, Window},
     ring::FrameDecoder,
     run::{Job, RunSpec},
     verdict::{Assert, Process, RunReport},
@@ -26,6 +26,7 @@ use ktstr_proto::{
 
 use crate::{
     children::{Child, describe},
+    host_time::HostWatch,
     judge::{Evidence, Stopped},
     plan::{Plan, PlanError},
     rundir::{RunDir, RunDirError},
@@ -60,8 +61,15 @@ pub struct Session {
     vmm: Option<Child<VmmLink>>,
     monitor: Option<Child<MonitorLink>>,
     monitor_known: bool,
+    /// It has read the kernel file and takes requests.
+    monitor_attached: bool,
+    /// What counts, to be told to the monitor once it listens.
+    window: Option<Window>,
     vmm_known: bool,
     evidence: Evidence,
+    host: Option<HostWatch>,
+    /// A scenario of the test has begun: what was before it does not count.
+    in_scenarios: bool,
     decoder: FrameDecoder,
     notes: Vec<String>,
     accel_detail: String,
@@ -85,8 +93,12 @@ impl Session {
             vmm: None,
             monitor: None,
             monitor_known: false,
+            monitor_attached: false,
+            window: None,
             vmm_known: false,
             evidence: Evidence::default(),
+            host: None,
+            in_scenarios: false,
             decoder: FrameDecoder::default(),
             notes: Vec::new(),
             accel_detail: String::new(),
@@ -124,7 +136,8 @@ impl Session {
 
     /// When [`Self::tick`] wants to be called at the latest.
     pub fn next_deadline(&self) -> Option<Instant> {
-        self.give_up
+        let host = self.host.as_ref().filter(|_| self.state == State::Running).map(|h| h.next);
+        self.give_up.into_iter().chain(host).min()
     }
 
     fn notice(&mut self, text: String) {
@@ -246,6 +259,8 @@ impl Session {
         self.record("vmm-started", &started);
         self.accel_detail.clone_from(&started.detail);
         self.state = State::Running;
+        let runs_vcpus = started.emulator_pid.or_else(|| self.vmm.as_ref().map(Child::pid));
+        self.host = runs_vcpus.map(|pid| HostWatch::new(pid, self.spec.topology.cpus()));
         if let Some(slot) = started.console {
             let console = fds.take(slot, "console").map_err(wrong)?;
             let mut out = Fds::default();
@@ -330,6 +345,14 @@ impl Session {
                             let (source, text) = (log.source, log.text.clone());
                             self.outbox.push((ClientEvent::Output { source, text }, Fds::default()));
                         }
+                        GuestFrame::Phase(Phase::TestStarted) => self.window(Window::Restart),
+                        GuestFrame::Phase(Phase::ScenarioStarted) => {
+                            let first = !std::mem::replace(&mut self.in_scenarios, true);
+                            self.window(if first { Window::Restart } else { Window::Open });
+                        }
+                        GuestFrame::Phase(Phase::ScenarioEnded | Phase::TestEnded) => {
+                            self.window(Window::Close)
+                        }
                         GuestFrame::Phase(Phase::TeardownStarted | Phase::PoweringOff) => {
                             // What is left is bounded in the guest, too; this is for a guest that hangs in it.
                             let limit = Instant::now() + Duration::from_secs(30);
@@ -342,6 +365,38 @@ impl Session {
                 Ok(None) => return,
                 Err(error) => return self.stop(Stopped::Channel(chain(&error))),
             }
+        }
+    }
+
+    /// What is observed from here on counts for the verdict, or does not.
+    fn window(&mut self, window: Window) {
+        if let Some(host) = &mut self.host {
+            match window {
+                Window::Restart | Window::Open => host.open(window == Window::Restart),
+                Window::Close => host.close(),
+            }
+        }
+        self.window = Some(window);
+        if self.monitor_attached {
+            self.ask_monitor(MonitorRequest::Window(window));
+        }
+    }
+
+    fn ask_monitor(&mut self, request: MonitorRequest) {
+        let asked = self.monitor.as_mut().map(|monitor| {
+            monitor.channel.queue_request(request, Fds::default())?;
+            monitor.channel.flush()
+        });
+        if let Some(Err(error)) = asked {
+            self.lose_monitor(&chain(&error));
+        }
+    }
+
+    fn look_at_host(&mut self, now: Instant) {
+        let at = Duration::from_millis(self.dir.elapsed_ms());
+        let Some(look) = self.host.as_mut().and_then(|host| host.look(now, at)) else { return };
+        if let (true, Some(ran_ns)) = (self.monitor_attached, look.ran_ns()) {
+            self.ask_monitor(MonitorRequest::VcpuTime(VcpuTime { ran_ns }));
         }
     }
 
@@ -379,7 +434,14 @@ impl Session {
                         self.finish();
                     }
                 }
-                Ok(other) => self.record("monitor-reply", &other),
+                Ok(MonitorReply::Window(_) | MonitorReply::VcpuTime(_)) => {}
+                Ok(MonitorReply::Attach(attached)) => {
+                    self.record("monitor-attached", &attached);
+                    self.monitor_attached = true;
+                    if let Some(window) = self.window {
+                        self.ask_monitor(MonitorRequest::Window(window));
+                    }
+                }
                 Err(error) => self.lose_monitor(&error.message),
             },
             Message::Request(_) => self.lose_monitor("asked instead of answering"),
@@ -418,6 +480,9 @@ impl Session {
 
     /// Time has passed.
     pub fn tick(&mut self, now: Instant) {
+        if self.state == State::Running {
+            self.look_at_host(now);
+        }
         if self.give_up.is_none_or(|at| now < at) {
             return;
         }
@@ -450,13 +515,8 @@ impl Session {
         }
         self.state = State::Finishing;
         self.give_up = Some(Instant::now() + SUMMARY_LIMIT);
-        let asked = self.monitor.as_mut().map(|monitor| {
-            monitor.channel.queue_request(MonitorRequest::Finish(Finish), Fds::default())?;
-            monitor.channel.flush()
-        });
-        match asked {
-            Some(Ok(_)) => {}
-            Some(Err(error)) => self.lose_monitor(&chain(&error)),
+        match self.monitor {
+            Some(_) => self.ask_monitor(MonitorRequest::Finish(Finish)),
             None => self.finish(),
         }
     }
@@ -489,7 +549,8 @@ impl Session {
 
     fn report(&self) -> RunReport {
         let accel = self.plan.as_ref().map(|p| p.accel);
-        let judgement = self.evidence.judge(accel, &self.assert());
+        let host = self.host.as_ref().and_then(HostWatch::figures);
+        let judgement = self.evidence.judge(accel, &self.assert(), host.as_ref());
         let kernel = self
             .evidence
             .release()
@@ -514,6 +575,7 @@ impl Session {
             cause: judgement.cause,
             result: judgement.result,
             monitor: self.evidence.monitor.clone(),
+            host,
             notes: self.notes.clone(),
             scheduler_log: self.evidence.scheduler_log.last(40),
             console_tail: self.evidence.console.last(40),

@@ -26,6 +26,11 @@ calls! {
         Attach => Attached,
         /// Take a last sample and sum up.
         Finish => MonitorSummary,
+        /// Choose which samples count.
+        Window => Windowed,
+        /// How long each vCPU has run on the host, to tell a CPU that stands still from one that
+        /// the host does not run.
+        VcpuTime => VcpuTimeNoted,
     }
 }
 
@@ -60,6 +65,32 @@ pub struct Attached {
 /// See [`MonitorRequest::Finish`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Finish;
+
+/// Which samples count from now on; all do until the first of these is said.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Window {
+    /// They count again, and what counted before is forgotten.
+    Restart,
+    /// They count again.
+    Open,
+    /// They are reported but count for nothing.
+    Close,
+}
+
+/// The window is as asked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Windowed;
+
+/// See [`MonitorRequest::VcpuTime`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VcpuTime {
+    /// By CPU number: CPU time of the vCPU's thread since it was created, nanoseconds.
+    pub ran_ns: Vec<u64>,
+}
+
+/// The times are noted.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VcpuTimeNoted;
 
 /// What a monitor tells unasked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -119,6 +150,9 @@ pub struct MonitorSummary {
     pub sustained_local_dsq_depth: u32,
     /// CPUs whose clock stood still for `sustained_samples` in a row with tasks waiting.
     pub stuck_cpus: Vec<u32>,
+    /// Whether the vCPUs' own run time was known, so that `stuck_cpus` leaves out those the host did
+    /// not run.
+    pub vcpu_time_known: bool,
     /// Increase of each event counter over the observation.
     pub events: Vec<(String, i64)>,
     /// What could not be read and why.

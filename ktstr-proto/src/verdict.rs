@@ -452,6 +452,8 @@ pub struct RunReport {
     pub result: Option<AssertResult>,
     /// What the monitor saw.
     pub monitor: Option<MonitorSummary>,
+    /// What the host gave to the vCPUs while the test ran.
+    pub host: Option<crate::host::HostTime>,
     /// Remarks: accelerator choice, observation that ended early.
     pub notes: Vec<String>,
     /// Last lines of the scheduler's output.

@@ -77,6 +77,13 @@ fn report() -> RunReport {
         infrastructure: false,
         cause: Some(Cause::Assertion),
         result: Some(AssertResult::fail(DetailKind::Gap, "gap")),
+        host: Some(ktstr_proto::host::HostTime {
+            window_ms: 200,
+            ran_ms: vec![150],
+            waited_ms: vec![30],
+            waits_ms: vec![vec![10, 20]],
+            period_ms: 100,
+        }),
         monitor: Some(MonitorSummary { samples: 3, ..MonitorSummary::default() }),
         notes: vec![],
         scheduler_log: vec![],
@@ -161,17 +168,27 @@ pins! {
         VmExit::EmulatorDied { how: "h".into(), stderr: "s".into() },
         VmExit::InternalError { detail: "d".into() },
     ];
-    MonitorRequest { MonitorRequest::Attach(_) => "Attach", MonitorRequest::Finish(_) => "Finish" }
+    MonitorRequest {
+        MonitorRequest::Attach(_) => "Attach", MonitorRequest::Finish(_) => "Finish",
+        MonitorRequest::Window(_) => "Window", MonitorRequest::VcpuTime(_) => "VcpuTime"
+    }
         from [
             MonitorRequest::Attach(Attach {
                 ram: FdSlot(0), regions: vec![region()], kernel: FdSlot(1), cpus: 4, period_ms: 100, sustained_samples: 5,
             }),
             MonitorRequest::Finish(Finish),
+            MonitorRequest::Window(Window::Restart),
+            MonitorRequest::VcpuTime(VcpuTime { ran_ns: vec![1, 2] }),
         ];
-    MonitorReply { MonitorReply::Attach(_) => "Attach", MonitorReply::Finish(_) => "Finish" }
+    MonitorReply {
+        MonitorReply::Attach(_) => "Attach", MonitorReply::Finish(_) => "Finish",
+        MonitorReply::Window(_) => "Window", MonitorReply::VcpuTime(_) => "VcpuTime"
+    }
         from [
             MonitorReply::Attach(Attached { symbols: 1, btf_types: 2, absent: vec!["a.b".into()] }),
             MonitorReply::Finish(MonitorSummary::default()),
+            MonitorReply::Window(Windowed),
+            MonitorReply::VcpuTime(VcpuTimeNoted),
         ];
     MonitorEvent {
         MonitorEvent::Ready => "Ready", MonitorEvent::Sample(_) => "Sample",

@@ -29,7 +29,7 @@ pub struct DetCheckArgs {
 }
 
 /// What of the report is measured on the host, or names the run.
-const HOST_FIELDS: [&str; 5] = ["run_id", "run_dir", "host_ms", "monitor", "notes"];
+const HOST_FIELDS: [&str; 6] = ["run_id", "run_dir", "host_ms", "host", "monitor", "notes"];
 
 /// 0 identical, 1 different.
 pub fn command(args: &DetCheckArgs) -> Result<u8> {

@@ -122,6 +122,7 @@ impl Session {
             cause,
             result: None,
             monitor: None,
+            host: None,
             notes: Vec::new(),
             scheduler_log: Vec::new(),
             console_tail: vec!["the last line".into()],

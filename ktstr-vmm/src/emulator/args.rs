@@ -106,6 +106,8 @@ pub fn compose(machine: &Machine<'_>) -> Vec<String> {
     let mut args: Vec<String> =
         ["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-S"].map(String::from).to_vec();
     let mut push = |flag: &str, value: String| args.extend([flag.to_owned(), value]);
+    // Threads named after their vCPU: the orchestrator reads what each was given of the host's CPUs.
+    push("-name", "ktstr,debug-threads=on".to_owned());
     push("-machine", board(machine));
     push("-cpu", cpu(machine));
     push("-smp", smp(machine.topology));

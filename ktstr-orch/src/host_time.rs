@@ -1,0 +1,263 @@
+//! What the host gave to each vCPU: run time and run delay of its thread, from outside.
+//!
+//! `/proc/PID/task/TID/schedstat` (kernel: Documentation/scheduler/sched-stats.rst) holds the time a
+//! thread ran and the time it was runnable and did not run. A guest whose vCPU waits for a host CPU
+//! looks from inside as if its scheduler had not run a task; these figures tell the two apart.
+//! Threads are known by name: `vcpuN` in our machine, `CPU N/…` and `ALL CPUs/…` in the emulator.
+//! Reads nothing but `/proc`; a thread that is gone simply ends its series.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use ktstr_proto::host::HostTime;
+
+/// How often the threads are looked at.
+pub const PERIOD: Duration = Duration::from_millis(100);
+
+/// Whose time a thread's time is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Runs {
+    /// One vCPU.
+    Cpu(u32),
+    /// Every vCPU in turn.
+    All,
+}
+
+/// Totals of one thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+struct Totals {
+    ran: Duration,
+    waited: Duration,
+}
+
+/// The vCPU threads of one machine.
+#[derive(Debug)]
+struct VcpuThreads {
+    threads: Vec<(Runs, PathBuf)>,
+}
+
+/// One look at the threads.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Look {
+    totals: Vec<(Runs, Totals)>,
+}
+
+impl VcpuThreads {
+    /// Finds the vCPU threads of a process; empty when it has none (yet).
+    fn of(pid: u32) -> Self {
+        Self::below(&PathBuf::from(format!("/proc/{pid}/task")))
+    }
+
+    fn below(tasks: &Path) -> Self {
+        let Ok(entries) = fs::read_dir(tasks) else { return Self { threads: Vec::new() } };
+        let known = |entry: fs::DirEntry| {
+            let name = fs::read_to_string(entry.path().join("comm")).ok()?;
+            Some((runs_of(name.trim_end())?, entry.path().join("schedstat")))
+        };
+        let mut threads: Vec<_> = entries.flatten().filter_map(known).collect();
+        threads.sort();
+        Self { threads }
+    }
+
+    /// Whether they are all there: one per vCPU, or one for all.
+    fn is_complete(&self, cpus: u32) -> bool {
+        match self.threads.first() {
+            Some((Runs::All, _)) => true,
+            Some(_) => self.threads.len() == cpus as usize,
+            None => false,
+        }
+    }
+
+    /// Reads them; `None` once they are gone.
+    fn look(&self) -> Option<Look> {
+        let read = |(runs, path): &(Runs, PathBuf)| {
+            let text = fs::read_to_string(path).ok()?;
+            let mut figures = text.split_ascii_whitespace().map(str::parse::<u64>);
+            let (ran, waited) = (figures.next()?.ok()?, figures.next()?.ok()?);
+            Some((*runs, Totals { ran: Duration::from_nanos(ran), waited: Duration::from_nanos(waited) }))
+        };
+        let totals: Option<Vec<_>> = self.threads.iter().map(read).collect();
+        totals.filter(|totals| !totals.is_empty()).map(|totals| Look { totals })
+    }
+}
+
+fn runs_of(name: &str) -> Option<Runs> {
+    if name.starts_with("ALL CPUs/") {
+        return Some(Runs::All);
+    }
+    let number = match name.strip_prefix("CPU ") {
+        Some(rest) => rest.split_once('/')?.0,
+        None => name.strip_prefix("vcpu")?,
+    };
+    number.parse().ok().map(Runs::Cpu)
+}
+
+impl Look {
+    /// Run time by CPU number, where each vCPU has a thread of its own.
+    pub fn ran_ns(&self) -> Option<Vec<u64>> {
+        let expected = (0..).map(Runs::Cpu);
+        let in_order = self.totals.iter().map(|(runs, _)| *runs).zip(expected).all(|(is, want)| is == want);
+        in_order.then(|| self.totals.iter().map(|(_, t)| t.ran.as_nanos() as u64).collect())
+    }
+}
+
+/// What the vCPUs were given over a window, in the order in which looks are added.
+#[derive(Debug, Default)]
+struct HostTimes {
+    /// Per thread, its wait since the look before.
+    waits: Vec<Vec<u32>>,
+    first: Option<Look>,
+    last: Option<(Duration, Look)>,
+    began: Duration,
+}
+
+impl HostTimes {
+    /// Adds a look taken at host time `at` of the run.
+    fn add(&mut self, at: Duration, look: Look) {
+        match &self.last {
+            Some((_, before)) if before.totals.len() == look.totals.len() => {
+                for ((waits, a), b) in self.waits.iter_mut().zip(&before.totals).zip(&look.totals) {
+                    waits.push(millis(b.1.waited.saturating_sub(a.1.waited)) as u32);
+                }
+            }
+            _ => {
+                self.waits = vec![Vec::new(); look.totals.len()];
+                self.first = Some(look.clone());
+                self.began = at;
+            }
+        }
+        self.last = Some((at, look));
+    }
+
+    /// The figures so far; `None` before the second look.
+    fn figures(&self) -> Option<HostTime> {
+        let (first, (ended, last)) = (self.first.as_ref()?, self.last.as_ref()?);
+        if self.waits.first().is_none_or(Vec::is_empty) {
+            return None;
+        }
+        let pairs = || first.totals.iter().zip(&last.totals);
+        Some(HostTime {
+            window_ms: millis(ended.saturating_sub(self.began)),
+            ran_ms: pairs().map(|(a, b)| millis(b.1.ran.saturating_sub(a.1.ran))).collect(),
+            waited_ms: pairs().map(|(a, b)| millis(b.1.waited.saturating_sub(a.1.waited))).collect(),
+            waits_ms: self.waits.clone(),
+            period_ms: millis(PERIOD) as u32,
+        })
+    }
+}
+
+/// Follows the vCPU threads of one machine and what counts of their time.
+#[derive(Debug)]
+pub struct HostWatch {
+    pid: u32,
+    cpus: u32,
+    threads: Option<VcpuThreads>,
+    times: HostTimes,
+    counts: bool,
+    /// When the next look is due.
+    pub next: Instant,
+}
+
+impl HostWatch {
+    /// Of the process that runs the vCPUs.
+    pub fn new(pid: u32, cpus: u32) -> Self {
+        Self { pid, cpus, threads: None, times: HostTimes::default(), counts: true, next: Instant::now() }
+    }
+
+    /// Takes a look if one is due.
+    pub fn look(&mut self, now: Instant, at: Duration) -> Option<Look> {
+        if now < self.next {
+            return None;
+        }
+        // A late look shifts the following ones instead of making them bunch up.
+        self.next = (self.next + PERIOD).max(now);
+        if self.threads.is_none() {
+            self.threads = Some(VcpuThreads::of(self.pid)).filter(|t| t.is_complete(self.cpus));
+        }
+        let look = self.threads.as_ref()?.look()?;
+        if self.counts {
+            self.times.add(at, look.clone());
+        }
+        Some(look)
+    }
+
+    /// Looks count from here on, and those before no more when `afresh`.
+    pub fn open(&mut self, afresh: bool) {
+        if afresh {
+            self.times = HostTimes::default();
+        }
+        self.counts = true;
+    }
+
+    /// Looks count no more.
+    pub fn close(&mut self) {
+        self.counts = false;
+    }
+
+    /// What was given while looks counted.
+    pub fn figures(&self) -> Option<HostTime> {
+        self.times.figures()
+    }
+}
+
+fn millis(time: Duration) -> u64 {
+    u64::try_from(time.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn threads_are_known_by_name() {
+        assert_eq!(runs_of("vcpu3"), Some(Runs::Cpu(3)));
+        assert_eq!(runs_of("CPU 12/TCG"), Some(Runs::Cpu(12)));
+        assert_eq!(runs_of("ALL CPUs/TCG"), Some(Runs::All));
+        for other in ["io", "vcpu", "CPU x/TCG", "qemu-system-x86"] {
+            assert_eq!(runs_of(other), None, "{other}");
+        }
+    }
+
+    #[test]
+    fn a_thread_of_this_process_is_found_and_its_time_grows() {
+        let (go_on, wait) = std::sync::mpsc::channel::<()>();
+        let thread = std::thread::Builder::new().name("vcpu0".into()).spawn(move || wait.recv()).unwrap();
+        // The name is set by the new thread itself.
+        let threads =
+            std::iter::repeat_with(|| VcpuThreads::of(std::process::id())).find(|t| t.is_complete(1));
+        let look = threads.unwrap().look().unwrap();
+        assert_eq!(look.ran_ns().map(|r| r.len()), Some(1));
+        drop(go_on);
+        assert!(thread.join().unwrap().is_err());
+    }
+
+    fn look(ran: [u64; 2], waited: [u64; 2]) -> Look {
+        let totals = |n: usize| Totals {
+            ran: Duration::from_millis(ran[n]),
+            waited: Duration::from_millis(waited[n]),
+        };
+        Look { totals: vec![(Runs::Cpu(0), totals(0)), (Runs::Cpu(1), totals(1))] }
+    }
+
+    #[test]
+    fn figures_are_of_the_window_alone() {
+        let mut times = HostTimes::default();
+        times.add(Duration::from_millis(100), look([10, 10], [1000, 5]));
+        assert_eq!(times.figures(), None);
+        times.add(Duration::from_millis(200), look([60, 20], [1020, 90]));
+        times.add(Duration::from_millis(300), look([90, 90], [1025, 95]));
+        let figures = times.figures().unwrap();
+        assert_eq!((figures.window_ms, figures.waits_ms), (200, vec![vec![20, 5], vec![85, 5]]));
+        assert_eq!((figures.ran_ms, figures.waited_ms), (vec![80, 80], vec![25, 90]));
+    }
+
+    #[test]
+    fn one_thread_for_all_cpus_tells_nothing_of_each() {
+        let all = Look { totals: vec![(Runs::All, Totals::default())] };
+        assert_eq!(all.ran_ns(), None);
+        assert_eq!(look([1, 2], [0, 0]).ran_ns(), Some(vec![1_000_000, 2_000_000]));
+    }
+}

@@ -1,0 +1,119 @@
+//! What the host's scheduling may have caused: such findings are inconclusive, with the figures.
+//!
+//! A guest cannot see that its vCPU waits for a host CPU, so a task then looks stuck that its
+//! scheduler treated well. A finding about time is excused only as far as the wait that was measured
+//! explains it: the gap less the longest wait within such a gap must be within the limit. Nothing
+//! here turns a failure into a pass, and nothing is excused without figures.
+
+use ktstr_proto::{
+    host::HostTime,
+    verdict::{Assert, AssertResult, DetailKind, Outcome},
+};
+
+/// A vCPU kept waiting for this share of the window, percent, explains a worker that did nothing.
+const HARDLY_RAN_PCT: f64 = 90.0;
+
+/// Reconsiders the failed findings of `result`.
+pub fn by_host(result: &mut AssertResult, assert: &Assert, host: &HostTime) {
+    let worst_gap = result.stats.worst_gap_ms();
+    let worst_spread = result.stats.worst_spread();
+    for detail in result.details.iter_mut().filter(|d| d.outcome == Outcome::Fail) {
+        let excuse = match detail.kind {
+            DetailKind::Gap => gap(worst_gap, assert, host),
+            DetailKind::Spread => spread(worst_spread, assert, host),
+            DetailKind::NoProgress => no_progress(host),
+            _ => None,
+        };
+        if let Some(excuse) = excuse {
+            detail.outcome = Outcome::Inconclusive;
+            detail.message = format!("{}; {excuse}", detail.message);
+        }
+    }
+    let outcomes = result.details.iter().map(|d| d.outcome);
+    if result.outcome == Outcome::Fail && result.details.iter().any(|d| d.outcome == Outcome::Inconclusive) {
+        result.outcome = outcomes.max().unwrap_or(Outcome::Fail);
+    }
+}
+
+/// Judged by the longest gap: where that one is explained, so is every shorter one.
+fn gap(seen_ms: u64, assert: &Assert, host: &HostTime) -> Option<String> {
+    let limit = assert.max_gap_ms?;
+    let (waited, thread) = host.worst_wait_within(seen_ms);
+    (seen_ms.saturating_sub(waited) <= limit).then(|| {
+        format!("but the host kept vCPU thread {thread} waiting for {waited} ms of such a stretch, so this may be the host's doing")
+    })
+}
+
+fn spread(seen_pct: f64, assert: &Assert, host: &HostTime) -> Option<String> {
+    let limit = assert.max_spread_pct?;
+    let unequal = host.inequality_pct();
+    (seen_pct - unequal <= limit).then(|| {
+        format!("but the host withheld {unequal:.0}% more of the time from one vCPU than from another, so this may be the host's doing")
+    })
+}
+
+fn no_progress(host: &HostTime) -> Option<String> {
+    let waited = host.worst_waited_pct();
+    (waited >= HARDLY_RAN_PCT).then(|| {
+        format!(
+            "but the host kept a vCPU waiting for {waited:.0}% of the time, so this may be the host's doing"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use ktstr_proto::verdict::CgroupStats;
+
+    fn result(kind: DetailKind, max_gap_ms: u64, spread_pct: f64) -> AssertResult {
+        let mut result = AssertResult::fail(kind, "finding");
+        result.stats.cgroups.push(CgroupStats { max_gap_ms, spread_pct, ..CgroupStats::default() });
+        result
+    }
+
+    fn host(waits_ms: Vec<Vec<u32>>) -> HostTime {
+        let total = |waits: &Vec<u32>| waits.iter().copied().map(u64::from).sum();
+        let waited_ms: Vec<u64> = waits_ms.iter().map(total).collect();
+        let window_ms = waits_ms[0].len() as u64 * 100;
+        let ran_ms = waited_ms.iter().map(|waited| window_ms - waited).collect();
+        HostTime { window_ms, ran_ms, waited_ms, waits_ms, period_ms: 100 }
+    }
+
+    #[test]
+    fn a_gap_is_excused_as_far_as_the_wait_explains_it() {
+        let assert = Assert::default_checks();
+        let busy = host(vec![vec![50; 60], vec![0; 60]]);
+        let mut explained = result(DetailKind::Gap, 4000, 0.0);
+        by_host(&mut explained, &assert, &busy);
+        assert_eq!(explained.outcome, Outcome::Inconclusive);
+        assert!(explained.details[0].message.contains("vCPU thread 0 waiting for 2050 ms"), "{explained:?}");
+        let mut too_long = result(DetailKind::Gap, 5900, 0.0);
+        by_host(&mut too_long, &assert, &host(vec![vec![40; 60]]));
+        assert_eq!((too_long.outcome, too_long.details[0].message.as_str()), (Outcome::Fail, "finding"));
+    }
+
+    #[test]
+    fn unequal_vcpus_excuse_a_spread_and_an_idle_host_nothing() {
+        let assert = Assert::default_checks();
+        let mut unfair = result(DetailKind::Spread, 0, 60.0);
+        by_host(&mut unfair, &assert, &host(vec![vec![30; 10], vec![0; 10]]));
+        assert_eq!(unfair.outcome, Outcome::Inconclusive);
+        for kind in [DetailKind::Spread, DetailKind::Gap, DetailKind::NoProgress] {
+            let mut own_fault = result(kind, 5000, 60.0);
+            by_host(&mut own_fault, &assert, &host(vec![vec![0; 60], vec![1; 60]]));
+            assert_eq!(own_fault.outcome, Outcome::Fail, "{kind:?}");
+        }
+    }
+
+    #[test]
+    fn what_time_cannot_explain_stays_failed() {
+        let starved = host(vec![vec![100; 10], vec![0; 10]]);
+        let mut mixed = result(DetailKind::NoProgress, 0, 0.0);
+        mixed.push(DetailKind::Isolation, Outcome::Fail, "ran outside");
+        by_host(&mut mixed, &Assert::default_checks(), &starved);
+        let outcomes: Vec<Outcome> = mixed.details.iter().map(|d| d.outcome).collect();
+        assert_eq!(outcomes, [Outcome::Inconclusive, Outcome::Fail]);
+        assert_eq!(mixed.outcome, Outcome::Fail);
+    }
+}
