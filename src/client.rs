@@ -99,17 +99,23 @@ struct OwnOrchestrator {
 impl Session {
     /// Connects to the orchestrator that `KTSTR_ORCH_SOCK` names, or starts one. `who` is this program.
     pub fn start(who: &str) -> Result<Self, ClientError> {
-        let mut session = match std::env::var(ORCH_SOCK).ok().filter(|path| !path.is_empty()) {
-            Some(path) => {
-                let socket =
-                    UnixStream::connect(&path).map_err(|source| ClientError::Connect { path, source })?;
-                Self { channel: Some(Channel::new(socket, "ktstr-orch")?), own: None, early: VecDeque::new() }
-            }
-            None => Self::spawn(&find_own("ktstr-orch")?)?,
-        };
-        match session.channel_mut()?.handshake(who, ANSWER) {
-            Ok(_) => Ok(session),
-            Err(error) => Err(session.explain(error)),
+        match std::env::var(ORCH_SOCK).ok().filter(|path| !path.is_empty()) {
+            Some(path) => Self::connect(path, who),
+            None => Self::spawn(&find_own("ktstr-orch")?)?.greeted(who),
+        }
+    }
+
+    /// Connects to the orchestrator that listens at `path`.
+    pub fn connect(path: String, who: &str) -> Result<Self, ClientError> {
+        let socket = UnixStream::connect(&path).map_err(|source| ClientError::Connect { path, source })?;
+        let channel = Some(Channel::new(socket, "ktstr-orch")?);
+        Self { channel, own: None, early: VecDeque::new() }.greeted(who)
+    }
+
+    fn greeted(mut self, who: &str) -> Result<Self, ClientError> {
+        match self.channel_mut()?.handshake(who, ANSWER) {
+            Ok(_) => Ok(self),
+            Err(error) => Err(self.explain(error)),
         }
     }
 

@@ -87,7 +87,8 @@ fn facts(metadata: &Metadata) -> String {
 fn list(store: &Store, json: bool) -> anyhow::Result<()> {
     let entries = store.list()?;
     if json {
-        let values: Vec<serde_json::Value> = entries.iter().map(json_entry).collect::<Result<_, _>>()?;
+        let value = |entry| json_entry(store, entry);
+        let values: Vec<serde_json::Value> = entries.iter().map(value).collect::<Result<_, _>>()?;
         println!("{}", serde_json::to_string_pretty(&values)?);
         return Ok(());
     }
@@ -116,11 +117,12 @@ fn list(store: &Store, json: bool) -> anyhow::Result<()> {
     Ok(())
 }
 
-fn json_entry(entry: &ListedEntry) -> serde_json::Result<serde_json::Value> {
+fn json_entry(store: &Store, entry: &ListedEntry) -> serde_json::Result<serde_json::Value> {
     match &entry.state {
         EntryState::Valid(metadata) => {
             let mut value = serde_json::to_value(metadata)?;
             value["valid"] = true.into();
+            value["path"] = store.path(&entry.key).to_string_lossy().into();
             Ok(value)
         }
         EntryState::Corrupt(reason) => {
@@ -220,8 +222,11 @@ mod tests {
 
     #[test]
     fn json_marks_damage() {
-        assert_eq!(json_entry(&entry("a", false)).unwrap()["reason"], "bad");
-        let valid = json_entry(&entry("a", true)).unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let store = Store::open(dir.path().join("k")).unwrap();
+        assert_eq!(json_entry(&store, &entry("a", false)).unwrap()["reason"], "bad");
+        let valid = json_entry(&store, &entry("a", true)).unwrap();
+        assert_eq!(valid["path"], store.path("a").to_str().unwrap());
         assert_eq!((&valid["valid"], &valid["sched_ext"]), (&true.into(), &true.into()));
     }
 }

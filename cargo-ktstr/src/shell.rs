@@ -88,6 +88,7 @@ fn spec(args: &ShellArgs) -> anyhow::Result<RunSpec> {
         deadline_ms: None,
         runs_root: summary::runs_root(store.root()),
         replay,
+        kernel_args: Vec::new(),
         observe: false,
         env: Vec::new(),
     })

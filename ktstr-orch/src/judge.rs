@@ -52,6 +52,13 @@ pub struct Evidence {
     pub monitor: Option<MonitorSummary>,
 }
 
+const PANIC: &str = "Kernel panic - not syncing";
+const FATAL: &str = "ktstr-guest: FATAL";
+/// What init/initramfs.c and arch/x86/kernel/setup.c say of an archive that does not fit.
+const NOT_UNPACKED: [&str; 2] = ["Initramfs unpacking failed", "initrd extends beyond end of memory"];
+/// Console lines that say why a guest died.
+const NOTABLE: [&str; 4] = [PANIC, FATAL, NOT_UNPACKED[0], NOT_UNPACKED[1]];
+
 /// The last lines of a text stream.
 #[derive(Debug, Default)]
 pub struct Tail {
@@ -77,7 +84,7 @@ impl Tail {
     }
 
     fn keep(&mut self, line: String) {
-        let notable = ["Kernel panic - not syncing", "ktstr-guest: FATAL"].iter().any(|n| line.contains(n));
+        let notable = NOTABLE.iter().any(|n| line.contains(n));
         if notable && self.notable.len() < 8 {
             self.notable.push(line.clone());
         }
@@ -230,7 +237,16 @@ impl Evidence {
     }
 
     fn panic_cause(&self) -> Option<Cause> {
-        let message = self.console.notable("Kernel panic")?.to_owned();
+        let message = self.console.notable(PANIC)?.to_owned();
+        // Without our init the kernel ends in a panic that says nothing of the reason.
+        let truncated = NOT_UNPACKED.iter().find_map(|said| self.console.notable(said));
+        if let (None, Some(said)) = (self.phase(), truncated) {
+            let reason = format!(
+                "the kernel could not unpack it ({said}), almost always because the guest has too little \
+                 memory; give more with --memory-mb"
+            );
+            return Some(Cause::GuestInit { step: "unpack the initramfs".into(), reason });
+        }
         Some(Cause::KernelPanic { message })
     }
 
@@ -308,7 +324,7 @@ impl Evidence {
 
     /// Nobody said how it ended.
     fn silent_cause(&self) -> Cause {
-        if let Some(fatal) = self.console.notable("ktstr-guest: FATAL") {
+        if let Some(fatal) = self.console.notable(FATAL) {
             return Cause::GuestInit { step: "init".into(), reason: fatal.into() };
         }
         if let Some(Stopped::Deadline { waited_ms }) = self.stopped {
@@ -470,6 +486,8 @@ mod tests {
         assert!(judge(&silent).infrastructure);
         silent.console.push("[    1.0] Kernel panic - not syncing: No working init found.\n");
         assert!(matches!(judge(&silent).cause, Some(Cause::KernelPanic { .. })));
+        silent.console.push("[    0.9] Initramfs unpacking failed: write error\n");
+        assert!(matches!(judge(&silent).cause, Some(Cause::GuestInit { .. })));
         let mut hung = evidence(attached());
         hung.stopped = Some(Stopped::Deadline { waited_ms: 9 });
         assert!(!judge(&hung).infrastructure);

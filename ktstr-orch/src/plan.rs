@@ -84,6 +84,14 @@ pub enum PlanError {
         /// The probe's finding.
         detail: String,
     },
+    /// A word for the kernel command line that cannot be passed on.
+    #[error("kernel argument `{word}` cannot be used: {reason}")]
+    KernelArg {
+        /// The word.
+        word: String,
+        /// Why.
+        reason: &'static str,
+    },
     /// An interactive guest cannot be replayed.
     #[error(
         "accelerator det is for replayable runs: an interactive shell takes host-timed input, use --exec or another accelerator"
@@ -182,6 +190,7 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
             .require_sched_ext()
             .map_err(|source| PlanError::Unfit { scheduler: scheduler.name.clone(), source })?;
     }
+    spec.kernel_args.iter().try_for_each(|word| check_kernel_arg(word))?;
     let mut notes = Vec::new();
     let accel = choose_accelerator(spec.accel, &mut notes)?;
     let interactive = matches!(&spec.job, Job::Shell(shell) if shell.exec.is_none());
@@ -337,7 +346,23 @@ fn cmdline(spec: &RunSpec, accel: AccelKind, ring: RingRegion) -> String {
             words.extend(["tsc=reliable", "no_timer_check", "tsc_early_khz=1000000"].map(String::from))
         }
     }
+    words.extend(spec.kernel_args.iter().cloned());
     words.join(" ")
+}
+
+/// What a guest is started with and reports through is not the caller's to change.
+fn check_kernel_arg(word: &str) -> Result<(), PlanError> {
+    let name = word.split('=').next().unwrap_or_default();
+    let reason = match name {
+        "" => "it has no name",
+        "rdinit" | "init" | "initrd" => "ktstr's own init has to start",
+        "memmap" => "the channel's memory is reserved with it",
+        _ if word.contains(|c: char| c.is_control() || c == ' ') => {
+            "it contains white space; give each parameter as a word of its own"
+        }
+        _ => return Ok(()),
+    };
+    Err(PlanError::KernelArg { word: word.escape_default().to_string(), reason })
 }
 
 /// Wall-clock limits: to the guest's first word, and from there to the end.
@@ -353,8 +378,11 @@ fn limits(spec: &RunSpec, accel: AccelKind) -> (Duration, Duration) {
         AccelKind::Tcg => (90 + 4 * cpus, 90 + 3 * duration + 2 * cpus),
         AccelKind::Det => (150 + 10 * cpus, 180 + duration * (2 + 3 * cpus)),
     };
-    let run = Duration::from_secs(run);
-    (Duration::from_secs(boot), spec.deadline_ms.map_or(run, |ms| run.min(Duration::from_millis(ms))))
+    let within = |seconds| {
+        let limit = Duration::from_secs(seconds);
+        spec.deadline_ms.map_or(limit, |ms| limit.min(Duration::from_millis(ms)))
+    };
+    (within(boot), within(run))
 }
 
 fn pack_initramfs(

@@ -9,7 +9,7 @@
 //! The session owns its two children and its directory; it never blocks. Whatever happens it ends
 //! in [`State::Done`] with exactly one report in the outbox and no process left.
 
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use ktstr_proto::{
     ChannelError, Fds, Link,
@@ -83,8 +83,11 @@ pub struct Session {
 impl Session {
     /// Opens the run's directory and notes what was asked.
     pub fn open(spec: RunSpec) -> Result<Self, RunDirError> {
-        let dir = RunDir::create(&spec.runs_root, &spec.name)?;
+        let mut dir = RunDir::create(&spec.runs_root, &spec.name)?;
         dir.write_json("spec.json", &spec)?;
+        // What lies on the one clock of the event log, on the host's.
+        let opened = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        dir.event("opened-unix-ms", &(opened.as_millis() as u64).saturating_sub(dir.elapsed_ms()))?;
         Ok(Self {
             spec,
             dir,
@@ -345,6 +348,10 @@ impl Session {
                             let (source, text) = (log.source, log.text.clone());
                             self.outbox.push((ClientEvent::Output { source, text }, Fds::default()));
                         }
+                        GuestFrame::ScxDisabled { reason } => {
+                            let reason = reason.clone();
+                            self.record("scheduler-disabled", &reason);
+                        }
                         GuestFrame::Phase(Phase::TestStarted) => self.window(Window::Restart),
                         GuestFrame::Phase(Phase::ScenarioStarted) => {
                             let first = !std::mem::replace(&mut self.in_scenarios, true);
@@ -503,6 +510,7 @@ impl Session {
         if self.state == State::Done {
             return;
         }
+        self.record("stopped", &format!("{why:?}"));
         self.evidence.stopped.get_or_insert(why);
         self.vmm = None;
         self.wind_up();

@@ -104,6 +104,9 @@ pub struct RunSpec {
     pub runs_root: PathBuf,
     /// The line that repeats this run; `{accel}` and `{kernel}` are replaced by what was used.
     pub replay: String,
+    /// Words for the guest's kernel command line, after our own; see
+    /// Documentation/admin-guide/kernel-parameters.rst.
+    pub kernel_args: Vec<String>,
     /// Whether the monitor observes this run.
     pub observe: bool,
     /// Variables for the guest's processes.

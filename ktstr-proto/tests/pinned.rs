@@ -63,6 +63,7 @@ fn spec() -> RunSpec {
         deadline_ms: Some(9),
         runs_root: "/r".into(),
         replay: "line".into(),
+        kernel_args: vec!["nosmt".into()],
         observe: true,
         env: vec![("A".into(), "B".into())],
     }

@@ -96,6 +96,7 @@ pub fn spec_of(entry: &KtstrTestEntry) -> Result<RunSpec, SpecError> {
         seed,
         deadline_ms: None,
         replay,
+        kernel_args: Vec::new(),
         observe: set("KTSTR_OBSERVE").as_deref() != Some("0"),
         env: set("RUST_LOG").map(|value| ("RUST_LOG".into(), value)).into_iter().collect(),
     })

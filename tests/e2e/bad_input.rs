@@ -8,6 +8,7 @@ use std::{
     time::Duration,
 };
 
+use ktstr::client::Session;
 use ktstr_proto::{
     Accel, VERSION,
     codec::{Header, Kind},
@@ -15,7 +16,7 @@ use ktstr_proto::{
     verdict::{Cause, RunReport},
 };
 
-use crate::harness::{alive, exec, run, spec, wait_for};
+use crate::harness::{PATIENCE, alive, exec, run, spec, wait_for};
 
 fn reason(report: &RunReport) -> String {
     match &report.cause {
@@ -98,6 +99,81 @@ fn a_guest_kernel_that_panics() {
     );
 }
 
+/// The decompressed image of some cached kernel.
+fn any_vmlinux() -> std::path::PathBuf {
+    let ktstr = ktstr::executables::find_own("ktstr").expect("ktstr is built");
+    let listed = Command::new(ktstr).args(["kernel", "list", "--json"]).output().unwrap();
+    let kernels: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    let path = kernels.pointer("/0/path").and_then(serde_json::Value::as_str).expect("a kernel is cached");
+    std::path::Path::new(path).join("vmlinux")
+}
+
+/// Where the emulator enters a kernel: the file offset of the address in its PVH note
+/// (XEN_ELFNOTE_PHYS32_ENTRY of include/xen/interface/elfnote.h).
+fn pvh_entry(image: &[u8]) -> usize {
+    let field = |at: usize, size: usize| {
+        let bytes = &image[at..at + size];
+        bytes.iter().rev().fold(0usize, |value, byte| value << 8 | usize::from(*byte))
+    };
+    // type 4 in 4 bytes, offset, virtual and physical address, size: each 8 bytes from 8 on.
+    let headers = |wanted: usize| {
+        let (first, size, count) = (field(32, 8), field(54, 2), field(56, 2));
+        let all = (0..count).map(move |n| first + n * size);
+        all.filter(move |at| field(*at, 4) == wanted)
+            .map(|at| (field(at + 8, 8), field(at + 24, 8), field(at + 32, 8)))
+    };
+    let name = [&4u32.to_le_bytes()[..], &8u32.to_le_bytes(), &18u32.to_le_bytes(), b"Xen\0"].concat();
+    let short = [&4u32.to_le_bytes()[..], &4u32.to_le_bytes(), &18u32.to_le_bytes(), b"Xen\0"].concat();
+    let note = headers(4).find_map(|(offset, _, size)| {
+        let notes = &image[offset..offset + size];
+        let at = notes.windows(name.len()).position(|w| w == name || w == short)?;
+        Some(field(offset + at + name.len(), 4))
+    });
+    let entry = note.expect("the kernel has a PVH note");
+    let inside =
+        |(offset, start, size)| (start..start + size).contains(&entry).then(|| offset + entry - start);
+    headers(1).find_map(inside).expect("the entry lies in a segment")
+}
+
+#[test]
+fn a_kernel_that_hangs_before_init() {
+    let mut image = fs::read(any_vmlinux()).unwrap();
+    let entry = pvh_entry(&image);
+    // A jump to itself.
+    image[entry..entry + 2].copy_from_slice(&[0xeb, 0xfe]);
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("vmlinux");
+    fs::write(&path, image).unwrap();
+    // In a store of its own: nobody else is to find this kernel.
+    let served = Served::start_with(&[("KTSTR_CACHE_DIR", &dir.path().join("store"))]);
+    let mut session = Session::connect(served.socket.to_str().unwrap().into(), "e2e").unwrap();
+    let spec = RunSpec { deadline_ms: Some(4000), ..with_kernel(&path) };
+    let report = session.run(spec, PATIENCE, |_, _| ()).expect("a report");
+    let Some(Cause::Deadline { phase, waited_ms }) = &report.cause else { panic!("{:?}", report.cause) };
+    assert!(phase.contains("boot") && (4000..8000).contains(waited_ms), "{phase} {waited_ms}");
+    assert!(report.infrastructure, "nothing can be said about a scheduler");
+}
+
+#[test]
+fn an_initramfs_that_memory_does_not_hold() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("large");
+    fs::write(&path, vec![1; 100 << 20]).unwrap();
+    let mut spec = exec("true");
+    let Job::Shell(shell) = &mut spec.job else { unreachable!("exec makes a shell job") };
+    shell.include.push(path);
+    // Less than the machine was given for this load: the root file system may take half of it.
+    spec.kernel_args = vec!["mem=256M".into()];
+    let report = run(spec);
+    let Some(Cause::GuestInit { reason, .. }) = &report.cause else { panic!("{:?}", report.cause) };
+    assert!(reason.contains("unpack") && reason.contains("memory"), "{reason}");
+}
+
+#[test]
+fn a_kernel_argument_that_would_cut_the_channel() {
+    refused(RunSpec { kernel_args: vec!["memmap=1M$0".into()], ..exec("true") }, &["memmap=1M$0", "channel"]);
+}
+
 #[test]
 fn a_guest_that_does_not_end() {
     let report = run(RunSpec { deadline_ms: Some(3000), ..exec("sleep 1000") });
@@ -121,6 +197,10 @@ struct Served {
 
 impl Served {
     fn start() -> Self {
+        Self::start_with(&[])
+    }
+
+    fn start_with(env: &[(&str, &std::path::Path)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("orch");
         let orch = ktstr::executables::find_own("ktstr-orch").expect("ktstr-orch is built");
@@ -128,6 +208,7 @@ impl Served {
             .arg("serve")
             .arg("--socket")
             .arg(&socket)
+            .envs(env.iter().copied())
             .stdout(Stdio::null())
             .spawn()
             .unwrap();

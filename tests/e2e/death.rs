@@ -4,7 +4,7 @@ use std::{
     fs,
     path::Path,
     process::{Command, Stdio},
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use ktstr_proto::{
@@ -16,10 +16,12 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::harness::{Live, alive, reached, recorded_pid, run_dir, spec, wait_for};
+use crate::harness::{Live, alive, reached, recorded_at, recorded_pid, run_dir, spec, wait_for};
 
-/// The survivors have 200 ms; the rest is for a host that is busy with other guests.
-const NOTICE: Duration = Duration::from_millis(200 + 800);
+/// The survivors notice within this.
+const NOTICE: Duration = Duration::from_millis(200);
+/// The others are ended, the report is written and has arrived within this.
+const REPORT: Duration = Duration::from_millis(1000);
 
 /// When the victim is killed.
 const PHASES: [&str; 4] = ["spawn", "boot", "ScenarioStarted", "TestEnded"];
@@ -42,15 +44,23 @@ impl Pids {
 
     fn gone(&self) {
         for (name, pid) in [("VMM", self.vmm), ("emulator", self.emulator), ("monitor", self.monitor)] {
-            wait_for(&format!("end of the {name}"), NOTICE, || (!alive(pid)).then_some(()));
+            wait_for(&format!("end of the {name}"), REPORT, || (!alive(pid)).then_some(()));
         }
     }
 }
 
-fn strike(pid: u32) -> Instant {
+/// When a process was killed, on both clocks.
+struct Blow {
+    at: Instant,
+    unix: Duration,
+}
+
+fn strike(pid: u32) -> Blow {
+    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock that is set");
+    let blow = Blow { at: Instant::now(), unix };
     // The victim may be gone already when the run was quicker; then the report tells.
     let _ = kill(Pid::from_raw(pid.try_into().expect("a pid")), Signal::SIGKILL);
-    Instant::now()
+    blow
 }
 
 /// Whether the phase came before the run was over.
@@ -73,11 +83,14 @@ fn kill_in_each_phase(victim: fn(&Pids) -> u32, judge: fn(&str, &RunReport)) {
         let struck = strike(victim(&pids));
         let (report, ended) = live.end();
         let report = report.expect("the orchestrator lives and reports");
-        let took = ended - struck;
-        println!("{phase}: {:?} after {took:?}", report.cause);
+        let took = ended - struck.at;
+        let noticed = recorded_at(&report.run_dir, "stopped").map(Duration::from_millis);
+        let noticed = noticed.map(|at| at.saturating_sub(struck.unix));
+        println!("{phase}: {:?} noticed after {noticed:?}, reported after {took:?}", report.cause);
         judge(phase, &report);
         if report.infrastructure {
-            assert!(took < NOTICE, "{phase}: the report took {took:?}");
+            assert!(took < REPORT, "{phase}: the report took {took:?}");
+            assert!(noticed.is_none_or(|noticed| noticed < NOTICE), "{phase}: noticed after {noticed:?}");
         }
         pids.gone();
     }
@@ -146,7 +159,7 @@ fn of_the_orchestrator() {
         }
         let error = report.expect_err("nobody is left to report");
         assert!(error.to_string().contains("ktstr-orch"), "{error}");
-        assert!(ended - struck < NOTICE, "{phase}: the client noticed after {:?}", ended - struck);
+        assert!(ended - struck.at < NOTICE, "{phase}: the client noticed after {:?}", ended - struck.at);
         pids.gone();
     }
 }

@@ -121,11 +121,21 @@ pub fn run_dir(root: &Path) -> PathBuf {
 /// A number recorded in the event log, once it is there.
 pub fn recorded_pid(dir: &Path, event: &str, path: &str) -> u32 {
     wait_for(event, Duration::from_secs(120), || {
-        let log = fs::read_to_string(dir.join("events.jsonl")).ok()?;
-        let line = log.lines().find(|l| l.contains(&format!("\"what\":\"{event}\"")))?;
-        let value: serde_json::Value = serde_json::from_str(line).ok()?;
-        value.pointer(path)?.as_u64()?.try_into().ok()
+        recorded(dir, event)?.pointer(path)?.as_u64()?.try_into().ok()
     })
+}
+
+/// The first line of the event log about `event`.
+pub fn recorded(dir: &Path, event: &str) -> Option<serde_json::Value> {
+    let log = fs::read_to_string(dir.join("events.jsonl")).ok()?;
+    let line = log.lines().find(|l| l.contains(&format!("\"what\":\"{event}\"")))?;
+    serde_json::from_str(line).ok()
+}
+
+/// Host time since the Unix epoch at which `event` was recorded, milliseconds.
+pub fn recorded_at(dir: &Path, event: &str) -> Option<u64> {
+    let opened = recorded(dir, "opened-unix-ms")?.pointer("/value")?.as_u64()?;
+    Some(opened + recorded(dir, event)?.pointer("/t_ms")?.as_u64()?)
 }
 
 /// Waits until the guest has said it reached a phase; false when the run ended before.

@@ -8,7 +8,7 @@ use ktstr_proto::{
     verdict::{Cause, Outcome, RunReport},
 };
 
-use crate::harness::{exec, not_run, run, run_with_output, spec};
+use crate::harness::{exec, not_run, recorded, run, run_with_output, spec};
 
 declare_scheduler!(HEALTHY, { name = "scx-ktstr", binary = "scx-ktstr", topology = (1, 2, 2, 1) });
 declare_scheduler!(STALLING, {
@@ -96,6 +96,9 @@ fn on_tcg_a_healthy_scheduler_passes() {
     let monitor = report.monitor.expect("the run was observed");
     assert!(monitor.samples >= 5, "only {} samples", monitor.samples);
     assert!(!monitor.events.is_empty(), "the scheduler's event counters were read");
+    assert!(monitor.vcpu_time_known, "what the host gave to the vCPUs was known to the monitor");
+    let host = report.host.expect("and is in the report");
+    assert!(host.ran_ms.len() == 4 && host.ran_ms.iter().all(|ran| *ran > 0), "{host:?}");
 }
 
 #[test]
@@ -142,6 +145,15 @@ fn on_tcg_every_work_type_makes_progress() {
     assert_eq!(report.result.expect("checked").stats.cgroups.len(), 4);
 }
 
+/// A scheduler that is out is reported soon after, not when the test's time is up.
+fn assert_prompt(report: &RunReport) {
+    let disabled = recorded(&report.run_dir, "scheduler-disabled").expect("the event is in the log");
+    let at = disabled.pointer("/t_ms").and_then(serde_json::Value::as_u64).expect("with its time");
+    let took = report.host_ms.1 - at;
+    println!("reported {took} ms after sched_ext was disabled");
+    assert!(took <= 2000, "the report came {took} ms after sched_ext was disabled");
+}
+
 fn assert_fails(report: &RunReport) {
     assert_eq!(
         (report.outcome, report.infrastructure, report.exit_code()),
@@ -157,6 +169,7 @@ fn a_stall_is_called_a_stall() {
     assert_fails(&report);
     assert!(matches!(report.cause, Some(Cause::SchedulerStall { .. })), "{:?}", report.cause);
     assert!(!report.scheduler_log.is_empty(), "the scheduler's log is kept");
+    assert_prompt(&report);
 }
 
 #[test]
@@ -164,6 +177,7 @@ fn a_crash_is_called_an_error_of_the_scheduler() {
     let report = run(spec("crashing", Accel::Tcg));
     assert_fails(&report);
     assert!(matches!(report.cause, Some(Cause::SchedulerError { .. })), "{:?}", report.cause);
+    assert_prompt(&report);
 }
 
 #[test]

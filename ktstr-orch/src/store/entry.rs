@@ -485,6 +485,16 @@ pub(super) mod tests {
         release: &str,
         sched_ext: Option<bool>,
     ) -> Metadata {
+        plant_from(store, key, release, sched_ext, Source::PackageFiles { paths: vec!["/x.deb".into()] })
+    }
+
+    pub(in crate::store) fn plant_from(
+        store: &Store,
+        key: &str,
+        release: &str,
+        sched_ext: Option<bool>,
+        source: Source,
+    ) -> Metadata {
         let staging = store.stage(key).unwrap();
         staging.write("vmlinux", b"\x7fELF kernel").unwrap();
         staging.write("config", b"CONFIG_X=y\n").unwrap();
@@ -497,7 +507,7 @@ pub(super) mod tests {
         let about = Description {
             release: release.into(),
             arch: "x86_64".into(),
-            source: Source::Image { path: "/boot/x".into() },
+            source,
             sched_ext,
             btf: true,
             modules: vec![module],

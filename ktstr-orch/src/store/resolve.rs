@@ -279,7 +279,9 @@ impl Store {
         }
     }
 
+    /// An image given by path is some kernel under work: only its path or key names it.
     fn newest(&self, fits: impl Fn(&Metadata) -> bool) -> Result<Option<Metadata>, StoreError> {
+        let fits = |metadata: &Metadata| metadata.source.kind() != "image" && fits(metadata);
         // `list_quick` sorts the newest kernel first and damaged ones last.
         Ok(self.list_quick()?.into_iter().find_map(|entry| match entry.state {
             EntryState::Valid(metadata) if metadata.arch == std::env::consts::ARCH && fits(&metadata) => {
@@ -339,7 +341,10 @@ fn check_file(path: &Path) -> Result<(), ResolveError> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::entry::tests::plant;
+    use super::super::entry::{
+        Source,
+        tests::{plant, plant_from},
+    };
     use super::*;
 
     fn store(entries: &[(&str, &str, Option<bool>)]) -> (tempfile::TempDir, Store) {
@@ -384,6 +389,10 @@ mod tests {
         assert_eq!(resolved(&store, "7.2").unwrap(), "b-7.2.12");
         assert_eq!(resolved(&store, "7.2.9").unwrap(), "a-7.2.9");
         assert_eq!(resolved(&store, "c-6.12").unwrap(), "c-6.12");
+        let image = Source::Image { path: "/work/vmlinux".into() };
+        plant_from(&store, "image-7.2.13", "7.2.13", Some(true), image);
+        assert_eq!(resolved(&store, "7.2").unwrap(), "b-7.2.12");
+        assert_eq!(resolved(&store, "image-7.2.13").unwrap(), "image-7.2.13");
     }
 
     #[test]
