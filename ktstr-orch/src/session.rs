@@ -458,6 +458,7 @@ impl Session {
     /// Observation ends here; the run goes on.
     fn lose_monitor(&mut self, how: &str) {
         self.monitor = None;
+        self.record("observation-ended", &how);
         let phase = self.evidence.phase().map_or_else(|| "boot".into(), |p| format!("{p:?}"));
         self.notice(format!(
             "observation ended after {} ms (phase {phase}): ktstr-monitor {how}",

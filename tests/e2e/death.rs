@@ -49,18 +49,19 @@ impl Pids {
     }
 }
 
-/// When a process was killed, on both clocks.
+/// When a killed process was dead, on both clocks: how long the kernel takes to tear down a large
+/// emulator is not ours to answer for.
 struct Blow {
     at: Instant,
     unix: Duration,
 }
 
 fn strike(pid: u32) -> Blow {
-    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock that is set");
-    let blow = Blow { at: Instant::now(), unix };
     // The victim may be gone already when the run was quicker; then the report tells.
     let _ = kill(Pid::from_raw(pid.try_into().expect("a pid")), Signal::SIGKILL);
-    blow
+    wait_for("end of the victim", Duration::from_secs(10), || (!alive(pid)).then_some(()));
+    let unix = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).expect("a clock that is set");
+    Blow { at: Instant::now(), unix }
 }
 
 /// Whether the phase came before the run was over.
@@ -83,14 +84,19 @@ fn kill_in_each_phase(victim: fn(&Pids) -> u32, judge: fn(&str, &RunReport)) {
         let struck = strike(victim(&pids));
         let (report, ended) = live.end();
         let report = report.expect("the orchestrator lives and reports");
-        let took = ended - struck.at;
-        let noticed = recorded_at(&report.run_dir, "stopped").map(Duration::from_millis);
-        let noticed = noticed.map(|at| at.saturating_sub(struck.unix));
+        let took = ended.saturating_duration_since(struck.at);
+        let marks = ["stopped", "observation-ended", "vmm-exited"];
+        let noticed = marks.iter().find_map(|mark| recorded_at(&report.run_dir, mark));
+        let noticed = noticed.map(|at| Duration::from_millis(at).saturating_sub(struck.unix));
         println!("{phase}: {:?} noticed after {noticed:?}, reported after {took:?}", report.cause);
         judge(phase, &report);
         if report.infrastructure {
             assert!(took < REPORT, "{phase}: the report took {took:?}");
-            assert!(noticed.is_none_or(|noticed| noticed < NOTICE), "{phase}: noticed after {noticed:?}");
+        }
+        // A machine that had already gone by itself leaves nothing to notice.
+        if phase != "TestEnded" {
+            let noticed = noticed.expect("the death is in the event log");
+            assert!(noticed < NOTICE, "{phase}: noticed after {noticed:?}");
         }
         pids.gone();
     }
@@ -159,7 +165,8 @@ fn of_the_orchestrator() {
         }
         let error = report.expect_err("nobody is left to report");
         assert!(error.to_string().contains("ktstr-orch"), "{error}");
-        assert!(ended - struck.at < NOTICE, "{phase}: the client noticed after {:?}", ended - struck.at);
+        let took = ended.saturating_duration_since(struck.at);
+        assert!(took < NOTICE, "{phase}: the client noticed after {took:?}");
         pids.gone();
     }
 }

@@ -149,8 +149,9 @@ pub fn reached(dir: &Path, phase: &str) -> bool {
     })
 }
 
-/// Whether a process is there and not a zombie.
+/// Whether a process is there and not a zombie; one whose first thread is dead lives on in the others.
 pub fn alive(pid: u32) -> bool {
-    fs::read_to_string(format!("/proc/{pid}/stat"))
-        .is_ok_and(|stat| !stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')))
+    let threads = || fs::read_dir(format!("/proc/{pid}/task")).map_or(0, Iterator::count);
+    let zombie = |stat: &str| stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z'));
+    fs::read_to_string(format!("/proc/{pid}/stat")).is_ok_and(|stat| !zombie(&stat) || threads() > 1)
 }
