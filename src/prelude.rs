@@ -1,17 +1,23 @@
 //! What a test file needs: `use ktstr::prelude::*;`.
 
-pub use std::time::Duration;
+pub use std::{collections::BTreeSet, time::Duration};
 
 /// A result whose error is any error, as test functions return it.
 pub use anyhow::{Context, Result, anyhow, bail, ensure};
 pub use ktstr_guest::{
-    cgroup::{CgroupGroup, Cgroups},
-    scenario::{CgroupDef, CpusetSpec, Ctx},
+    attributes::{MemPolicy, MpolFlags, SchedPolicy},
+    cgroup::{CgroupGroup, Cgroups, CpuQuota, Limit, Limits},
+    scenario::{
+        AffinityIntent, Backdrop, CgroupDef, CpusetSpec, Ctx, HoldSpec, Irq, MetricCheck, MetricDef, Op,
+        OpKind, Payload, PayloadHandle, PayloadOutput, Placement, Random, Setup, Step, TestTopology,
+        WorkSpec,
+    },
     work::{WorkType, WorkloadConfig, WorkloadHandle},
 };
 pub use ktstr_macros::{declare_scheduler, ktstr_test};
 pub use ktstr_proto::{
     Topology,
+    stats::{PayloadMetrics, Phase, PhaseBucket, PhaseCgroup, Polarity},
     verdict::{
         Assert, AssertResult, CgroupStats, DetailKind, Outcome, ScenarioStats, WorkerExit, WorkerReport,
     },
@@ -19,5 +25,8 @@ pub use ktstr_proto::{
 
 pub use crate::{
     Scheduler,
-    scenario::{execute_defs, judge, scenarios},
+    scenario::{
+        execute_defs, execute_scenario, execute_scenario_with, execute_steps, execute_steps_with, judge,
+        scenarios,
+    },
 };

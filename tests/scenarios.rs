@@ -70,6 +70,147 @@ fn planted_faults_are_found(ctx: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
+/// What each cgroup's one worker shows of itself in `/proc`.
+fn look_at(ctx: &Ctx, cgroup: &str) -> Result<(String, String, String)> {
+    let pids = ctx.cgroups.processes(cgroup)?;
+    let pid = pids.first().with_context(|| format!("{cgroup} is empty"))?;
+    let status = std::fs::read_to_string(format!("/proc/{pid}/status"))?;
+    let line = |key: &str| {
+        let value = status.lines().find_map(|line| line.strip_prefix(key));
+        value.unwrap_or_default().split_whitespace().next().unwrap_or_default().to_owned()
+    };
+    let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
+    let policy = stat.rsplit(')').next().and_then(|rest| rest.split_whitespace().nth(38));
+    Ok((line("Name:"), line("Cpus_allowed_list:"), policy.unwrap_or_default().to_owned()))
+}
+
+/// Runs a scenario on another thread and looks at it meanwhile.
+fn watched<T: Send>(
+    ctx: &Ctx,
+    steps: Vec<Step>,
+    look: impl FnOnce() -> Result<T> + Send,
+) -> Result<(AssertResult, T)> {
+    std::thread::scope(|scope| {
+        let watcher = scope.spawn(|| {
+            std::thread::sleep(Duration::from_millis(700));
+            look()
+        });
+        let result = execute_steps(ctx, steps)?;
+        let seen = watcher.join().map_err(|_| anyhow!("the watcher panicked"))??;
+        Ok((result, seen))
+    })
+}
+
+/// Everything a cgroup definition says reaches the kernel.
+#[ktstr_test(llcs = 2, cores = 2, threads = 1, duration_s = 1)]
+fn what_a_definition_says_reaches_the_kernel(ctx: &Ctx) -> Result<AssertResult> {
+    let defs = vec![
+        CgroupDef::named("named").workers(1).comm("renamed").nice(5).cpuset(CpusetSpec::Llc(1)),
+        CgroupDef::named("batch").workers(1).sched_policy(SchedPolicy::Batch),
+        CgroupDef::named("fifo")
+            .workers(1)
+            .sched_policy(SchedPolicy::Fifo(1))
+            .cpuset(CpusetSpec::exact([3]))
+            .work_type(WorkType::bursty()),
+        CgroupDef::named("limited")
+            .workers(1)
+            .cpu_quota_pct(20)
+            .cpu_weight(50)
+            .memory_max(64 << 20)
+            .pids_max(9)
+            .affinity(AffinityIntent::exact([2])),
+        CgroupDef::empty("outer"),
+        CgroupDef::named("outer/inner").workers(1).mem_policy(MemPolicy::Bind([0].into())),
+    ];
+    let deadline =
+        SchedPolicy::deadline(Duration::from_millis(5), Duration::from_millis(50), Duration::from_millis(50));
+    let steps = vec![
+        Step::with_defs(defs, HoldSpec::fixed(Duration::from_millis(1500)))
+            .push_op(Op::spawn_host(WorkSpec::default().workers(1).sched_policy(deadline).comm("dl"))),
+    ];
+    let (result, ()) = watched(ctx, steps, || {
+        ensure!(
+            look_at(ctx, "named")? == ("renamed".into(), "2-3".into(), "0".into()),
+            "{:?}",
+            look_at(ctx, "named")?
+        );
+        ensure!(look_at(ctx, "batch")?.2 == "3", "{:?}", look_at(ctx, "batch")?);
+        ensure!(
+            look_at(ctx, "fifo")?.2 == "1" && look_at(ctx, "fifo")?.1 == "3",
+            "{:?}",
+            look_at(ctx, "fifo")?
+        );
+        ensure!(look_at(ctx, "limited")?.1 == "2", "{:?}", look_at(ctx, "limited")?);
+        ensure!(ctx.cgroups.processes("outer/inner")?.len() == 1, "the nested cgroup has its worker");
+        let file = |name: &str| std::fs::read_to_string(ctx.cgroups.path("limited").join(name));
+        ensure!(file("cpu.max")?.trim() == "20000 100000" && file("pids.max")?.trim() == "9");
+        ensure!(file("memory.max")?.trim() == "67108864" && file("cpu.weight")?.trim() == "50");
+        Ok(())
+    })?;
+    let limited = result.stats.workers.iter().find(|w| w.cgroup == "limited").context("no such worker")?;
+    let share = limited.cpu_time_ns * 100 / limited.wall_time_ns.max(1);
+    ensure!(share <= 35, "20 % of one CPU were allowed, {share} % were used");
+    let dl = result.stats.workers.iter().find(|w| w.cgroup == "(runner)").context("no runner worker")?;
+    ensure!(dl.cpu_time_ns * 100 / dl.wall_time_ns.max(1) <= 25, "{dl:?}");
+    Ok(result)
+}
+
+/// Each operation does what it says, and what it leaves behind is gone afterwards.
+#[ktstr_test(llcs = 2, cores = 2, threads = 1, duration_s = 4)]
+fn operations_do_what_they_say(ctx: &Ctx) -> Result<AssertResult> {
+    let short = HoldSpec::fixed(Duration::from_millis(400));
+    let backdrop = Backdrop::new()
+        .push_cgroup(CgroupDef::named("base").workers(2).cpuset(CpusetSpec::Llc(0)))
+        .push_cgroup(CgroupDef::named("peer").workers(1).cpuset(CpusetSpec::Llc(1)))
+        .push_op(Op::add_cgroup("spare"));
+    let steps = vec![
+        Step::new(vec![Op::swap_cpusets("base", "peer")], short),
+        Step::new(vec![Op::set_cpuset("base", CpusetSpec::exact([1])), Op::clear_cpuset("peer")], short),
+        Step::new(vec![Op::freeze_cgroup("base")], short),
+        Step::new(vec![Op::unfreeze_cgroup("base"), Op::offline_cpu(3)], short),
+        Step::new(vec![Op::online_cpu(3), Op::move_all_tasks("peer", "spare")], short),
+        Step::with_defs(vec![CgroupDef::named("guest").workers(2)], short)
+            .push_op(Op::set_affinity("base", AffinityIntent::SingleCpu)),
+        Step::new(
+            vec![
+                Op::AddCgroup { name: "churn".into() },
+                Op::spawn_workers("churn", WorkSpec::default().workers(1)),
+                Op::remove_cgroup("churn"),
+            ],
+            HoldSpec::loop_at(Duration::from_millis(200)),
+        ),
+        Step::new(vec![Op::stop_cgroup("base")], short),
+    ];
+    let result = execute_scenario(ctx, backdrop, steps)?;
+    let stats = &result.stats;
+    ensure!(stats.phases.len() == 9, "baseline and eight steps: {:#?}", stats.phases);
+    let frozen = stats.phase_cgroup(Phase::step(2), "base").context("base in step 2")?;
+    ensure!(frozen.cpu_time_ns < 100_000_000, "frozen workers worked: {frozen:?}");
+    let after = stats.phase_cgroup(Phase::step(3), "base").context("base in step 3")?;
+    ensure!(after.cpu_time_ns > frozen.cpu_time_ns, "thawed workers did not work: {after:?}");
+    ensure!(stats.phase_cgroup(Phase::step(6), "churn").is_some(), "the loop made workers");
+    ensure!(stats.phase_cgroup(Phase::step(0), "guest").is_none(), "step-local cgroups stay in their step");
+    for worker in &stats.workers {
+        match worker.cgroup.as_str() {
+            "base" => ensure!(worker.cpus_allowed == [0, 1, 2, 3], "{worker:?}"),
+            "peer" => ensure!(worker.cpus_allowed.is_empty(), "it was unrestricted for a while: {worker:?}"),
+            _ => {}
+        }
+    }
+    for name in ["base", "peer", "spare", "guest", "churn"] {
+        ensure!(!ctx.cgroups.path(name).exists(), "{name} was left behind");
+    }
+    let online = std::fs::read_to_string("/sys/devices/system/cpu/online")?;
+    ensure!(online.trim() == "0-3", "CPUs online: {online}");
+    const ECHO: Payload = Payload::binary("echo", "sh")
+        .with_default_args(&["-c"])
+        .with_output(PayloadOutput::Json)
+        .with_checks(&[MetricCheck::min("iops", 3.0)]);
+    let (judged, metrics) = ctx.payload(&ECHO).arg("echo '{\"iops\": 4}'").run()?;
+    ensure!(judged.is_pass() && metrics.get("iops") == Some(4.0), "{judged:?} {metrics:?}");
+    Ok(result)
+}
+
 /// Partners need each other.
 #[ktstr_test(llcs = 1, cores = 1, threads = 1, duration_s = 1)]
 fn an_odd_number_of_partners_is_refused(ctx: &Ctx) -> Result<AssertResult> {

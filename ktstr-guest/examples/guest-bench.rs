@@ -145,7 +145,7 @@ fn job(pairs: &[(&str, &str)]) -> Result<GuestJob> {
             "exec" => job.task = GuestTask::Exec((*value).into()),
             "test" => {
                 let (test, assert) = ((*value).into(), Assert::default_checks());
-                job.task = GuestTask::Test(GuestTest { test, duration_ms: 1000, assert });
+                job.task = GuestTask::Test(GuestTest { test, duration_ms: 1000, assert, staged: Vec::new() });
             }
             "shell" => job.task = GuestTask::Shell(None),
             "gpa" | "len" | "mode" => {}

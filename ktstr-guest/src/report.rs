@@ -6,7 +6,7 @@
 //! process is asked to do it reads itself, with [`crate::job::read_job`].
 
 use std::{
-    io::Write,
+    io::{Read, Write},
     os::{
         fd::{FromRawFd, RawFd},
         unix::net::UnixStream,
@@ -16,7 +16,7 @@ use std::{
 
 use ktstr_proto::{
     codec,
-    guest::{CHANNEL_ENV, GuestFrame},
+    guest::{CHANNEL_ENV, GuestFrame, SchedulerReply, SchedulerRequest},
     ring,
 };
 use nix::{
@@ -61,6 +61,13 @@ pub enum ReportError {
         #[source]
         source: std::io::Error,
     },
+    /// PID 1 does not answer.
+    #[error("PID 1 gave no answer")]
+    Answer {
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
     /// The bytes are no frame.
     #[error("report {number} of the test process is no frame")]
     Decode {
@@ -75,7 +82,7 @@ pub enum ReportError {
 /// The test process's end. Frames of several threads do not mix.
 #[derive(Debug)]
 pub struct Reporter {
-    stream: Mutex<UnixStream>,
+    stream: Option<Mutex<UnixStream>>,
 }
 
 impl Reporter {
@@ -100,7 +107,12 @@ impl Reporter {
 
     /// Reports through a given stream.
     pub fn new(stream: UnixStream) -> Self {
-        Self { stream: Mutex::new(stream) }
+        Self { stream: Some(Mutex::new(stream)) }
+    }
+
+    /// Tells nobody: there is no PID 1 of ktstr on a host.
+    pub fn nobody() -> Self {
+        Self { stream: None }
     }
 
     /// Sends one frame; waits while PID 1 is behind.
@@ -112,9 +124,38 @@ impl Reporter {
         }
         let mut bytes = (length as u32).to_le_bytes().to_vec();
         bytes.extend_from_slice(&body);
-        let mut stream = self.stream.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(stream) = &self.stream else { return Ok(()) };
+        let mut stream = stream.lock().unwrap_or_else(PoisonError::into_inner);
         stream.write_all(&bytes).map_err(|source| ReportError::Send { length, source })
     }
+}
+
+impl Reporter {
+    /// Asks PID 1 for something and waits for its answer.
+    pub fn ask(&self, request: SchedulerRequest) -> Result<SchedulerReply, ReportError> {
+        let Some(stream) = &self.stream else { return Err(ReportError::NotInGuest) };
+        self.send(&GuestFrame::Ask(request))?;
+        let mut stream = stream.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut take = |length: usize| {
+            let mut bytes = vec![0; length];
+            stream.read_exact(&mut bytes).map_err(|source| ReportError::Answer { source })?;
+            Ok(bytes)
+        };
+        let head = take(4)?.try_into().unwrap_or([0; 4]);
+        let length = u32::from_le_bytes(head) as usize;
+        if length > MAX_REPORT {
+            return Err(ReportError::TooLong { length });
+        }
+        codec::decode(&take(length)?).map_err(|source| ReportError::Decode { number: 0, source })
+    }
+}
+
+/// The bytes of an answer, as [`Reporter::ask`] takes them.
+pub fn answer(reply: &SchedulerReply) -> Result<Vec<u8>, ReportError> {
+    let body = codec::encode(reply).map_err(|source| ReportError::Encode { source })?;
+    let mut bytes = (body.len() as u32).to_le_bytes().to_vec();
+    bytes.extend_from_slice(&body);
+    Ok(bytes)
 }
 
 /// PID 1's end: turns bytes into frames. After an error the rest is lost.

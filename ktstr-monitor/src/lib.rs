@@ -18,7 +18,6 @@ pub mod image;
 pub mod judge;
 pub mod kernel;
 pub mod mem;
-pub mod node;
 pub mod paging;
 pub mod report;
 pub mod sample;

@@ -16,7 +16,7 @@ use ktstr_proto::{
     Accel, AccelKind, Fds,
     guest::{GuestJob, GuestScheduler, GuestTask, GuestTest},
     ring::{Mode, RingRegion},
-    run::{Job, RunSpec},
+    run::{Job, RunSpec, SchedulerJob},
     vmm::{Emulator, Probe, VmmLink},
 };
 
@@ -406,6 +406,9 @@ fn pack_initramfs(
             if let Some(scheduler) = &test.scheduler {
                 archive.scheduler(&scheduler.binary)?;
             }
+            for (index, scheduler) in test.staged.iter().enumerate() {
+                archive.staged(index, &scheduler.binary)?;
+            }
             &test.include
         }
         Job::Shell(shell) => &shell.include,
@@ -421,13 +424,13 @@ fn pack_initramfs(
     Ok((file, packed.size))
 }
 
+fn guest_scheduler(scheduler: &SchedulerJob) -> GuestScheduler {
+    GuestScheduler { name: scheduler.name.clone(), args: scheduler.args.clone(), attach_timeout_ms: 60_000 }
+}
+
 fn guest_job(spec: &RunSpec, ring: RingRegion) -> GuestJob {
     let scheduler = match &spec.job {
-        Job::Test(test) => test.scheduler.as_ref().map(|s| GuestScheduler {
-            name: s.name.clone(),
-            args: s.args.clone(),
-            attach_timeout_ms: 60_000,
-        }),
+        Job::Test(test) => test.scheduler.as_ref().map(guest_scheduler),
         Job::Shell(_) => None,
     };
     let task = match &spec.job {
@@ -435,6 +438,7 @@ fn guest_job(spec: &RunSpec, ring: RingRegion) -> GuestJob {
             test: test.test.clone(),
             duration_ms: test.duration_ms,
             assert: test.assert,
+            staged: test.staged.iter().map(guest_scheduler).collect(),
         }),
         Job::Shell(shell) => match &shell.exec {
             Some(command) => GuestTask::Exec(command.clone()),

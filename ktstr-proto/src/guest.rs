@@ -73,7 +73,41 @@ pub struct GuestTest {
     pub duration_ms: u64,
     /// Merged thresholds.
     pub assert: Assert,
+    /// Schedulers that may take over during the test; PID 1 finds them at [`staged_path`].
+    pub staged: Vec<GuestScheduler>,
 }
+
+/// Where the initramfs holds the staged scheduler number `index`.
+pub fn staged_path(index: usize) -> String {
+    format!("/ktstr/staged-{index}")
+}
+
+/// What the test process asks PID 1 to do with the scheduler.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SchedulerRequest {
+    /// Start the test's own, which must not be running.
+    Attach,
+    /// End the one that runs.
+    Detach,
+    /// End the one that runs and start the test's own.
+    Restart,
+    /// End the one that runs and start the staged one of this name.
+    Replace(String),
+}
+
+impl std::fmt::Display for SchedulerRequest {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Attach => f.write_str("scheduler attached"),
+            Self::Detach => f.write_str("scheduler detached"),
+            Self::Restart => f.write_str("scheduler restarted"),
+            Self::Replace(name) => write!(f, "scheduler replaced by {name}"),
+        }
+    }
+}
+
+/// What PID 1 answers on the test's channel: done, or why not.
+pub type SchedulerReply = Result<(), String>;
 
 /// One message with its time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
@@ -213,4 +247,6 @@ pub enum GuestFrame {
     TestProcessEnded(ProcessEnd),
     /// The shell or command ended.
     ExecEnded(ProcessEnd),
+    /// The test asks for something; PID 1 answers it on the test's channel and passes the question on.
+    Ask(SchedulerRequest),
 }

@@ -18,6 +18,7 @@ pub mod link;
 pub mod monitor;
 pub mod ring;
 pub mod run;
+pub mod stats;
 pub mod topology;
 pub mod verdict;
 pub mod vmm;

@@ -137,6 +137,8 @@ pub struct TestJob {
     pub include: Vec<PathBuf>,
     /// Merged thresholds.
     pub assert: Assert,
+    /// Schedulers that may take over during the test.
+    pub staged: Vec<SchedulerJob>,
 }
 
 /// The scheduler under test.

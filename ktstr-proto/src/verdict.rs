@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     monitor::MonitorSummary,
     run::{AccelKind, RunId},
+    stats::{PayloadMetrics, Phase, PhaseBucket, PhaseCgroup},
 };
 
 /// The lattice `Fail > Inconclusive > Pass > NotRun`; merging keeps the greatest.
@@ -52,6 +53,8 @@ pub enum DetailKind {
     Claim,
     /// A remark that fails nothing.
     Note,
+    /// A program that ran beside the workers failed or missed a limit.
+    Payload,
 }
 
 /// One finding with its evidence in words.
@@ -219,6 +222,10 @@ pub struct ScenarioStats {
     pub cgroups: Vec<CgroupStats>,
     /// Every worker's telemetry.
     pub workers: Vec<WorkerReport>,
+    /// The baseline and each step.
+    pub phases: Vec<PhaseBucket>,
+    /// What programs beside the workers measured.
+    pub payloads: Vec<PayloadMetrics>,
 }
 
 impl ScenarioStats {
@@ -235,6 +242,31 @@ impl ScenarioStats {
     /// Migrations of all workers.
     pub fn total_migrations(&self) -> u64 {
         self.cgroups.iter().map(|c| c.migrations).sum()
+    }
+
+    /// One phase.
+    pub fn phase(&self, phase: Phase) -> Option<&PhaseBucket> {
+        self.phases.iter().find(|bucket| bucket.index == phase.index())
+    }
+
+    /// One cgroup in one phase.
+    pub fn phase_cgroup(&self, phase: Phase, cgroup: &str) -> Option<&PhaseCgroup> {
+        self.phase(phase)?.cgroup(cgroup)
+    }
+
+    /// Whether the scenario had steps.
+    pub fn has_steps(&self) -> bool {
+        self.phases.iter().any(|bucket| bucket.index > 0)
+    }
+
+    /// Figures of one cgroup.
+    pub fn cgroup(&self, name: &str) -> Option<&CgroupStats> {
+        self.cgroups.iter().find(|cgroup| cgroup.name == name)
+    }
+
+    /// What a program measured; the last one of this name.
+    pub fn payload(&self, name: &str) -> Option<&PayloadMetrics> {
+        self.payloads.iter().rev().find(|payload| payload.name == name)
     }
 
     /// Iterations of all workers.
@@ -291,6 +323,8 @@ impl AssertResult {
         self.details.extend(other.details);
         self.stats.cgroups.extend(other.stats.cgroups);
         self.stats.workers.extend(other.stats.workers);
+        self.stats.phases.extend(other.stats.phases);
+        self.stats.payloads.extend(other.stats.payloads);
     }
 
     /// Whether every check held.

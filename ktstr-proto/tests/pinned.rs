@@ -206,7 +206,7 @@ pins! {
         GuestFrame::StepFailed { .. } => "StepFailed", GuestFrame::ScxDisabled { .. } => "ScxDisabled",
         GuestFrame::SchedulerEnded { .. } => "SchedulerEnded", GuestFrame::Stimulus { .. } => "Stimulus",
         GuestFrame::TestEnded(_) => "TestEnded", GuestFrame::TestProcessEnded(_) => "TestProcessEnded",
-        GuestFrame::ExecEnded(_) => "ExecEnded",
+        GuestFrame::ExecEnded(_) => "ExecEnded", GuestFrame::Ask(_) => "Ask",
     } from [
         GuestFrame::Hello { release: "7".into(), cpus_online: 2 },
         GuestFrame::Phase(Phase::PoweringOff),
@@ -218,6 +218,7 @@ pins! {
         GuestFrame::TestEnded(TestEnd::Error(vec!["e".into()])),
         GuestFrame::TestProcessEnded(ProcessEnd::Exited(1)),
         GuestFrame::ExecEnded(ProcessEnd::Exited(-1)),
+        GuestFrame::Ask(ktstr_proto::guest::SchedulerRequest::Replace("s".into())),
     ];
     ErrorCode {
         ErrorCode::BadRequest => "BadRequest", ErrorCode::Unavailable => "Unavailable",

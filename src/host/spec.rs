@@ -88,6 +88,7 @@ pub fn spec_of(entry: &KtstrTestEntry) -> Result<RunSpec, SpecError> {
             scheduler,
             include: Vec::new(),
             assert: entry.thresholds(),
+            staged: Vec::new(),
         }),
         kernel: set("KTSTR_TEST_KERNEL").or_else(|| set("KTSTR_KERNEL")),
         accel,

@@ -5,6 +5,7 @@
 //! tasks in it are killed, their end is awaited, then the directory goes. See [`CgroupGroup`].
 
 mod group;
+mod limits;
 
 use std::{
     fs, io,
@@ -13,9 +14,14 @@ use std::{
 };
 
 pub use group::CgroupGroup;
+pub use limits::{CpuQuota, Limit, LimitError, Limits};
+use nix::libc;
 
 /// How long the tasks of a removed cgroup may take to die, in guest time.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How often a cgroup is emptied before it is given up.
+const MOVE_ROUNDS: u32 = 50;
 
 /// Why a cgroup cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -39,7 +45,9 @@ pub enum CgroupError {
         offered: String,
     },
     /// A name is no plain file name.
-    #[error("`{name}` is no cgroup name: use one path component of letters, digits, `_`, `-`, `.`")]
+    #[error(
+        "`{name}` is no cgroup name: use letters, digits, `_`, `-` and `.` (not at its beginning, and not as `cpu.x`), and `/` between levels"
+    )]
     Name {
         /// The name given.
         name: String,
@@ -54,6 +62,22 @@ pub enum CgroupError {
         /// The system's reason.
         #[source]
         source: io::Error,
+    },
+    /// The freezer does not get there.
+    #[error("cgroup {path} did not say `{wanted}` within {waited:?}")]
+    NotFrozen {
+        /// The cgroup.
+        path: PathBuf,
+        /// What was waited for.
+        wanted: &'static str,
+        /// How long was waited.
+        waited: Duration,
+    },
+    /// Tasks are forked faster than they can be moved.
+    #[error("cgroup {path} is never empty: its tasks fork faster than they can be moved")]
+    NeverEmpty {
+        /// The cgroup.
+        path: PathBuf,
     },
     /// Tasks survive being killed.
     #[error("cgroup {path} still has tasks {waited:?} after they were killed")]
@@ -91,7 +115,7 @@ impl Cgroups {
         self.root.join(name)
     }
 
-    /// Makes sure that children have `controllers`, e.g. `["cpu", "cpuset"]`.
+    /// Makes sure that children of the root have `controllers`, e.g. `["cpu", "cpuset"]`.
     pub fn enable(&self, controllers: &[&'static str]) -> Result<(), CgroupError> {
         let above = self.root.parent().unwrap_or(Path::new("/"));
         if !above.join("cgroup.controllers").exists() {
@@ -101,33 +125,84 @@ impl Cgroups {
             make(&self.root)?;
         }
         for level in [above, &self.root] {
-            let offered = read(&level.join("cgroup.controllers"))?;
-            for controller in controllers {
-                if !offered.split_whitespace().any(|name| name == *controller) {
-                    return Err(CgroupError::ControllerMissing {
-                        controller,
-                        path: level.into(),
-                        offered: offered.trim().into(),
-                    });
-                }
-                write(&level.join("cgroup.subtree_control"), &format!("+{controller}"))?;
-            }
+            enable_at(level, controllers)?;
         }
         Ok(())
     }
 
-    /// Creates an empty cgroup.
-    pub fn create(&self, name: &str) -> Result<(), CgroupError> {
-        let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
-        if name.is_empty() || name.starts_with('.') || !name.chars().all(plain) {
-            return Err(CgroupError::Name { name: name.into() });
+    /// Makes sure that cgroup `name` itself has `controllers`; its parents must be without tasks.
+    pub fn enable_for(&self, name: &str, controllers: &[&'static str]) -> Result<(), CgroupError> {
+        self.enable(controllers)?;
+        for (at, _) in name.match_indices('/') {
+            enable_at(&self.path(&name[..at]), controllers)?;
         }
+        Ok(())
+    }
+
+    /// Creates an empty cgroup; the one above it must be there.
+    pub fn create(&self, name: &str) -> Result<(), CgroupError> {
+        check_name(name)?;
         make(&self.path(name))
     }
 
-    /// Restricts a cgroup to `cpus`.
+    /// Restricts a cgroup to `cpus`; none lifts the restriction.
     pub fn set_cpuset(&self, name: &str, cpus: &[u32]) -> Result<(), CgroupError> {
-        write(&self.path(name).join("cpuset.cpus"), &crate::scenario::cpu_list(cpus))
+        // An empty write would change nothing, an empty line does.
+        let list = format!("{}\n", crate::scenario::cpu_list(cpus));
+        write(&self.path(name).join("cpuset.cpus"), &list)
+    }
+
+    /// Restricts a cgroup's memory to NUMA `nodes`; none lifts the restriction.
+    pub fn set_cpuset_mems(&self, name: &str, nodes: &[u32]) -> Result<(), CgroupError> {
+        write(&self.path(name).join("cpuset.mems"), &format!("{}\n", crate::scenario::cpu_list(nodes)))
+    }
+
+    /// Sets the limits that are given.
+    pub fn set_limits(&self, name: &str, limits: &Limits) -> Result<(), CgroupError> {
+        for (file, text) in limits.files() {
+            write(&self.path(name).join(file), &text)?;
+        }
+        Ok(())
+    }
+
+    /// Freezes or thaws a cgroup and waits until it is so.
+    pub fn freeze(&self, name: &str, frozen: bool) -> Result<(), CgroupError> {
+        let path = self.path(name);
+        write(&path.join("cgroup.freeze"), if frozen { "1" } else { "0" })?;
+        let wanted = if frozen { "frozen 1" } else { "frozen 0" };
+        let start = Instant::now();
+        while !event(&path, wanted)? {
+            if start.elapsed() > DRAIN_TIMEOUT {
+                return Err(CgroupError::NotFrozen { path, wanted, waited: DRAIN_TIMEOUT });
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        Ok(())
+    }
+
+    /// Processes of a cgroup.
+    pub fn processes(&self, name: &str) -> Result<Vec<u32>, CgroupError> {
+        let text = read(&self.path(name).join("cgroup.procs"))?;
+        Ok(text.lines().filter_map(|line| line.parse().ok()).collect())
+    }
+
+    /// Moves all processes from one cgroup to another, those that are forked meanwhile too.
+    pub fn move_all(&self, from: &str, to: &str) -> Result<u32, CgroupError> {
+        let mut moved = 0;
+        for _ in 0..MOVE_ROUNDS {
+            let pids = self.processes(from)?;
+            if pids.is_empty() {
+                return Ok(moved);
+            }
+            for pid in pids {
+                match self.move_process(to, pid) {
+                    // It ended in between.
+                    Err(CgroupError::Io { source, .. }) if source.raw_os_error() == Some(libc::ESRCH) => {}
+                    other => other.map(|()| moved += 1)?,
+                }
+            }
+        }
+        Err(CgroupError::NeverEmpty { path: self.path(from) })
     }
 
     /// Moves a process into a cgroup.
@@ -158,9 +233,45 @@ impl Cgroups {
     }
 }
 
+/// Refuses what is no path of plain names below the root.
+pub fn check_name(name: &str) -> Result<(), CgroupError> {
+    let plain = |c: char| c.is_ascii_alphanumeric() || matches!(c, '_' | '-' | '.');
+    let component = |part: &str| !part.is_empty() && !part.starts_with('.') && part.chars().all(plain);
+    // Files of the kernel have the names of their controllers.
+    let reserved = |part: &str| {
+        let controllers =
+            ["cgroup", "cpu", "cpuset", "memory", "io", "pids", "hugetlb", "rdma", "misc", "irq"];
+        part.split_once('.').is_some_and(|(first, _)| controllers.contains(&first))
+    };
+    if !name.split('/').all(|part| component(part) && !reserved(part)) {
+        return Err(CgroupError::Name { name: name.into() });
+    }
+    Ok(())
+}
+
+fn enable_at(level: &Path, controllers: &[&'static str]) -> Result<(), CgroupError> {
+    let offered = read(&level.join("cgroup.controllers"))?;
+    for controller in controllers {
+        if !offered.split_whitespace().any(|name| name == *controller) {
+            return Err(CgroupError::ControllerMissing {
+                controller,
+                path: level.into(),
+                offered: offered.trim().into(),
+            });
+        }
+        write(&level.join("cgroup.subtree_control"), &format!("+{controller}"))?;
+    }
+    Ok(())
+}
+
 fn populated(path: &Path) -> Result<bool, CgroupError> {
+    event(path, "populated 1")
+}
+
+/// Whether a line stands in `cgroup.events`; a cgroup that is gone has none.
+fn event(path: &Path, wanted: &str) -> Result<bool, CgroupError> {
     match fs::read_to_string(path.join("cgroup.events")) {
-        Ok(text) => Ok(text.lines().any(|line| line == "populated 1")),
+        Ok(text) => Ok(text.lines().any(|line| line == wanted)),
         Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(false),
         Err(source) => Err(CgroupError::Io { action: "read", path: path.join("cgroup.events"), source }),
     }
@@ -185,7 +296,7 @@ mod tests {
     #[test]
     fn names_that_leave_the_parent_are_refused() {
         let cgroups = Cgroups::under("/nonexistent/ktstr");
-        for name in ["", "..", "a/b", ".hidden", "a b"] {
+        for name in ["", "..", "a/../b", "a//b", "/a", ".hidden", "a b", "cpu.max"] {
             assert!(matches!(cgroups.create(name), Err(CgroupError::Name { .. })), "{name:?}");
         }
     }

@@ -3,6 +3,8 @@
 //! Every finding says what was seen against what was allowed. Refuses to judge what it cannot
 //! measure: a cgroup whose workers have no wall time is inconclusive, not fair.
 
+use std::time::Duration;
+
 use ktstr_proto::verdict::{
     Assert, AssertResult, CgroupStats, DetailKind, Outcome, ScenarioStats, WorkerExit, WorkerReport,
 };
@@ -11,18 +13,65 @@ use crate::scenario::cpu_list;
 
 /// All findings and figures of `reports`, which are ordered by cgroup.
 pub fn judge(assert: &Assert, reports: Vec<WorkerReport>) -> AssertResult {
+    let groups = reports.chunk_by(|a, b| a.cgroup == b.cgroup && a.work_type == b.work_type);
+    judge_groups(assert, groups.map(|reports| Group { reports: reports.to_vec(), lived: None }).collect())
+}
+
+/// A worker that lived shorter may not have had its turn yet.
+const SHORT_LIFE: Duration = Duration::from_millis(200);
+
+/// Workers that were told the same.
+#[derive(Debug, Clone, Default)]
+pub struct Group {
+    /// Their figures.
+    pub reports: Vec<WorkerReport>,
+    /// From their start until they were told to stop, if known.
+    pub lived: Option<Duration>,
+}
+
+/// As [`judge`], with workers grouped by what they were told: only those of one group that may use the
+/// same CPUs can be compared for fairness. Groups are ordered by cgroup.
+pub fn judge_groups(assert: &Assert, groups: Vec<Group>) -> AssertResult {
     let mut result = AssertResult::pass();
-    for worker in &reports {
-        judge_worker(assert, worker, &mut result);
+    let mut cgroups: Vec<CgroupStats> = Vec::new();
+    for group in &groups {
+        let mut assert = *assert;
+        if group.lived.is_some_and(|lived| lived < SHORT_LIFE) {
+            assert.not_stuck = None;
+        }
+        group.reports.iter().for_each(|worker| judge_worker(&assert, worker, &mut result));
     }
-    let mut cgroups = Vec::new();
-    for members in reports.chunk_by(|a, b| a.cgroup == b.cgroup) {
-        let stats = cgroup_stats(members);
-        judge_cgroup(assert, members, &stats, &mut result);
+    let name = |group: &Group| group.reports.first().map(|worker| worker.cgroup.clone());
+    for same_cgroup in groups.chunk_by(|a, b| name(a) == name(b)) {
+        let members: Vec<WorkerReport> =
+            same_cgroup.iter().flat_map(|group| &group.reports).cloned().collect();
+        let mut stats = cgroup_stats(&members);
+        let mut worst: Option<CgroupStats> = None;
+        for peers in same_cgroup.iter().flat_map(|group| peers(&group.reports)) {
+            let theirs = cgroup_stats(&peers);
+            judge_fairness(assert, &peers, &theirs, &mut result);
+            if worst.as_ref().is_none_or(|worst| worst.spread_pct < theirs.spread_pct) {
+                worst = Some(theirs);
+            }
+        }
+        stats.spread_pct = worst.map_or(0.0, |worst| worst.spread_pct);
         cgroups.push(stats);
     }
-    result.stats = ScenarioStats { cgroups, workers: reports };
+    let workers = groups.into_iter().flat_map(|group| group.reports).collect();
+    result.stats = ScenarioStats { cgroups, workers, ..ScenarioStats::default() };
     result
+}
+
+/// Those of a group that may use the same CPUs.
+fn peers(group: &[WorkerReport]) -> Vec<Vec<WorkerReport>> {
+    let mut peers: Vec<Vec<WorkerReport>> = Vec::new();
+    for worker in group {
+        match peers.iter_mut().find(|known| known[0].cpus_allowed == worker.cpus_allowed) {
+            Some(known) => known.push(worker.clone()),
+            None => peers.push(vec![worker.clone()]),
+        }
+    }
+    peers
 }
 
 fn judge_worker(assert: &Assert, worker: &WorkerReport, result: &mut AssertResult) {
@@ -64,7 +113,7 @@ fn judge_worker(assert: &Assert, worker: &WorkerReport, result: &mut AssertResul
     }
 }
 
-fn judge_cgroup(assert: &Assert, members: &[WorkerReport], stats: &CgroupStats, result: &mut AssertResult) {
+fn judge_fairness(assert: &Assert, members: &[WorkerReport], stats: &CgroupStats, result: &mut AssertResult) {
     let Some(threshold) = assert.max_spread_pct else { return };
     let name = &stats.name;
     // A dead worker is a finding of its own; its share of the CPU says nothing about fairness.
@@ -194,6 +243,29 @@ mod tests {
     fn what_was_not_measured_is_inconclusive() {
         let blank = WorkerReport { wall_time_ns: 0, ..worker(1, "a", 0) };
         assert!(judge(&Assert::default_checks(), vec![blank]).is_inconclusive());
+    }
+
+    #[test]
+    fn a_worker_that_lived_for_a_moment_need_not_have_worked() {
+        let idle = || vec![WorkerReport { work_units: 0, ..worker(8, "a", 0) }];
+        let judged = |ms| {
+            let group = Group { reports: idle(), lived: Some(Duration::from_millis(ms)) };
+            judge_groups(&Assert::default_checks(), vec![group])
+        };
+        assert!(judged(20).is_pass() && judged(900).is_fail());
+    }
+
+    #[test]
+    fn workers_that_were_told_different_things_are_not_compared() {
+        let alone = |tid, cpu, time| WorkerReport { cpus_allowed: vec![cpu], ..worker(tid, "a", time) };
+        let group = |reports| Group { reports, lived: None };
+        let pinned = vec![alone(1, 0, SECOND / 10), alone(2, 0, SECOND / 10), alone(3, 1, SECOND)];
+        let pinned: Vec<_> =
+            pinned.into_iter().map(|w| WorkerReport { cpus_used: w.cpus_allowed.clone(), ..w }).collect();
+        assert!(judge_groups(&Assert::default_checks(), vec![group(pinned)]).is_pass());
+        let two = vec![group(vec![worker(1, "a", SECOND / 10)]), group(vec![worker(2, "a", SECOND)])];
+        let judged = judge_groups(&Assert::default_checks(), two);
+        assert!(judged.is_pass() && judged.stats.cgroups.len() == 1, "{judged:?}");
     }
 
     #[test]

@@ -8,6 +8,7 @@
 //! It judges nothing: what a frame means for the verdict is the orchestrator's business. The test
 //! itself is another process, see [`crate::report`].
 
+mod change;
 mod clock;
 mod console;
 mod kmsg;

@@ -101,11 +101,22 @@ impl Scheduler {
         job: &GuestJob,
         wanted: &GuestScheduler,
     ) -> Result<Self, SchedulerError> {
+        Self::attach_program(watch, out, job, SCHEDULER_PATH, wanted)
+    }
+
+    /// As [`Self::attach`], with another program.
+    pub fn attach_program(
+        watch: &mut Watch,
+        out: &mut Outbox,
+        job: &GuestJob,
+        program: &str,
+        wanted: &GuestScheduler,
+    ) -> Result<Self, SchedulerError> {
         let name = || wanted.name.clone();
         if state().is_none() {
             return Err(SchedulerError::NoSchedExt);
         }
-        let mut command = spawn::command(SCHEDULER_PATH, job);
+        let mut command = spawn::command(program, job);
         command.args(&wanted.args);
         let pid = spawn::spawn(watch, command, Output::Joined(LogSource::Scheduler))
             .map_err(|source| SchedulerError::Spawn { name: name(), source })?;

@@ -23,7 +23,7 @@ use nix::{
 };
 
 use super::{
-    clock,
+    change, clock,
     outbox::Outbox,
     scheduler::{Scheduler, is_enabled},
     shell::{self, ShellError},
@@ -84,11 +84,11 @@ pub fn run(
     watch: &mut Watch,
     out: &mut Outbox,
     job: &GuestJob,
-    scheduler: Option<Scheduler>,
+    mut scheduler: Option<Scheduler>,
 ) -> Result<(), TaskError> {
     let pid = start(watch, out, job)?;
     let ended = |out: &mut Outbox, end: ProcessEnd| say_end(out, &job.task, end);
-    let scheduler = match follow(watch, out, pid, scheduler.as_ref())? {
+    let scheduler = match follow(watch, out, job, pid, &mut scheduler)? {
         Ending::Task(end) => {
             ended(out, end)?;
             scheduler
@@ -123,11 +123,16 @@ pub fn run(
 fn follow(
     watch: &mut Watch,
     out: &mut Outbox,
+    job: &GuestJob,
     task: Pid,
-    scheduler: Option<&Scheduler>,
+    scheduler: &mut Option<Scheduler>,
 ) -> Result<Ending, WatchError> {
     loop {
-        if let Some(end) = scheduler.and_then(|scheduler| watch.take_end(scheduler.pid)) {
+        if let Some(request) = watch.take_request() {
+            let reply = change::carry_out(watch, out, job, scheduler, &request)?;
+            watch.answer(out, &reply)?;
+        }
+        if let Some(end) = scheduler.as_ref().and_then(|scheduler| watch.take_end(scheduler.pid)) {
             return Ok(Ending::Scheduler(end));
         }
         if let Some(end) = watch.take_end(task) {

@@ -11,13 +11,14 @@
 //! their end is acted upon. It takes no decision: [`super::scheduler`] and [`super::task`] do.
 
 use std::{
-    io::{self, Read},
+    collections::VecDeque,
+    io::{self, Read, Write},
     os::{fd::AsFd, unix::net::UnixStream},
     process::Command,
 };
 
 use ktstr_proto::{
-    guest::{GuestFrame, ProcessEnd},
+    guest::{GuestFrame, ProcessEnd, SchedulerReply, SchedulerRequest},
     link::chain,
     ring::RingError,
 };
@@ -38,7 +39,7 @@ use super::{
     outbox::Outbox,
     streams::Stream,
 };
-use crate::report::Inbox;
+use crate::report::{self, Inbox};
 
 /// How long the kernel's details may lag behind its `disabled`.
 const DETAIL_MS: u64 = 50;
@@ -86,6 +87,7 @@ pub struct Watch {
     streams: Vec<Stream>,
     children: Vec<Pid>,
     ended: Vec<(Pid, ProcessEnd)>,
+    asked: VecDeque<SchedulerRequest>,
     unsaid: Option<Disabled>,
     disabled_at_ms: Option<u64>,
     look_at_once: bool,
@@ -112,6 +114,7 @@ impl Watch {
             streams: Vec::new(),
             children: Vec::new(),
             ended: Vec::new(),
+            asked: VecDeque::new(),
             unsaid: None,
             disabled_at_ms: None,
             look_at_once: false,
@@ -144,6 +147,24 @@ impl Watch {
     pub fn take_end(&mut self, pid: Pid) -> Option<ProcessEnd> {
         let index = self.ended.iter().position(|(p, _)| *p == pid)?;
         Some(self.ended.swap_remove(index).1)
+    }
+
+    /// What the test asks for, once.
+    pub fn take_request(&mut self) -> Option<SchedulerRequest> {
+        self.asked.pop_front()
+    }
+
+    /// Answers the test. One that is gone needs no answer.
+    pub fn answer(&mut self, out: &mut Outbox, reply: &SchedulerReply) -> Result<(), WatchError> {
+        let Some((stream, _)) = &mut self.channel else { return Ok(()) };
+        // The test waits for the answer and has room for it.
+        let sent = report::answer(reply)
+            .map_err(|e| chain(&e))
+            .and_then(|bytes| stream.write_all(&bytes).map_err(|e| e.to_string()));
+        match sent {
+            Ok(()) => Ok(()),
+            Err(reason) => Ok(out.note(&format!("the test cannot be answered: {reason}"))?),
+        }
     }
 
     /// When the kernel said last, in guest milliseconds, that it disabled the BPF scheduler.
@@ -294,7 +315,12 @@ impl Watch {
             }
             loop {
                 match inbox.next_frame() {
-                    Ok(Some(frame)) => out.send(frame)?,
+                    Ok(Some(frame)) => {
+                        if let GuestFrame::Ask(request) = &frame {
+                            self.asked.push_back(request.clone());
+                        }
+                        out.send(frame)?;
+                    }
                     Ok(None) => break,
                     Err(error) => {
                         self.channel = None;

@@ -1,16 +1,21 @@
 //! What a test function is given.
 
-use std::time::Duration;
+use std::{
+    path::Path,
+    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    time::Duration,
+};
 
 use ktstr_proto::{
-    Topology,
     guest::{GuestFrame, GuestJob, GuestTest, Phase},
     verdict::Assert,
 };
 
+use super::{CgroupDef, CpusetError, CpusetSpec, Payload, PayloadRun, TestTopology};
 use crate::{
     cgroup::Cgroups,
     report::{ReportError, Reporter},
+    work::WorkType,
 };
 
 /// The machine, the limits and the means of one test.
@@ -18,8 +23,8 @@ use crate::{
 pub struct Ctx {
     /// Name of the test.
     pub name: String,
-    /// Shape of the machine.
-    pub topology: Topology,
+    /// The machine.
+    pub topo: TestTopology,
     /// How long the scenario runs, in guest time.
     pub duration: Duration,
     /// Thresholds: defaults, then the scheduler's, then the test's.
@@ -28,10 +33,17 @@ pub struct Ctx {
     pub seed: u64,
     /// Workers of a cgroup that does not say how many.
     pub workers_per_cgroup: u32,
+    /// What the workers of cgroups that allow it do instead, see [`CgroupDef::swappable`].
+    pub work_type_override: Option<WorkType>,
+    /// Name of the scheduler under test; `None` is the kernel's own.
+    pub scheduler: Option<String>,
+    /// Names of the schedulers packed beside it, for [`super::Op::ReplaceScheduler`].
+    pub staged_schedulers: Vec<String>,
     /// Where workload cgroups are created.
     pub cgroups: Cgroups,
     /// The way to PID 1.
     pub reporter: Reporter,
+    step: AtomicU32,
 }
 
 impl Ctx {
@@ -42,14 +54,61 @@ impl Ctx {
     pub fn of_job(job: &GuestJob, test: &GuestTest, reporter: Reporter) -> Self {
         Self {
             name: test.test.clone(),
-            topology: job.topology,
+            topo: TestTopology::of_shape(job.topology),
             duration: Duration::from_millis(test.duration_ms),
             assert: test.assert,
             seed: job.seed,
             workers_per_cgroup: Self::WORKERS_PER_CGROUP,
+            work_type_override: None,
+            scheduler: job.scheduler.as_ref().map(|scheduler| scheduler.name.clone()),
+            staged_schedulers: test.staged.iter().map(|scheduler| scheduler.name.clone()).collect(),
             cgroups: Cgroups::under(Cgroups::ROOT),
             reporter,
+            step: AtomicU32::new(0),
         }
+    }
+
+    /// A context on the running system, whatever schedules it: nothing is told to anybody, and cgroups
+    /// lie below one of this process's own.
+    pub fn on_host(name: &str, duration: Duration, seed: u64) -> std::io::Result<Self> {
+        Ok(Self {
+            name: name.into(),
+            topo: TestTopology::from_system(Path::new("/sys/devices/system"))?,
+            duration,
+            assert: Assert::default_checks(),
+            seed,
+            workers_per_cgroup: Self::WORKERS_PER_CGROUP,
+            work_type_override: None,
+            scheduler: None,
+            staged_schedulers: Vec::new(),
+            cgroups: Cgroups::under(format!("{}-{}", Cgroups::ROOT, std::process::id())),
+            reporter: Reporter::nobody(),
+            step: AtomicU32::new(0),
+        })
+    }
+
+    /// A cgroup of this test's default size.
+    pub fn cgroup_def(&self, name: impl Into<String>) -> CgroupDef {
+        CgroupDef::named(name).workers(self.workers_per_cgroup)
+    }
+
+    /// The CPUs that a cpuset means on this machine, ascending.
+    pub fn cpuset_cpus(&self, spec: &CpusetSpec) -> Result<Vec<u32>, CpusetError> {
+        spec.resolve(&self.topo)
+    }
+
+    /// Prepares to run a program.
+    pub fn payload(&self, payload: &Payload) -> PayloadRun<'_> {
+        PayloadRun::new(self, *payload)
+    }
+
+    /// The step that runs: 0 before the first, which is 1.
+    pub fn current_step(&self) -> u32 {
+        self.step.load(Relaxed)
+    }
+
+    pub(super) fn enter_step(&self, step: u32) {
+        self.step.store(step, Relaxed);
     }
 
     /// Marks a station of the run.

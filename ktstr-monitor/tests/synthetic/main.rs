@@ -9,4 +9,3 @@ mod kallsyms;
 mod kernel_file;
 mod planted;
 mod role;
-mod walks;

@@ -19,7 +19,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use ktstr_proto::guest::{COMPLETE_PATH, JOB_PATH, MODULES_PATH, SCHEDULER_PATH, TEST_PATH};
+use ktstr_proto::guest::{COMPLETE_PATH, JOB_PATH, MODULES_PATH, SCHEDULER_PATH, TEST_PATH, staged_path};
 
 use super::closure::{self, Closure, ClosureError, ElfError};
 use super::include::{self, IncludeError, Placed};
@@ -124,6 +124,11 @@ impl Initramfs {
     /// The scheduler under test.
     pub fn scheduler(&mut self, binary: &Path) -> Result<(), PackError> {
         self.executable(SCHEDULER_PATH, binary, "scheduler")
+    }
+
+    /// A scheduler that may take over during the test.
+    pub fn staged(&mut self, index: usize, binary: &Path) -> Result<(), PackError> {
+        self.executable(&staged_path(index), binary, "staged scheduler")
     }
 
     /// Modules in loading order, as [`crate::store::Kernel::modules`] gives them.

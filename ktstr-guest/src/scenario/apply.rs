@@ -1,0 +1,490 @@
+//! Carries out single operations: what they do to cgroups, workers, programs, CPUs and the scheduler.
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use ktstr_proto::guest::SchedulerRequest;
+
+use super::{
+    AffinityIntent, CgroupDef, Op, ScenarioError, WorkSpec, cpu_list,
+    engine::{Engine, Live, Running},
+    names::Layer,
+    op::{Irq, Placement},
+};
+use crate::{
+    attributes::Attributes,
+    work::{WorkType, WorkloadConfig, WorkloadHandle},
+};
+
+impl Engine<'_> {
+    /// Carries out one operation and puts it into the timeline.
+    pub fn apply(&mut self, op: &Op, layer: Layer, place: &str) -> Result<(), ScenarioError> {
+        self.phases.count_op();
+        let what = match op {
+            Op::AddCgroup { name } => {
+                self.populate(&[CgroupDef::empty(name)], layer)?;
+                format!("cgroup {name} added")
+            }
+            Op::AddCgroupDef { def } => {
+                self.populate(std::slice::from_ref(def), layer)?;
+                format!("cgroup {} added with its workers", def.name)
+            }
+            Op::RemoveCgroup { cgroup } => {
+                self.stop_workers(|worker| worker.cgroup == *cgroup);
+                self.ctx.cgroups.remove(cgroup)?;
+                self.cgroups.retain(|live| live.name != *cgroup);
+                format!("cgroup {cgroup} removed")
+            }
+            Op::StopCgroup { cgroup } => {
+                self.stop_workers(|worker| worker.cgroup == *cgroup);
+                format!("workers of {cgroup} stopped")
+            }
+            Op::SetCpuset { cgroup, cpus } => {
+                let cpus = self.resolve(cgroup, cpus)?;
+                self.set_cpuset(cgroup, cpus.clone())?;
+                format!("cpuset of {cgroup} set to {}", cpu_list(&cpus))
+            }
+            Op::ClearCpuset { cgroup } => {
+                self.set_cpuset(cgroup, Vec::new())?;
+                format!("cpuset of {cgroup} cleared")
+            }
+            Op::SwapCpusets { a, b } => {
+                let of = |name: &str| self.live(name).map(|live| live.cpus.clone()).unwrap_or_default();
+                let (old_a, old_b) = (of(a), of(b));
+                self.set_cpuset(a, old_b)?;
+                self.set_cpuset(b, old_a)?;
+                format!("cpusets of {a} and {b} swapped")
+            }
+            Op::SetLimits { cgroup, limits } => {
+                self.ctx.cgroups.enable_for(cgroup, &limits.controllers())?;
+                self.ctx.cgroups.set_limits(cgroup, limits)?;
+                let files = limits.files();
+                let texts: Vec<String> = files.iter().map(|(file, text)| format!("{file}={text}")).collect();
+                format!("limits of {cgroup}: {}", texts.join(", "))
+            }
+            Op::Spawn { placement, work } => {
+                let cgroup = name_of(placement).unwrap_or_default().to_owned();
+                self.spawn(&cgroup, work, layer)?;
+                self.start()?;
+                format!(
+                    "workers started in {}",
+                    if cgroup.is_empty() { "the runner's cgroup" } else { &cgroup }
+                )
+            }
+            Op::SetAffinity { cgroup, affinity } => {
+                self.set_affinity(cgroup, affinity)?;
+                format!("affinity in {cgroup} set to {affinity:?}")
+            }
+            Op::MoveAllTasks { from, to } => {
+                let moved = self.move_all(from, to)?;
+                format!("{moved} tasks moved from {from} to {to}")
+            }
+            Op::FreezeCgroup { cgroup } => {
+                self.ctx.cgroups.freeze(cgroup, true)?;
+                if let Some(live) = self.live_mut(cgroup) {
+                    live.frozen_since = Some(Instant::now());
+                }
+                format!("{cgroup} frozen")
+            }
+            Op::UnfreezeCgroup { cgroup } => {
+                self.unfreeze(cgroup)?;
+                format!("{cgroup} thawed")
+            }
+            Op::OfflineCpu { cpu } => {
+                set_online(*cpu, false, place)?;
+                self.offline.insert(*cpu);
+                self.widen();
+                format!("cpu{cpu} offline")
+            }
+            Op::OnlineCpu { cpu } => {
+                set_online(*cpu, true, place)?;
+                self.offline.remove(cpu);
+                format!("cpu{cpu} online")
+            }
+            Op::SteerIrq { irq, cpu } => {
+                let number = irq_number(irq, place)?;
+                let file = format!("/proc/irq/{number}/smp_affinity_list");
+                put(Path::new(&file), &cpu.to_string(), place)?;
+                format!("interrupt {number} sent to cpu{cpu}")
+            }
+            Op::CaptureCgroupProcs { tag, cgroup } => {
+                let pids = self.ctx.cgroups.processes(cgroup)?;
+                let pids: Vec<String> = pids.iter().map(ToString::to_string).collect();
+                format!("{tag}: processes of {cgroup}: {}", pids.join(" "))
+            }
+            Op::RunPayload { payload, args, placement } => {
+                self.run_program(*payload, args, name_of(placement), layer)?;
+                format!("payload {} started", payload.name)
+            }
+            Op::WaitPayload { name } => {
+                let program = self.take_program(name, place)?;
+                let ended = program.wait(None);
+                self.keep(ended)?;
+                format!("payload {name} ended")
+            }
+            Op::KillPayload { name } => {
+                let program = self.take_program(name, place)?;
+                let ended = program.stop();
+                self.keep(ended)?;
+                format!("payload {name} was ended")
+            }
+            Op::AttachScheduler => self.ask(SchedulerRequest::Attach, place)?,
+            Op::DetachScheduler => self.ask(SchedulerRequest::Detach, place)?,
+            Op::RestartScheduler => self.ask(SchedulerRequest::Restart, place)?,
+            Op::ReplaceScheduler { name } => self.ask(SchedulerRequest::Replace(name.clone()), place)?,
+        };
+        self.note(what)
+    }
+
+    /// Creates one cgroup and forks its workers, which wait in it.
+    pub(super) fn create(&mut self, def: &CgroupDef, layer: Layer) -> Result<(), ScenarioError> {
+        let name = &def.name;
+        let cpus = match &def.cpuset {
+            Some(spec) => self.resolve(name, spec)?,
+            None => Vec::new(),
+        };
+        let mut controllers = def.limits.controllers();
+        let mut need = |controller| {
+            if !controllers.contains(&controller) {
+                controllers.push(controller);
+            }
+        };
+        if def.cpuset.is_some() || def.cpuset_mems.is_some() {
+            need("cpuset");
+        }
+        // A parent with tasks of its own cannot pass controllers on; its children go without.
+        if !name.contains('/') {
+            need("cpu");
+        }
+        if !controllers.is_empty() {
+            self.ctx.cgroups.enable_for(name, &controllers)?;
+        } else {
+            self.ctx.cgroups.enable(&["cpu"])?;
+        }
+        self.ctx.cgroups.create(name)?;
+        self.cgroups.push(Live { name: name.clone(), layer, cpus: cpus.clone(), frozen_since: None });
+        if !cpus.is_empty() {
+            self.ctx.cgroups.set_cpuset(name, &cpus)?;
+        }
+        if let Some(nodes) = &def.cpuset_mems {
+            self.ctx.cgroups.set_cpuset_mems(name, &nodes.iter().copied().collect::<Vec<_>>())?;
+        }
+        self.ctx.cgroups.set_limits(name, &def.limits)?;
+        for work in def.groups() {
+            let work = self.overridden(def, work);
+            self.spawn(name, &work, layer)?;
+        }
+        Ok(())
+    }
+
+    /// The work with the run's own work type, where the cgroup allows it and its numbers fit.
+    fn overridden(&self, def: &CgroupDef, work: WorkSpec) -> WorkSpec {
+        match &self.ctx.work_type_override {
+            Some(work_type) if def.swappable => {
+                let workers = self.count(&def.name, &work);
+                if workers.is_multiple_of(work_type.group_size()) {
+                    return work.work_type(work_type.clone());
+                }
+                work
+            }
+            _ => work,
+        }
+    }
+
+    fn count(&self, cgroup: &str, work: &WorkSpec) -> u32 {
+        match (work.workers, work.workers_pct) {
+            (Some(workers), _) => workers,
+            (None, Some(pct)) => (self.allowed(cgroup).len() as f64 * pct).ceil().max(0.0) as u32,
+            (None, None) => {
+                // The default is made to fit kinds of work that need partners.
+                let group = work.work_type.as_ref().map_or(1, WorkType::group_size);
+                self.ctx.workers_per_cgroup.next_multiple_of(group)
+            }
+        }
+    }
+
+    /// Forks a group of workers into a cgroup; the empty name is the runner's own.
+    fn spawn(&mut self, cgroup: &str, work: &WorkSpec, layer: Layer) -> Result<(), ScenarioError> {
+        let workers = self.count(cgroup, work);
+        if workers == 0 {
+            return Err(ScenarioError::NoWorkers { cgroup: cgroup.into() });
+        }
+        let allowed = self.allowed(cgroup);
+        self.check_memory(cgroup, work, &allowed)?;
+        let mut affinity = Vec::new();
+        for worker in 0..workers as usize {
+            affinity.push(self.choose(cgroup, work, &allowed, worker)?);
+        }
+        let attributes = affinity.iter().map(|cpus| Attributes {
+            comm: work.comm.clone(),
+            nice: work.nice,
+            sched_policy: work.sched_policy,
+            mem_policy: work.mem_policy.clone(),
+            mpol_flags: work.mpol_flags.unwrap_or_default(),
+            affinity: cpus.clone(),
+            uid: work.uid,
+            gid: work.gid,
+        });
+        let restricted = self.restriction(cgroup);
+        let config = WorkloadConfig {
+            workers,
+            work_type: work.work_type.clone().unwrap_or_default(),
+            cgroup: if cgroup.is_empty() { "(runner)".into() } else { cgroup.into() },
+            cpus_allowed: restricted.clone().unwrap_or_default(),
+            seed: self.ctx.seed.wrapping_add((self.order as u64) << 32),
+            attributes: attributes.collect(),
+        };
+        let failed = |source| ScenarioError::Work { cgroup: cgroup.into(), source };
+        let origin = config.cgroup.clone();
+        let handle = WorkloadHandle::spawn(config).map_err(failed)?;
+        if !cgroup.is_empty() {
+            for pid in handle.pids() {
+                self.ctx.cgroups.move_process(cgroup, pid)?;
+            }
+        }
+        let first = |own: &Vec<u32>| within(restricted.as_deref(), own);
+        self.workers.push(Running {
+            allowed: affinity.iter().map(first).collect(),
+            handle,
+            origin,
+            cgroup: cgroup.into(),
+            layer,
+            order: self.order,
+            started: None,
+            affinity,
+            frozen: (Duration::ZERO, Duration::ZERO),
+        });
+        self.order += 1;
+        Ok(())
+    }
+
+    fn choose(
+        &mut self,
+        cgroup: &str,
+        work: &WorkSpec,
+        allowed: &[u32],
+        worker: usize,
+    ) -> Result<Vec<u32>, ScenarioError> {
+        let node = work.numa_node.and_then(|node| self.ctx.topo.nodes().get(node as usize));
+        let pool: Vec<u32> = match node {
+            Some(node) => allowed.iter().copied().filter(|cpu| node.contains(cpu)).collect(),
+            None => allowed.to_vec(),
+        };
+        let intent = match (&work.affinity, work.numa_node) {
+            (None | Some(AffinityIntent::Inherit), Some(_)) => &AffinityIntent::exact(pool.iter().copied()),
+            (None, None) => &AffinityIntent::Inherit,
+            (Some(intent), _) => intent,
+        };
+        intent
+            .resolve(&self.ctx.topo, &pool, worker, &mut self.random)
+            .map_err(|source| ScenarioError::Affinity { cgroup: cgroup.into(), source })
+    }
+
+    fn check_memory(&self, cgroup: &str, work: &WorkSpec, allowed: &[u32]) -> Result<(), ScenarioError> {
+        use crate::attributes::{MemPolicyError, MpolFlags};
+        let Some(policy) = &work.mem_policy else { return Ok(()) };
+        let flags = work.mpol_flags.unwrap_or_default();
+        if flags.contains(MpolFlags::STATIC_NODES) || flags.contains(MpolFlags::RELATIVE_NODES) {
+            return Ok(());
+        }
+        let reach = self.ctx.topo.nodes_of(allowed);
+        match policy.nodes().into_iter().find(|node| !reach.contains(node)) {
+            None => Ok(()),
+            Some(node) => {
+                let (policy, allowed) = (policy.clone(), cpu_list(&reach));
+                let source = MemPolicyError::Unreachable { policy, node, cgroup: cgroup.into(), allowed };
+                Err(ScenarioError::MemPolicy { cgroup: cgroup.into(), source })
+            }
+        }
+    }
+
+    fn live(&self, name: &str) -> Option<&Live> {
+        self.cgroups.iter().find(|live| live.name == name)
+    }
+
+    fn live_mut(&mut self, name: &str) -> Option<&mut Live> {
+        self.cgroups.iter_mut().find(|live| live.name == name)
+    }
+
+    /// The CPUs a cgroup is restricted to by itself or by one above it, as far as they are in service.
+    fn restriction(&self, cgroup: &str) -> Option<Vec<u32>> {
+        let mut name = cgroup;
+        loop {
+            let own = self.live(name).map(|live| live.cpus.as_slice()).unwrap_or_default();
+            let in_service: Vec<u32> =
+                own.iter().copied().filter(|cpu| !self.offline.contains(cpu)).collect();
+            if !in_service.is_empty() {
+                return Some(own.to_vec());
+            }
+            // With none of them in service the kernel takes those of the cgroup above.
+            name = name.rsplit_once('/')?.0;
+        }
+    }
+
+    /// The CPUs a cgroup may use.
+    fn allowed(&self, cgroup: &str) -> Vec<u32> {
+        let all = self.restriction(cgroup).unwrap_or_else(|| self.ctx.topo.all_cpus().to_vec());
+        all.into_iter().filter(|cpu| !self.offline.contains(cpu)).collect()
+    }
+
+    fn resolve(&self, cgroup: &str, spec: &super::CpusetSpec) -> Result<Vec<u32>, ScenarioError> {
+        let failed = |source| ScenarioError::Cpuset { cgroup: cgroup.to_owned(), source };
+        self.ctx.cpuset_cpus(spec).map_err(failed)
+    }
+
+    fn set_cpuset(&mut self, cgroup: &str, cpus: Vec<u32>) -> Result<(), ScenarioError> {
+        let had = self.live(cgroup).is_some_and(|live| !live.cpus.is_empty());
+        if cpus.is_empty() && !had {
+            return Ok(());
+        }
+        self.ctx.cgroups.enable_for(cgroup, &["cpuset"])?;
+        if let Some(live) = self.live_mut(cgroup) {
+            live.cpus.clone_from(&cpus);
+        }
+        // Before the kernel moves anyone, so that no worker is blamed for where it is put.
+        self.widen();
+        Ok(self.ctx.cgroups.set_cpuset(cgroup, &cpus)?)
+    }
+
+    /// Adds what each worker is allowed now to what it was allowed before.
+    fn widen(&mut self) {
+        let restrictions: Vec<_> =
+            self.workers.iter().map(|worker| self.restriction(&worker.cgroup)).collect();
+        for (worker, restricted) in self.workers.iter_mut().zip(restrictions) {
+            for (allowed, own) in worker.allowed.iter_mut().zip(&worker.affinity) {
+                *allowed = match (allowed.take(), within(restricted.as_deref(), own)) {
+                    (Some(mut before), Some(now)) => {
+                        before.extend(now);
+                        Some(before)
+                    }
+                    _ => None,
+                };
+            }
+        }
+    }
+
+    fn set_affinity(&mut self, cgroup: &str, intent: &AffinityIntent) -> Result<(), ScenarioError> {
+        let allowed = self.allowed(cgroup);
+        let failed = |source| ScenarioError::Work { cgroup: cgroup.into(), source };
+        let inside = self.workers.iter_mut().filter(|worker| worker.cgroup == cgroup);
+        let mut number = 0;
+        for worker in inside {
+            for index in 0..worker.affinity.len() {
+                let cpus = intent
+                    .resolve(&self.ctx.topo, &allowed, number, &mut self.random)
+                    .map_err(|source| ScenarioError::Affinity { cgroup: cgroup.into(), source })?;
+                let asked = if cpus.is_empty() { self.ctx.topo.all_cpus() } else { &cpus };
+                worker.handle.set_affinity(index, asked).map_err(failed)?;
+                worker.affinity[index] = cpus;
+                number += 1;
+            }
+        }
+        self.widen();
+        Ok(())
+    }
+
+    fn move_all(&mut self, from: &str, to: &str) -> Result<u32, ScenarioError> {
+        let layer = self.live(to).map_or(Layer::Step, |live| live.layer);
+        for worker in self.workers.iter_mut().filter(|worker| worker.cgroup == from) {
+            worker.cgroup = to.into();
+            // Workers of a step that move into the backdrop still end with the step.
+            if layer == Layer::Step {
+                worker.layer = layer;
+            }
+        }
+        self.widen();
+        Ok(self.ctx.cgroups.move_all(from, to)?)
+    }
+
+    fn unfreeze(&mut self, cgroup: &str) -> Result<(), ScenarioError> {
+        self.ctx.cgroups.freeze(cgroup, false)?;
+        let Some(since) = self.live_mut(cgroup).and_then(|live| live.frozen_since.take()) else {
+            return Ok(());
+        };
+        let time = since.elapsed();
+        let below = format!("{cgroup}/");
+        for worker in &mut self.workers {
+            if worker.cgroup == cgroup || worker.cgroup.starts_with(&below) {
+                worker.frozen = (worker.frozen.0 + time, worker.frozen.1.max(time));
+            }
+        }
+        Ok(())
+    }
+
+    fn take_program(
+        &mut self,
+        name: &str,
+        place: &str,
+    ) -> Result<super::payload::PayloadHandle, ScenarioError> {
+        let at = self.programs.iter().position(|program| program.handle.name() == name);
+        at.map(|at| self.programs.remove(at).handle).ok_or_else(|| ScenarioError::Impossible {
+            place: place.into(),
+            reason: format!("payload `{name}` does not run any more"),
+        })
+    }
+
+    /// Has PID 1 do something with the scheduler.
+    fn ask(&mut self, request: SchedulerRequest, place: &str) -> Result<String, ScenarioError> {
+        let what = request.to_string();
+        match self.ctx.reporter.ask(request)? {
+            Ok(()) => Ok(what),
+            Err(reason) => Err(ScenarioError::Scheduler { place: place.into(), reason }),
+        }
+    }
+}
+
+/// What a worker is allowed by its cgroup and by itself; `None` is everything.
+fn within(restricted: Option<&[u32]>, own: &[u32]) -> Option<BTreeSet<u32>> {
+    let own_set = || own.iter().copied().collect::<BTreeSet<u32>>();
+    match (restricted, own.is_empty()) {
+        (None, true) => None,
+        (None, false) => Some(own_set()),
+        (Some(cpus), true) => Some(cpus.iter().copied().collect()),
+        (Some(cpus), false) => {
+            let both: BTreeSet<u32> = own.iter().copied().filter(|cpu| cpus.contains(cpu)).collect();
+            // With nothing in common the kernel takes the cgroup's.
+            Some(if both.is_empty() { cpus.iter().copied().collect() } else { both })
+        }
+    }
+}
+
+fn name_of(placement: &Placement) -> Option<&str> {
+    match placement {
+        Placement::RunnerCgroup => None,
+        Placement::Cgroup(name) => Some(name),
+    }
+}
+
+/// Takes a CPU out of service or puts it back.
+pub(super) fn set_online(cpu: u32, online: bool, place: &str) -> Result<(), ScenarioError> {
+    let file = PathBuf::from(format!("/sys/devices/system/cpu/cpu{cpu}/online"));
+    put(&file, if online { "1" } else { "0" }, place)
+}
+
+fn put(file: &Path, text: &str, place: &str) -> Result<(), ScenarioError> {
+    fs::write(file, text).map_err(|source| ScenarioError::File {
+        place: place.into(),
+        path: file.display().to_string(),
+        source,
+    })
+}
+
+fn irq_number(irq: &Irq, place: &str) -> Result<u32, ScenarioError> {
+    let label = match irq {
+        Irq::Number(number) => return Ok(*number),
+        Irq::Label(label) => label,
+    };
+    let table = fs::read_to_string("/proc/interrupts").unwrap_or_default();
+    let number = table
+        .lines()
+        .filter(|line| line.contains(label.as_str()))
+        .find_map(|line| line.split_once(':').and_then(|(number, _)| number.trim().parse().ok()));
+    number.ok_or_else(|| ScenarioError::Impossible {
+        place: place.into(),
+        reason: format!("no numbered line of /proc/interrupts has `{label}` in it"),
+    })
+}

@@ -1,0 +1,372 @@
+//! Carries a scenario out.
+//!
+//! ```text
+//! backdrop cgroups, operations, programs ─▶ for each step: operations, its cgroups, hold, its end ─▶ end
+//! ```
+//!
+//! Within one layer all workers are forked and placed before any of them starts. What is created is
+//! owned by the [`Engine`]; dropping it ends workers and programs, removes cgroups in reverse order and
+//! puts CPUs back into service, however the scenario ended.
+
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
+
+use ktstr_proto::{
+    guest,
+    stats::{PayloadMetrics, PhaseBucket},
+    verdict::{Assert, AssertResult},
+};
+
+use super::{
+    Backdrop, CgroupDef, Ctx, HoldSpec, Op, Payload, Random, ScenarioError, Step,
+    names::{self, Layer},
+    payload::PayloadHandle,
+    phases::Phases,
+    step::holds,
+};
+use crate::{
+    check::{self, Group},
+    work::{WorkError, WorkloadHandle},
+};
+
+/// A step whose cgroups are known.
+pub(super) struct PlannedStep {
+    pub defs: Vec<CgroupDef>,
+    pub ops: Vec<Op>,
+    pub hold: HoldSpec,
+    pub time: Duration,
+}
+
+/// A scenario with everything resolved that depends on the machine.
+pub(super) struct Plan {
+    pub backdrop: Vec<CgroupDef>,
+    pub backdrop_ops: Vec<Op>,
+    pub steps: Vec<PlannedStep>,
+}
+
+impl Plan {
+    pub fn new(ctx: &Ctx, backdrop: Backdrop, steps: Vec<Step>) -> Result<Self, ScenarioError> {
+        if steps.is_empty() {
+            return Err(ScenarioError::NoSteps);
+        }
+        let times = holds(&steps, ctx.duration);
+        for (number, (step, time)) in steps.iter().zip(&times).enumerate() {
+            if matches!(step.hold, HoldSpec::Loop { .. }) && time.is_zero() {
+                let reason = format!("the other steps leave nothing of the {:?} for its loop", ctx.duration);
+                return Err(ScenarioError::Impossible { place: format!("step {number}"), reason });
+            }
+        }
+        let steps = steps.into_iter().zip(times).map(|(step, time)| PlannedStep {
+            defs: step.setup.resolve(ctx),
+            ops: step.ops,
+            hold: step.hold,
+            time,
+        });
+        let mut backdrop_ops = backdrop.ops;
+        backdrop_ops.extend(backdrop.payloads.iter().map(Op::run_payload));
+        Ok(Self { backdrop: backdrop.cgroups, backdrop_ops, steps: steps.collect() })
+    }
+}
+
+/// A cgroup that exists.
+pub(super) struct Live {
+    pub name: String,
+    pub layer: Layer,
+    /// CPUs it is restricted to by itself; empty is not at all.
+    pub cpus: Vec<u32>,
+    pub frozen_since: Option<Instant>,
+}
+
+/// Workers that run, all of one group.
+pub(super) struct Running {
+    pub handle: WorkloadHandle,
+    /// Where they were started; reports go by this name.
+    pub origin: String,
+    /// Where they are.
+    pub cgroup: String,
+    pub layer: Layer,
+    pub order: usize,
+    pub started: Option<Instant>,
+    /// CPUs each was allowed at any time; `None` is all.
+    pub allowed: Vec<Option<BTreeSet<u32>>>,
+    /// CPUs each is restricted to by itself; empty is not at all.
+    pub affinity: Vec<Vec<u32>>,
+    /// Time frozen: in all, and at a stretch.
+    pub frozen: (Duration, Duration),
+}
+
+/// A program that runs.
+pub(super) struct Program {
+    pub handle: PayloadHandle,
+    pub layer: Layer,
+}
+
+/// Everything that is under way.
+pub(super) struct Engine<'a> {
+    pub ctx: &'a Ctx,
+    pub random: Random,
+    pub cgroups: Vec<Live>,
+    pub workers: Vec<Running>,
+    pub programs: Vec<Program>,
+    pub offline: BTreeSet<u32>,
+    pub phases: Phases,
+    /// Workers that were ever started.
+    pub order: usize,
+    done: Vec<(usize, Group)>,
+    found: AssertResult,
+    measured: Vec<PayloadMetrics>,
+}
+
+/// Carries a scenario out and judges it.
+pub(super) fn run(
+    ctx: &Ctx,
+    backdrop: Backdrop,
+    steps: Vec<Step>,
+    assert: &Assert,
+) -> Result<AssertResult, ScenarioError> {
+    let plan = Plan::new(ctx, backdrop, steps)?;
+    names::check(ctx, &plan)?;
+    let mut engine = Engine {
+        ctx,
+        random: Random::new(ctx.seed),
+        cgroups: Vec::new(),
+        workers: Vec::new(),
+        programs: Vec::new(),
+        offline: BTreeSet::new(),
+        phases: Phases::begin(),
+        order: 0,
+        done: Vec::new(),
+        found: AssertResult::pass(),
+        measured: Vec::new(),
+    };
+    engine.carry_out(&plan)?;
+    engine.conclude(assert)
+}
+
+impl Engine<'_> {
+    fn carry_out(&mut self, plan: &Plan) -> Result<(), ScenarioError> {
+        self.ctx.enter_step(0);
+        self.populate(&plan.backdrop, Layer::Backdrop)?;
+        self.ctx.phase(guest::Phase::ScenarioStarted)?;
+        for op in &plan.backdrop_ops {
+            self.apply(op, Layer::Backdrop, "the backdrop")?;
+        }
+        for (number, step) in plan.steps.iter().enumerate() {
+            self.step(number, step)?;
+        }
+        self.stop_workers(|_| true);
+        self.ctx.phase(guest::Phase::ScenarioEnded)?;
+        Ok(())
+    }
+
+    fn step(&mut self, number: usize, step: &PlannedStep) -> Result<(), ScenarioError> {
+        self.enter(number as u32 + 1, format!("Step[{number}]"));
+        let place = |at: usize, op: &Op| format!("step {number}, operation {at} ({:?})", op.kind());
+        let looping = match step.hold {
+            HoldSpec::Loop { interval } => Some(interval),
+            HoldSpec::Frac(_) | HoldSpec::Fixed(_) => None,
+        };
+        if looping.is_none() {
+            for (at, op) in step.ops.iter().enumerate() {
+                self.apply(op, Layer::Step, &place(at, op))?;
+            }
+        }
+        self.populate(&step.defs, Layer::Step)?;
+        self.note(format!(
+            "step {number} holds for {} ms ({} cgroups, {} workers)",
+            step.time.as_millis(),
+            self.cgroups.len(),
+            self.workers.iter().map(|w| w.handle.pids().len()).sum::<usize>()
+        ))?;
+        let begun = Instant::now();
+        if let Some(interval) = looping {
+            let mut round = 1;
+            while begun.elapsed() < step.time {
+                for (at, op) in step.ops.iter().enumerate() {
+                    self.apply(op, Layer::Step, &place(at, op))?;
+                }
+                sleep_until(begun + (interval * round).min(step.time));
+                round += 1;
+            }
+        }
+        sleep_until(begun + step.time);
+        self.end_layer()
+    }
+
+    fn enter(&mut self, index: u32, label: String) {
+        self.ctx.enter_step(index);
+        let Self { phases, workers, .. } = self;
+        phases.next(index, label, workers);
+    }
+
+    /// Ends what began with the step.
+    fn end_layer(&mut self) -> Result<(), ScenarioError> {
+        self.stop_workers(|worker| worker.layer == Layer::Step);
+        let (over, kept): (Vec<_>, Vec<_>) =
+            self.programs.drain(..).partition(|program| program.layer == Layer::Step);
+        self.programs = kept;
+        for program in over {
+            let ended = program.handle.stop();
+            self.keep(ended)?;
+        }
+        while let Some(at) = self.cgroups.iter().rposition(|cgroup| cgroup.layer == Layer::Step) {
+            let cgroup = self.cgroups.remove(at);
+            self.ctx.cgroups.remove(&cgroup.name)?;
+        }
+        Ok(())
+    }
+
+    /// Creates cgroups with their workers and programs; workers start when all are in place.
+    pub fn populate(&mut self, defs: &[CgroupDef], layer: Layer) -> Result<(), ScenarioError> {
+        for def in defs {
+            self.create(def, layer)?;
+        }
+        self.start()?;
+        for def in defs {
+            for payload in &def.workloads {
+                self.run_program(*payload, &[], Some(&def.name), layer)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Lets the workers go that were forked and placed.
+    pub fn start(&mut self) -> Result<(), ScenarioError> {
+        for worker in self.workers.iter_mut().filter(|worker| worker.started.is_none()) {
+            let failed = |source: WorkError| ScenarioError::Work { cgroup: worker.origin.clone(), source };
+            worker.handle.await_ready().map_err(failed)?;
+        }
+        for worker in self.workers.iter_mut().filter(|worker| worker.started.is_none()) {
+            let failed = |source: WorkError| ScenarioError::Work { cgroup: worker.origin.clone(), source };
+            worker.handle.start().map_err(failed)?;
+            worker.started = Some(Instant::now());
+        }
+        Ok(())
+    }
+
+    pub fn run_program(
+        &mut self,
+        payload: Payload,
+        args: &[String],
+        cgroup: Option<&str>,
+        layer: Layer,
+    ) -> Result<(), ScenarioError> {
+        let handle = PayloadHandle::spawn(self.ctx, payload, args, cgroup)?;
+        self.programs.push(Program { handle, layer });
+        Ok(())
+    }
+
+    /// Takes over what a program came to.
+    pub fn keep(
+        &mut self,
+        ended: Result<(AssertResult, PayloadMetrics), super::PayloadError>,
+    ) -> Result<(), ScenarioError> {
+        let (result, metrics) = ended?;
+        self.found.merge(result);
+        self.measured.push(metrics);
+        Ok(())
+    }
+
+    /// Stops those workers and keeps their figures.
+    pub fn stop_workers(&mut self, which: impl Fn(&Running) -> bool) {
+        let (mut over, kept): (Vec<_>, Vec<_>) = self.workers.drain(..).partition(which);
+        self.workers = kept;
+        let mut lived = Vec::new();
+        for worker in &mut over {
+            self.thaw(worker);
+            worker.handle.request_stop();
+            lived.push(worker.started.map_or(Duration::ZERO, |started| started.elapsed()));
+        }
+        for (worker, lived) in over.into_iter().zip(lived) {
+            let Running { handle, allowed, frozen, origin, order, affinity, .. } = worker;
+            let mut reports = handle.stop_and_collect();
+            self.phases.finish(&origin, order, &reports);
+            for (index, report) in reports.iter_mut().enumerate() {
+                report.cpus_allowed = match allowed.get(index) {
+                    Some(Some(cpus)) => cpus.iter().copied().collect(),
+                    _ => affinity.get(index).cloned().unwrap_or_default(),
+                };
+                // What was frozen on purpose is nobody's fault.
+                report.max_gap_ns = report.max_gap_ns.saturating_sub(frozen.1.as_nanos() as u64);
+                report.voluntary_off_cpu_ns += frozen.0.as_nanos() as u64;
+            }
+            self.done.push((order, Group { reports, lived: Some(lived) }));
+        }
+    }
+
+    /// A frozen worker cannot stop.
+    fn thaw(&self, worker: &mut Running) {
+        let mut thawed = None;
+        for cgroup in &self.cgroups {
+            let holds =
+                worker.cgroup == cgroup.name || worker.cgroup.starts_with(&format!("{}/", cgroup.name));
+            if holds && let Some(since) = cgroup.frozen_since {
+                // Should it fail, the worker is found not to stop, which says the same.
+                let _ = self.ctx.cgroups.freeze(&cgroup.name, false);
+                thawed = Some(since.elapsed());
+            }
+        }
+        if let Some(time) = thawed {
+            worker.frozen = (worker.frozen.0 + time, worker.frozen.1.max(time));
+        }
+    }
+
+    /// Iterations of all workers so far, those that are gone included.
+    fn iterations(&self) -> u64 {
+        let gone: u64 = self.done.iter().flat_map(|(_, group)| &group.reports).map(|r| r.iterations).sum();
+        gone + self.workers.iter().map(|worker| worker.handle.iterations()).sum::<u64>()
+    }
+
+    /// Puts a line into the timeline.
+    pub fn note(&mut self, what: String) -> Result<(), ScenarioError> {
+        Ok(self.ctx.stimulus(what, self.iterations())?)
+    }
+
+    fn conclude(mut self, assert: &Assert) -> Result<AssertResult, ScenarioError> {
+        for program in std::mem::take(&mut self.programs) {
+            let ended = program.handle.stop();
+            self.keep(ended)?;
+        }
+        let phases: Vec<PhaseBucket> = std::mem::replace(&mut self.phases, Phases::begin()).into_buckets();
+        let workers = self.done.iter().map(|(_, group)| group.reports.len()).sum::<usize>();
+        self.note(format!("{workers} workers stopped"))?;
+        self.done.sort_by_key(|(order, _)| *order);
+        let groups = std::mem::take(&mut self.done).into_iter().map(|(_, group)| group).collect();
+        let mut result = check::judge_groups(assert, groups);
+        result.merge(std::mem::replace(&mut self.found, AssertResult::pass()));
+        result.stats.phases = phases;
+        result.stats.payloads = std::mem::take(&mut self.measured);
+        self.remove_all()?;
+        Ok(result)
+    }
+
+    /// Removes all cgroups, the last first, and puts CPUs back; the first failure after all were tried.
+    fn remove_all(&mut self) -> Result<(), ScenarioError> {
+        let mut first = Ok(());
+        self.workers.clear();
+        self.programs.clear();
+        while let Some(cgroup) = self.cgroups.pop() {
+            if cgroup.frozen_since.is_some() {
+                first = first.and(self.ctx.cgroups.freeze(&cgroup.name, false).map_err(Into::into));
+            }
+            first = first.and(self.ctx.cgroups.remove(&cgroup.name).map_err(Into::into));
+        }
+        for cpu in std::mem::take(&mut self.offline) {
+            first = first.and(super::apply::set_online(cpu, true, "the end of the scenario"));
+        }
+        first
+    }
+}
+
+impl Drop for Engine<'_> {
+    fn drop(&mut self) {
+        // A failure here follows another one that is being reported.
+        let _ = self.remove_all();
+    }
+}
+
+fn sleep_until(until: Instant) {
+    std::thread::sleep(until.saturating_duration_since(Instant::now()));
+}

@@ -1,0 +1,305 @@
+//! Goes through a scenario before anything is created and refuses what cannot work: names that are not
+//! there at that point, names used twice, cgroups that still hold others, CPUs that cannot go offline.
+
+use std::collections::BTreeMap;
+
+use super::{CgroupDef, Ctx, HoldSpec, Op, ScenarioError, engine::Plan, nearest, op::Placement};
+
+/// Where a name lives.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Layer {
+    /// Through the whole scenario.
+    Backdrop,
+    /// Until the end of the step.
+    Step,
+}
+
+/// What is there at one point of the scenario.
+#[derive(Default)]
+struct Names {
+    cgroups: BTreeMap<String, Layer>,
+    /// Names of running programs; a program may be running several times.
+    payloads: BTreeMap<String, Layer>,
+}
+
+/// Refuses a scenario that cannot work.
+pub(super) fn check(ctx: &Ctx, plan: &Plan) -> Result<(), ScenarioError> {
+    let mut names = Names::default();
+    for def in &plan.backdrop {
+        names.create(ctx, "the backdrop", def, Layer::Backdrop)?;
+    }
+    for op in &plan.backdrop_ops {
+        names.apply(ctx, "the backdrop", op, Layer::Backdrop)?;
+    }
+    for (number, step) in plan.steps.iter().enumerate() {
+        let looping = matches!(step.hold, HoldSpec::Loop { .. });
+        let setup = |names: &mut Names| {
+            let place = format!("step {number}");
+            step.defs.iter().try_for_each(|def| names.create(ctx, &place, def, Layer::Step))
+        };
+        if looping {
+            setup(&mut names)?;
+        }
+        // A second round finds what the first one left.
+        for round in 0..if looping { 2 } else { 1 } {
+            for (at, op) in step.ops.iter().enumerate() {
+                let again = if round > 0 { " when repeated" } else { "" };
+                let place = format!("step {number}, operation {at} ({:?}){again}", op.kind());
+                names.apply(ctx, &place, op, Layer::Step)?;
+            }
+        }
+        if !looping {
+            setup(&mut names)?;
+        }
+        names.cgroups.retain(|_, layer| *layer == Layer::Backdrop);
+        names.payloads.retain(|_, layer| *layer == Layer::Backdrop);
+    }
+    Ok(())
+}
+
+impl Names {
+    fn create(&mut self, ctx: &Ctx, place: &str, def: &CgroupDef, layer: Layer) -> Result<(), ScenarioError> {
+        let name = &def.name;
+        crate::cgroup::check_name(name)?;
+        if let Some((outer, _)) = name.rsplit_once('/') {
+            self.cgroup(place, outer)?;
+        }
+        if self.cgroups.insert(name.clone(), layer).is_some() {
+            return Err(exists(place, "cgroup", name));
+        }
+        if let Some(spec) = &def.cpuset {
+            cpuset(ctx, name, spec)?;
+        }
+        def.limits.check().map_err(|source| ScenarioError::Limit { cgroup: name.clone(), source })?;
+        for work in def.groups() {
+            check_work(ctx, name, &work)?;
+        }
+        for payload in &def.workloads {
+            self.payloads.insert(payload.name.into(), layer);
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, ctx: &Ctx, place: &str, op: &Op, layer: Layer) -> Result<(), ScenarioError> {
+        match op {
+            Op::AddCgroup { name } => self.create(ctx, place, &CgroupDef::empty(name), layer),
+            Op::AddCgroupDef { def } => self.create(ctx, place, def, layer),
+            Op::RemoveCgroup { cgroup } => {
+                self.cgroup(place, cgroup)?;
+                let below = format!("{cgroup}/");
+                if let Some(inner) = self.cgroups.keys().find(|name| name.starts_with(&below)) {
+                    let reason = format!("`{cgroup}` still holds `{inner}`, which must be removed first");
+                    return Err(ScenarioError::Impossible { place: place.into(), reason });
+                }
+                self.cgroups.remove(cgroup);
+                Ok(())
+            }
+            Op::SetCpuset { cgroup, cpus } => {
+                self.cgroup(place, cgroup)?;
+                cpuset(ctx, cgroup, cpus)
+            }
+            Op::SetLimits { cgroup, limits } => {
+                self.cgroup(place, cgroup)?;
+                limits.check().map_err(|source| ScenarioError::Limit { cgroup: cgroup.clone(), source })
+            }
+            Op::StopCgroup { cgroup }
+            | Op::ClearCpuset { cgroup }
+            | Op::SetAffinity { cgroup, .. }
+            | Op::FreezeCgroup { cgroup }
+            | Op::UnfreezeCgroup { cgroup }
+            | Op::CaptureCgroupProcs { cgroup, .. } => self.cgroup(place, cgroup).map(drop),
+            Op::SwapCpusets { a, b } => {
+                self.cgroup(place, a)?;
+                self.cgroup(place, b).map(drop)
+            }
+            Op::Spawn { placement, work } => {
+                let cgroup = self.placement(place, placement)?;
+                check_work(ctx, cgroup, work)
+            }
+            Op::MoveAllTasks { from, to } => {
+                let (source, target) = (self.cgroup(place, from)?, self.cgroup(place, to)?);
+                if source == Layer::Backdrop && target == Layer::Step {
+                    let reason = format!(
+                        "workers of `{from}` outlive the step, `{to}` does not: make `{to}` part of the backdrop"
+                    );
+                    return Err(ScenarioError::Impossible { place: place.into(), reason });
+                }
+                Ok(())
+            }
+            Op::OfflineCpu { cpu } | Op::OnlineCpu { cpu } => check_cpu(ctx, place, *cpu),
+            Op::SteerIrq { cpu, .. } if *cpu < 1 => Ok(()),
+            Op::SteerIrq { cpu, .. } => check_cpu(ctx, place, *cpu),
+            Op::RunPayload { payload, placement, .. } => {
+                self.placement(place, placement)?;
+                self.payloads.insert(payload.name.into(), layer);
+                Ok(())
+            }
+            Op::WaitPayload { name } | Op::KillPayload { name } => self
+                .payloads
+                .remove(name)
+                .map(drop)
+                .ok_or_else(|| unknown(place, "payload", name, self.payloads.keys().map(String::as_str))),
+            Op::ReplaceScheduler { name } => {
+                let known = ctx.staged_schedulers.iter().map(String::as_str);
+                match ctx.staged_schedulers.contains(name) {
+                    true => Ok(()),
+                    false => Err(unknown(place, "staged scheduler", name, known)),
+                }
+            }
+            Op::AttachScheduler | Op::DetachScheduler | Op::RestartScheduler => match &ctx.scheduler {
+                Some(_) => Ok(()),
+                None => Err(ScenarioError::Impossible {
+                    place: place.into(),
+                    reason: "this test has no scheduler of its own: add `scheduler = …`".into(),
+                }),
+            },
+        }
+    }
+
+    fn cgroup(&self, place: &str, name: &str) -> Result<Layer, ScenarioError> {
+        self.cgroups
+            .get(name)
+            .copied()
+            .ok_or_else(|| unknown(place, "cgroup", name, self.cgroups.keys().map(String::as_str)))
+    }
+
+    fn placement<'a>(&self, place: &str, placement: &'a Placement) -> Result<&'a str, ScenarioError> {
+        match placement {
+            Placement::RunnerCgroup => Ok(""),
+            Placement::Cgroup(name) => self.cgroup(place, name).map(|_| name.as_str()),
+        }
+    }
+}
+
+fn unknown<'a>(
+    place: &str,
+    what: &'static str,
+    name: &str,
+    known: impl Iterator<Item = &'a str>,
+) -> ScenarioError {
+    let known: Vec<&str> = known.collect();
+    ScenarioError::Unknown {
+        place: place.into(),
+        what,
+        name: name.into(),
+        near: nearest(name, &known).map(Into::into),
+        known: known.into_iter().map(Into::into).collect(),
+    }
+}
+
+fn exists(place: &str, what: &'static str, name: &str) -> ScenarioError {
+    ScenarioError::Exists { place: place.into(), what, name: name.into() }
+}
+
+fn cpuset(ctx: &Ctx, cgroup: &str, spec: &super::CpusetSpec) -> Result<(), ScenarioError> {
+    ctx.cpuset_cpus(spec).map(drop).map_err(|source| ScenarioError::Cpuset { cgroup: cgroup.into(), source })
+}
+
+fn check_cpu(ctx: &Ctx, place: &str, cpu: u32) -> Result<(), ScenarioError> {
+    let reason = match cpu {
+        0 => "CPU 0 cannot go offline".into(),
+        cpu if !ctx.topo.all_cpus().contains(&cpu) => format!("there is no CPU {cpu} on {}", ctx.topo),
+        _ => return Ok(()),
+    };
+    Err(ScenarioError::Impossible { place: place.into(), reason })
+}
+
+fn check_work(ctx: &Ctx, cgroup: &str, work: &super::WorkSpec) -> Result<(), ScenarioError> {
+    let cgroup = || cgroup.to_owned();
+    if work.workers == Some(0) {
+        return Err(ScenarioError::NoWorkers { cgroup: cgroup() });
+    }
+    if work.workers.is_some() && work.workers_pct.is_some() {
+        return Err(ScenarioError::WorkersTwice { cgroup: cgroup() });
+    }
+    if let Some(policy) = work.sched_policy {
+        policy.checked().map_err(|source| ScenarioError::SchedPolicy { cgroup: cgroup(), source })?;
+    }
+    if let Some(policy) = &work.mem_policy {
+        policy
+            .check(work.mpol_flags.unwrap_or_default(), ctx.topo.num_numa_nodes())
+            .map_err(|source| ScenarioError::MemPolicy { cgroup: cgroup(), source })?;
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::scenario::{Backdrop, CpusetSpec, Payload, Step, WorkSpec};
+
+    fn refusal(backdrop: Backdrop, steps: Vec<Step>) -> String {
+        let mut ctx = Ctx::on_host("t", Duration::from_secs(1), 1).unwrap();
+        ctx.staged_schedulers = vec!["other".into()];
+        match Plan::new(&ctx, backdrop, steps).and_then(|plan| check(&ctx, &plan)) {
+            Ok(()) => "accepted".into(),
+            Err(error) => ktstr_proto::link::chain(&error),
+        }
+    }
+
+    fn one(op: Op) -> String {
+        let backdrop = Backdrop::from_cgroups(vec![CgroupDef::named("cg_0"), CgroupDef::named("heavy")]);
+        refusal(backdrop, vec![Step::with_op(op, HoldSpec::FULL)])
+    }
+
+    #[test]
+    fn a_mistyped_name_is_an_error_with_the_nearest_known_one() {
+        let text = one(Op::stop_cgroup("haevy"));
+        assert_eq!(
+            text,
+            "step 0, operation 0 (StopCgroup) names cgroup `haevy`, which is not there then; did you mean `heavy`?"
+        );
+        assert!(one(Op::remove_cgroup("zzzzzz")).ends_with("known are: cg_0, heavy"));
+        assert!(one(Op::kill_payload("fio")).contains("names payload `fio`"));
+        assert!(one(Op::replace_scheduler("othr")).contains("did you mean `other`?"));
+        assert_eq!(one(Op::move_all_tasks("cg_0", "heavy")), "accepted");
+    }
+
+    #[test]
+    fn names_live_as_long_as_their_layer() {
+        let add = Step::with_op(Op::add_cgroup("late"), HoldSpec::FULL);
+        let stop = Step::with_op(Op::stop_cgroup("late"), HoldSpec::FULL);
+        assert!(refusal(Backdrop::new(), vec![add.clone(), stop.clone()]).contains("step 1, operation 0"));
+        let kept = Backdrop::new().push_op(Op::add_cgroup("late"));
+        assert_eq!(refusal(kept, vec![stop]), "accepted");
+        let again = add.set_hold(HoldSpec::loop_at(Duration::from_millis(10)));
+        assert!(refusal(Backdrop::new(), vec![again]).contains("when repeated creates cgroup `late`"));
+    }
+
+    #[test]
+    fn what_cannot_work_says_why() {
+        assert!(one(Op::add_cgroup("cg_0")).contains("creates cgroup `cg_0`, which is there already"));
+        let full = Step::hold(HoldSpec::FULL);
+        let none_left =
+            refusal(Backdrop::new(), vec![full, Step::hold(HoldSpec::loop_at(Duration::from_millis(1)))]);
+        assert!(none_left.contains("step 1: the other steps leave nothing"), "{none_left}");
+        assert!(one(Op::add_cgroup("cg_9/inner")).contains("names cgroup `cg_9`"));
+        assert!(one(Op::offline_cpu(0)).contains("CPU 0 cannot go offline"));
+        assert!(one(Op::offline_cpu(499)).contains("there is no CPU 499"));
+        assert!(one(Op::AttachScheduler).contains("no scheduler of its own"));
+        assert!(one(Op::set_cpuset("cg_0", CpusetSpec::Llc(400))).contains("names LLC 400"));
+        let policy = WorkSpec::default().sched_policy(crate::attributes::SchedPolicy::Fifo(0));
+        assert!(one(Op::spawn_workers("cg_0", policy)).contains("priorities go from 1 to 99"));
+        let nested = Step::new(
+            vec![Op::add_cgroup("a"), Op::add_cgroup("a/b"), Op::remove_cgroup("a")],
+            HoldSpec::FULL,
+        );
+        assert!(refusal(Backdrop::new(), vec![nested]).contains("still holds `a/b`"));
+        let stranded = Step::new(vec![Op::add_cgroup("s"), Op::move_all_tasks("k", "s")], HoldSpec::FULL);
+        let kept = Backdrop::from_cgroups(vec![CgroupDef::named("k")]);
+        assert!(refusal(kept, vec![stranded]).contains("outlive the step"));
+        let twice = CgroupDef::named("w").workers(1).workers_pct(1.0);
+        assert!(
+            refusal(Backdrop::from_cgroups(vec![twice]), vec![Step::hold(HoldSpec::FULL)]).contains("both")
+        );
+    }
+
+    #[test]
+    fn a_payload_runs_until_it_is_waited_for() {
+        let payload = Payload::binary("fio", "fio");
+        let ops = vec![Op::run_payload(&payload), Op::wait_payload("fio")];
+        assert_eq!(refusal(Backdrop::new(), vec![Step::new(ops, HoldSpec::FULL)]), "accepted");
+    }
+}

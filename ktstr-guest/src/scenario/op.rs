@@ -1,0 +1,327 @@
+//! Single operations of a scenario.
+
+use super::{AffinityIntent, CgroupDef, CpusetSpec, Payload, WorkSpec};
+use crate::cgroup::Limits;
+
+/// Where workers or a program are put.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Placement {
+    /// The cgroup of the test itself, outside of all workload cgroups.
+    RunnerCgroup,
+    /// A workload cgroup.
+    Cgroup(String),
+}
+
+/// Which interrupt.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Irq {
+    /// By number.
+    Number(u32),
+    /// By a part of its line in `/proc/interrupts`.
+    Label(String),
+}
+
+/// One operation. Names are looked up when the scenario begins: one that is not there at that point of
+/// the scenario is an error, with the nearest known name.
+#[derive(Debug, Clone, PartialEq)]
+pub enum Op {
+    /// Creates a cgroup without workers.
+    AddCgroup {
+        /// Its name.
+        name: String,
+    },
+    /// Creates a cgroup with its workers.
+    AddCgroupDef {
+        /// The cgroup.
+        def: CgroupDef,
+    },
+    /// Ends the workers of a cgroup and removes it.
+    RemoveCgroup {
+        /// Its name.
+        cgroup: String,
+    },
+    /// Ends the workers of a cgroup.
+    StopCgroup {
+        /// Its name.
+        cgroup: String,
+    },
+    /// Changes the CPUs of a cgroup.
+    SetCpuset {
+        /// Its name.
+        cgroup: String,
+        /// The new CPUs.
+        cpus: CpusetSpec,
+    },
+    /// Gives a cgroup all CPUs again.
+    ClearCpuset {
+        /// Its name.
+        cgroup: String,
+    },
+    /// Exchanges the CPUs of two cgroups.
+    SwapCpusets {
+        /// One.
+        a: String,
+        /// The other.
+        b: String,
+    },
+    /// Changes limits of a cgroup; those not given stay.
+    SetLimits {
+        /// Its name.
+        cgroup: String,
+        /// The new limits.
+        limits: Limits,
+    },
+    /// Starts more workers.
+    Spawn {
+        /// Where.
+        placement: Placement,
+        /// Which.
+        work: WorkSpec,
+    },
+    /// Changes the CPUs of each worker of a cgroup.
+    SetAffinity {
+        /// Its name.
+        cgroup: String,
+        /// The new CPUs.
+        affinity: AffinityIntent,
+    },
+    /// Moves all tasks of one cgroup to another.
+    MoveAllTasks {
+        /// From.
+        from: String,
+        /// To.
+        to: String,
+    },
+    /// Freezes a cgroup; what its workers miss meanwhile is not held against the scheduler.
+    FreezeCgroup {
+        /// Its name.
+        cgroup: String,
+    },
+    /// Thaws a cgroup.
+    UnfreezeCgroup {
+        /// Its name.
+        cgroup: String,
+    },
+    /// Takes a CPU out of service.
+    OfflineCpu {
+        /// Which; not 0.
+        cpu: u32,
+    },
+    /// Puts a CPU into service again.
+    OnlineCpu {
+        /// Which.
+        cpu: u32,
+    },
+    /// Sends an interrupt to one CPU.
+    SteerIrq {
+        /// Which interrupt.
+        irq: Irq,
+        /// To which CPU.
+        cpu: u32,
+    },
+    /// Notes the process ids of a cgroup in the timeline.
+    CaptureCgroupProcs {
+        /// Under which name.
+        tag: String,
+        /// Its name.
+        cgroup: String,
+    },
+    /// Starts a program.
+    RunPayload {
+        /// Which.
+        payload: Payload,
+        /// Arguments after its own.
+        args: Vec<String>,
+        /// Where.
+        placement: Placement,
+    },
+    /// Waits for a program to end.
+    WaitPayload {
+        /// Its name.
+        name: String,
+    },
+    /// Ends a program.
+    KillPayload {
+        /// Its name.
+        name: String,
+    },
+    /// Starts the test's scheduler, which was detached.
+    AttachScheduler,
+    /// Ends the scheduler; the kernel's own takes over.
+    DetachScheduler,
+    /// Ends the scheduler that runs and starts the test's own.
+    RestartScheduler,
+    /// Ends the scheduler that runs and starts another of the test's `staged_schedulers`.
+    ReplaceScheduler {
+        /// Its name.
+        name: String,
+    },
+}
+
+/// An [`Op`] without its particulars, for statistics.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[expect(missing_docs, reason = "each variant is documented at the variant of Op it is named after")]
+pub enum OpKind {
+    AddCgroup,
+    AddCgroupDef,
+    RemoveCgroup,
+    StopCgroup,
+    SetCpuset,
+    ClearCpuset,
+    SwapCpusets,
+    SetLimits,
+    Spawn,
+    SetAffinity,
+    MoveAllTasks,
+    FreezeCgroup,
+    UnfreezeCgroup,
+    OfflineCpu,
+    OnlineCpu,
+    SteerIrq,
+    CaptureCgroupProcs,
+    RunPayload,
+    WaitPayload,
+    KillPayload,
+    AttachScheduler,
+    DetachScheduler,
+    RestartScheduler,
+    ReplaceScheduler,
+}
+
+impl Op {
+    /// Creates a cgroup without workers.
+    pub fn add_cgroup(name: impl Into<String>) -> Self {
+        Self::AddCgroup { name: name.into() }
+    }
+
+    /// Creates a cgroup with its workers.
+    pub fn add_cgroup_def(def: CgroupDef) -> Self {
+        Self::AddCgroupDef { def }
+    }
+
+    /// Ends the workers of a cgroup and removes it.
+    pub fn remove_cgroup(cgroup: impl Into<String>) -> Self {
+        Self::RemoveCgroup { cgroup: cgroup.into() }
+    }
+
+    /// Ends the workers of a cgroup.
+    pub fn stop_cgroup(cgroup: impl Into<String>) -> Self {
+        Self::StopCgroup { cgroup: cgroup.into() }
+    }
+
+    /// Changes the CPUs of a cgroup.
+    pub fn set_cpuset(cgroup: impl Into<String>, cpus: CpusetSpec) -> Self {
+        Self::SetCpuset { cgroup: cgroup.into(), cpus }
+    }
+
+    /// Gives a cgroup all CPUs again.
+    pub fn clear_cpuset(cgroup: impl Into<String>) -> Self {
+        Self::ClearCpuset { cgroup: cgroup.into() }
+    }
+
+    /// Exchanges the CPUs of two cgroups.
+    pub fn swap_cpusets(a: impl Into<String>, b: impl Into<String>) -> Self {
+        Self::SwapCpusets { a: a.into(), b: b.into() }
+    }
+
+    /// Changes limits of a cgroup.
+    pub fn set_limits(cgroup: impl Into<String>, limits: Limits) -> Self {
+        Self::SetLimits { cgroup: cgroup.into(), limits }
+    }
+
+    /// Starts more workers in a cgroup.
+    pub fn spawn_workers(cgroup: impl Into<String>, work: WorkSpec) -> Self {
+        Self::Spawn { placement: Placement::Cgroup(cgroup.into()), work }
+    }
+
+    /// Starts workers outside of all workload cgroups.
+    pub fn spawn_host(work: WorkSpec) -> Self {
+        Self::Spawn { placement: Placement::RunnerCgroup, work }
+    }
+
+    /// Changes the CPUs of each worker of a cgroup.
+    pub fn set_affinity(cgroup: impl Into<String>, affinity: AffinityIntent) -> Self {
+        Self::SetAffinity { cgroup: cgroup.into(), affinity }
+    }
+
+    /// Moves all tasks of one cgroup to another.
+    pub fn move_all_tasks(from: impl Into<String>, to: impl Into<String>) -> Self {
+        Self::MoveAllTasks { from: from.into(), to: to.into() }
+    }
+
+    /// Freezes a cgroup.
+    pub fn freeze_cgroup(cgroup: impl Into<String>) -> Self {
+        Self::FreezeCgroup { cgroup: cgroup.into() }
+    }
+
+    /// Thaws a cgroup.
+    pub fn unfreeze_cgroup(cgroup: impl Into<String>) -> Self {
+        Self::UnfreezeCgroup { cgroup: cgroup.into() }
+    }
+
+    /// Takes a CPU out of service.
+    pub const fn offline_cpu(cpu: u32) -> Self {
+        Self::OfflineCpu { cpu }
+    }
+
+    /// Puts a CPU into service again.
+    pub const fn online_cpu(cpu: u32) -> Self {
+        Self::OnlineCpu { cpu }
+    }
+
+    /// Starts a program outside of all workload cgroups.
+    pub fn run_payload(payload: &Payload) -> Self {
+        Self::RunPayload { payload: *payload, args: Vec::new(), placement: Placement::RunnerCgroup }
+    }
+
+    /// Starts a program in a cgroup.
+    pub fn run_payload_in(payload: &Payload, cgroup: impl Into<String>) -> Self {
+        let placement = Placement::Cgroup(cgroup.into());
+        Self::RunPayload { payload: *payload, args: Vec::new(), placement }
+    }
+
+    /// Waits for a program to end.
+    pub fn wait_payload(name: impl Into<String>) -> Self {
+        Self::WaitPayload { name: name.into() }
+    }
+
+    /// Ends a program.
+    pub fn kill_payload(name: impl Into<String>) -> Self {
+        Self::KillPayload { name: name.into() }
+    }
+
+    /// Ends the scheduler that runs and starts another.
+    pub fn replace_scheduler(name: impl Into<String>) -> Self {
+        Self::ReplaceScheduler { name: name.into() }
+    }
+
+    /// Which operation it is.
+    pub const fn kind(&self) -> OpKind {
+        match self {
+            Self::AddCgroup { .. } => OpKind::AddCgroup,
+            Self::AddCgroupDef { .. } => OpKind::AddCgroupDef,
+            Self::RemoveCgroup { .. } => OpKind::RemoveCgroup,
+            Self::StopCgroup { .. } => OpKind::StopCgroup,
+            Self::SetCpuset { .. } => OpKind::SetCpuset,
+            Self::ClearCpuset { .. } => OpKind::ClearCpuset,
+            Self::SwapCpusets { .. } => OpKind::SwapCpusets,
+            Self::SetLimits { .. } => OpKind::SetLimits,
+            Self::Spawn { .. } => OpKind::Spawn,
+            Self::SetAffinity { .. } => OpKind::SetAffinity,
+            Self::MoveAllTasks { .. } => OpKind::MoveAllTasks,
+            Self::FreezeCgroup { .. } => OpKind::FreezeCgroup,
+            Self::UnfreezeCgroup { .. } => OpKind::UnfreezeCgroup,
+            Self::OfflineCpu { .. } => OpKind::OfflineCpu,
+            Self::OnlineCpu { .. } => OpKind::OnlineCpu,
+            Self::SteerIrq { .. } => OpKind::SteerIrq,
+            Self::CaptureCgroupProcs { .. } => OpKind::CaptureCgroupProcs,
+            Self::RunPayload { .. } => OpKind::RunPayload,
+            Self::WaitPayload { .. } => OpKind::WaitPayload,
+            Self::KillPayload { .. } => OpKind::KillPayload,
+            Self::AttachScheduler => OpKind::AttachScheduler,
+            Self::DetachScheduler => OpKind::DetachScheduler,
+            Self::RestartScheduler => OpKind::RestartScheduler,
+            Self::ReplaceScheduler { .. } => OpKind::ReplaceScheduler,
+        }
+    }
+}

@@ -1,0 +1,191 @@
+//! The machine a scenario runs on: which CPUs share a core, a last-level cache, a NUMA node.
+//!
+//! In a guest it follows from the shape that was asked for; on a host it is read from sysfs.
+
+use std::{collections::BTreeMap, fs, io, path::Path};
+
+use ktstr_proto::Topology;
+
+/// CPUs in groups; every group ascending, groups ordered by their first CPU.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TestTopology {
+    cpus: Vec<u32>,
+    cores: Vec<Vec<u32>>,
+    llcs: Vec<Vec<u32>>,
+    nodes: Vec<Vec<u32>>,
+    name: String,
+}
+
+impl TestTopology {
+    /// A guest of this shape: CPUs are numbered node > LLC > core > thread.
+    pub fn of_shape(shape: Topology) -> Self {
+        let total = shape.cpus();
+        let groups = |each: u32| -> Vec<Vec<u32>> {
+            (0..total.checked_div(each).unwrap_or(0)).map(|i| (i * each..(i + 1) * each).collect()).collect()
+        };
+        Self {
+            cpus: (0..total).collect(),
+            cores: groups(shape.threads),
+            llcs: groups(shape.cpus_per_llc()),
+            nodes: groups(shape.cpus_per_llc() * shape.llcs_per_node()),
+            name: shape.to_string(),
+        }
+    }
+
+    /// The running system as `root`, usually `/sys/devices/system`, describes it. A system that
+    /// describes no caches or nodes has one for all.
+    pub fn from_system(root: &Path) -> io::Result<Self> {
+        let list = |path: &Path| -> io::Result<Vec<u32>> {
+            let text = fs::read_to_string(path)?;
+            parse_list(&text).ok_or_else(|| {
+                io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("{} holds `{}`", path.display(), text.trim()),
+                )
+            })
+        };
+        let cpus = list(&root.join("cpu/online"))?;
+        let per_cpu = |shared: &dyn Fn(u32) -> Vec<u32>| -> Vec<Vec<u32>> {
+            let groups = cpus.iter().map(|cpu| {
+                let group: Vec<u32> = shared(*cpu).into_iter().filter(|c| cpus.contains(c)).collect();
+                (group.first().copied().unwrap_or(*cpu), if group.is_empty() { vec![*cpu] } else { group })
+            });
+            groups.collect::<BTreeMap<_, _>>().into_values().collect()
+        };
+        let cores = per_cpu(&|cpu| {
+            list(&root.join(format!("cpu/cpu{cpu}/topology/thread_siblings_list"))).unwrap_or_default()
+        });
+        let llcs = per_cpu(&|cpu| {
+            let dirs = fs::read_dir(root.join(format!("cpu/cpu{cpu}/cache"))).into_iter().flatten().flatten();
+            let levels = dirs.filter_map(|index| {
+                let level: u32 = fs::read_to_string(index.path().join("level")).ok()?.trim().parse().ok()?;
+                Some((level, list(&index.path().join("shared_cpu_list")).ok()?))
+            });
+            levels.max_by_key(|(level, _)| *level).map_or_else(|| cpus.clone(), |(_, shared)| shared)
+        });
+        let mut nodes: Vec<Vec<u32>> = fs::read_dir(root.join("node"))
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter(|item| {
+                item.file_name()
+                    .to_str()
+                    .is_some_and(|n| n.strip_prefix("node").is_some_and(|n| n.parse::<u32>().is_ok()))
+            })
+            .filter_map(|item| list(&item.path().join("cpulist")).ok())
+            .filter(|cpus| !cpus.is_empty())
+            .collect();
+        nodes.sort();
+        if nodes.is_empty() {
+            nodes.push(cpus.clone());
+        }
+        let name = format!("{} CPUs, {} LLCs, {} NUMA nodes", cpus.len(), llcs.len(), nodes.len());
+        Ok(Self { cpus, cores, llcs, nodes, name })
+    }
+
+    /// Number of CPUs.
+    pub fn total_cpus(&self) -> u32 {
+        self.cpus.len() as u32
+    }
+
+    /// All CPUs, ascending.
+    pub fn all_cpus(&self) -> &[u32] {
+        &self.cpus
+    }
+
+    /// Number of last-level caches.
+    pub fn num_llcs(&self) -> u32 {
+        self.llcs.len() as u32
+    }
+
+    /// Number of NUMA nodes.
+    pub fn num_numa_nodes(&self) -> u32 {
+        self.nodes.len() as u32
+    }
+
+    /// CPUs of each last-level cache.
+    pub fn llcs(&self) -> &[Vec<u32>] {
+        &self.llcs
+    }
+
+    /// CPUs of each NUMA node.
+    pub fn nodes(&self) -> &[Vec<u32>] {
+        &self.nodes
+    }
+
+    /// CPUs of each core.
+    pub fn cores(&self) -> &[Vec<u32>] {
+        &self.cores
+    }
+
+    /// CPUs of one last-level cache; empty when there is no such.
+    pub fn cpus_in_llc(&self, llc: u32) -> &[u32] {
+        self.llcs.get(llc as usize).map_or(&[], Vec::as_slice)
+    }
+
+    /// NUMA nodes that `cpus` belong to, ascending.
+    pub fn nodes_of(&self, cpus: &[u32]) -> Vec<u32> {
+        let has = |node: &Vec<u32>| cpus.iter().any(|cpu| node.contains(cpu));
+        (0..).zip(&self.nodes).filter(|(_, node)| has(node)).map(|(index, _)| index).collect()
+    }
+
+    /// Whether some core has more than one thread.
+    pub fn has_smt(&self) -> bool {
+        self.cores.iter().any(|core| core.len() > 1)
+    }
+}
+
+impl std::fmt::Display for TestTopology {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.name)
+    }
+}
+
+/// `0-3,8` → 0, 1, 2, 3, 8.
+pub(crate) fn parse_list(text: &str) -> Option<Vec<u32>> {
+    let mut cpus = Vec::new();
+    for part in text.trim().split(',').filter(|part| !part.is_empty()) {
+        let (first, last) = part.split_once('-').unwrap_or((part, part));
+        cpus.extend(first.parse::<u32>().ok()?..=last.parse().ok()?);
+    }
+    Some(cpus)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_shape_numbers_nodes_caches_cores_threads() {
+        let topo = TestTopology::of_shape(Topology::new(2, 4, 1, 2).unwrap());
+        assert_eq!((topo.total_cpus(), topo.num_llcs(), topo.num_numa_nodes()), (8, 4, 2));
+        assert_eq!(topo.cpus_in_llc(3), [6, 7]);
+        assert_eq!(topo.nodes(), [vec![0, 1, 2, 3], vec![4, 5, 6, 7]]);
+        assert_eq!(topo.cores()[1], [2, 3]);
+        assert_eq!(topo.nodes_of(&[3, 4]), [0, 1]);
+        assert!(topo.has_smt() && topo.cpus_in_llc(4).is_empty());
+    }
+
+    #[test]
+    fn a_system_is_read_from_sysfs() {
+        let root = tempfile::tempdir().unwrap();
+        let write = |path: &str, text: &str| {
+            let path = root.path().join(path);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, text).unwrap();
+        };
+        write("cpu/online", "0-2\n");
+        for (cpu, siblings) in [(0, "0,2"), (1, "1"), (2, "0,2")] {
+            write(&format!("cpu/cpu{cpu}/topology/thread_siblings_list"), siblings);
+            write(&format!("cpu/cpu{cpu}/cache/index3/level"), "3");
+            write(&format!("cpu/cpu{cpu}/cache/index3/shared_cpu_list"), siblings);
+        }
+        write("node/node0/cpulist", "0-2\n");
+        let topo = TestTopology::from_system(root.path()).unwrap();
+        assert_eq!(topo.llcs(), [vec![0, 2], vec![1]]);
+        assert_eq!((topo.cores().len(), topo.num_numa_nodes()), (2, 1));
+        assert_eq!(topo.to_string(), "3 CPUs, 2 LLCs, 1 NUMA nodes");
+        write("cpu/online", "0-x\n");
+        assert!(TestTopology::from_system(root.path()).unwrap_err().to_string().contains("0-x"));
+    }
+}

@@ -1,0 +1,141 @@
+//! Figures of a scenario beside those of its workers: what each phase was like, and what programs that
+//! ran beside the workers measured.
+
+use serde::{Deserialize, Serialize};
+
+/// A part of a scenario: the time before its first step, or one step.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct PhaseBucket {
+    /// 0 is the baseline, the first step is 1.
+    pub index: u32,
+    /// `BASELINE` or `Step[0]` and so on.
+    pub label: String,
+    /// When it began, milliseconds of guest time after the scenario's start.
+    pub start_ms: u64,
+    /// When it ended.
+    pub end_ms: u64,
+    /// Operations done in it, repeated ones counted each time.
+    pub ops: u32,
+    /// Figures per cgroup, in order of creation.
+    pub cgroups: Vec<PhaseCgroup>,
+}
+
+/// Figures of one cgroup in one phase: differences between the worker's checkpoints nearest to its ends.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct PhaseCgroup {
+    /// Name.
+    pub name: String,
+    /// Workers that worked in it.
+    pub workers: u32,
+    /// Iterations.
+    pub iterations: u64,
+    /// Units of work.
+    pub work_units: u64,
+    /// CPU time, nanoseconds.
+    pub cpu_time_ns: u64,
+    /// Changes of CPU.
+    pub migrations: u64,
+}
+
+impl PhaseCgroup {
+    /// Iterations in each second of CPU time; 0 without any.
+    pub fn iteration_rate(&self) -> f64 {
+        if self.cpu_time_ns == 0 { 0.0 } else { self.iterations as f64 * 1e9 / self.cpu_time_ns as f64 }
+    }
+}
+
+impl PhaseBucket {
+    /// How long it lasted, milliseconds.
+    pub fn duration_ms(&self) -> u64 {
+        self.end_ms.saturating_sub(self.start_ms)
+    }
+
+    /// Figures of one cgroup.
+    pub fn cgroup(&self, name: &str) -> Option<&PhaseCgroup> {
+        self.cgroups.iter().find(|cgroup| cgroup.name == name)
+    }
+}
+
+/// Which phase is meant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Phase {
+    /// Before the first step.
+    Baseline,
+    /// A step, from 0.
+    Step(u32),
+}
+
+impl Phase {
+    /// A step, from 0.
+    pub const fn step(index: u32) -> Self {
+        Self::Step(index)
+    }
+
+    /// Its [`PhaseBucket::index`].
+    pub const fn index(self) -> u32 {
+        match self {
+            Self::Baseline => 0,
+            Self::Step(index) => index + 1,
+        }
+    }
+}
+
+impl std::fmt::Display for Phase {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::Baseline => f.write_str("BASELINE"),
+            Self::Step(index) => write!(f, "Step[{index}]"),
+        }
+    }
+}
+
+/// Whether more is better.
+#[derive(Debug, Clone, Copy, PartialEq, Default, Serialize, Deserialize)]
+pub enum Polarity {
+    /// More is better.
+    HigherBetter,
+    /// Less is better.
+    LowerBetter,
+    /// As near to this as possible.
+    TargetValue(f64),
+    /// Nobody said.
+    #[default]
+    Unknown,
+    /// Not to be judged.
+    Informational,
+}
+
+/// A number that a program measured.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Metric {
+    /// Its place in the program's output, parts joined by dots.
+    pub name: String,
+    /// The number.
+    pub value: f64,
+    /// Its unit, when declared.
+    pub unit: Option<String>,
+    /// Whether more is better, when declared.
+    pub polarity: Polarity,
+}
+
+/// What came of one program.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct PayloadMetrics {
+    /// Its name.
+    pub name: String,
+    /// Cgroup it ran in; empty is the test's own.
+    pub cgroup: String,
+    /// Its exit status; `None` when it was killed.
+    pub exit_code: Option<i32>,
+    /// How long it ran, milliseconds of guest time.
+    pub ran_ms: u64,
+    /// What it measured, by name.
+    pub metrics: Vec<Metric>,
+}
+
+impl PayloadMetrics {
+    /// A number by its name.
+    pub fn get(&self, metric: &str) -> Option<f64> {
+        self.metrics.iter().find(|m| m.name == metric).map(|m| m.value)
+    }
+}
