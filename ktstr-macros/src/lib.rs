@@ -15,8 +15,9 @@ use proc_macro::TokenStream;
 /// All attributes are optional: `llcs`, `cores`, `threads`, `numa_nodes` (each inherited from the
 /// scheduler, else 1, 2, 1, 1), `memory_mb`, `duration_s` (5), `scheduler`, `extra_sched_args`,
 /// the thresholds `not_stuck`, `isolation`, `max_gap_ms`, `max_spread_pct`,
-/// `max_imbalance_ratio`, `max_local_dsq_depth`, `fail_on_rq_clock_stuck`, `sustained_samples`, and
-/// `ignore`. Other attributes of the function go to the emitted `#[test]`.
+/// `max_imbalance_ratio`, `max_local_dsq_depth`, `fail_on_rq_clock_stuck`, `sustained_samples`,
+/// the bounds of its gauntlet `min_llcs`, `max_llcs`, `min_cpus`, `max_cpus`, `min_numa_nodes`,
+/// `max_numa_nodes`, `requires_smt`, and `ignore`. Other attributes of the function go to the emitted `#[test]`.
 #[proc_macro_attribute]
 pub fn ktstr_test(attributes: TokenStream, function: TokenStream) -> TokenStream {
     test::expand(attributes.into(), function.into()).unwrap_or_else(|e| e.into_compile_error()).into()

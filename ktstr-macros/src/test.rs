@@ -26,6 +26,13 @@ const KEYS: &[&str] = &[
     "max_local_dsq_depth",
     "fail_on_rq_clock_stuck",
     "sustained_samples",
+    "min_llcs",
+    "max_llcs",
+    "min_cpus",
+    "max_cpus",
+    "min_numa_nodes",
+    "max_numa_nodes",
+    "requires_smt",
     "ignore",
 ];
 
@@ -116,6 +123,7 @@ fn emit(attributes: &Attributes, mut function: ItemFn) -> Result<TokenStream> {
     };
     let scheduler_args = attributes.texts("extra_sched_args")?;
     let assert = thresholds(attributes)?;
+    let constraints = constraints(attributes)?;
     let ignore = attributes.flag("ignore")?.unwrap_or(false).then(|| quote!(#[ignore]));
     let Sorted { conditions, lints, outer } = sort(std::mem::take(&mut function.attrs));
     let body = format_ident!("__ktstr_body_{}", name);
@@ -142,6 +150,7 @@ fn emit(attributes: &Attributes, mut function: ItemFn) -> Result<TokenStream> {
                 cores: #cores,
                 threads: #threads,
             },
+            constraints: #constraints,
             memory_mb: #memory_mb,
             duration_s: #duration_s,
             scheduler: #scheduler,
@@ -183,6 +192,28 @@ fn sort(attributes: Vec<Attribute>) -> Sorted {
         }
     }
     sorted
+}
+
+/// Which shapes a gauntlet runs the test on.
+fn constraints(attributes: &Attributes) -> Result<TokenStream> {
+    let mut fields = Vec::new();
+    for what in ["llcs", "cpus", "numa_nodes"] {
+        let [min, max] = ["min", "max"].map(|bound| format!("{bound}_{what}"));
+        let (low, high) = (attributes.positive_u32(&min)?, attributes.positive_u32(&max)?);
+        if let (Some(low), Some(high), Some(place)) = (low, high, attributes.find(&min))
+            && low > high
+        {
+            let message = format!("`{min}` is {low} and `{max}` is {high}: no machine is within these");
+            return Err(Error::new(place.key.span(), message));
+        }
+        fields.extend([(min, option(low)), (max, option(high))]);
+    }
+    fields.push(("requires_smt".into(), option(attributes.flag("requires_smt")?)));
+    let fields = fields.iter().map(|(key, value)| {
+        let key = format_ident!("{}", key);
+        quote!(#key: #value)
+    });
+    Ok(quote!(::ktstr::host::Constraints { #(#fields),* }))
 }
 
 fn thresholds(attributes: &Attributes) -> Result<TokenStream> {
@@ -278,6 +309,11 @@ mod tests {
                 quote!(scheduler = "scx"),
                 "`scheduler` must be the name of a scheduler declared with `declare_scheduler!`",
             ),
+            (
+                quote!(max_llcs = 2, min_llcs = 4),
+                "`min_llcs` is 4 and `max_llcs` is 2: no machine is within these",
+            ),
+            (quote!(min_cpu = 4), "unknown key `min_cpu`, did you mean `min_cpus`?"),
             (
                 quote!(llcs = 3, numa_nodes = 2),
                 "3 LLCs cannot be divided evenly among 2 NUMA nodes; `llcs` counts the whole machine",

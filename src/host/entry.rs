@@ -8,6 +8,7 @@ use ktstr_proto::{
     verdict::{Assert, AssertResult},
 };
 
+use super::Constraints;
 use crate::Scheduler;
 
 /// Scenario length of tests that do not say another, seconds of guest time.
@@ -42,6 +43,8 @@ pub struct KtstrTestEntry {
     pub run: fn(&Ctx) -> Result<AssertResult>,
     /// Dimensions it says itself.
     pub shape: Shape,
+    /// Bounds it says itself on the shapes a gauntlet runs it on.
+    pub constraints: Constraints,
     /// Guest memory, MiB.
     pub memory_mb: Option<u32>,
     /// Scenario length, seconds of guest time.
@@ -107,6 +110,7 @@ mod tests {
             package: "p",
             run: |_| Ok(AssertResult::pass()),
             shape,
+            constraints: Constraints::NONE,
             memory_mb: None,
             duration_s: 1,
             scheduler,

@@ -4,6 +4,7 @@
 //! harness sees: pass and not-run are success, everything else is failure. `KTSTR_REQUIRE` (a list of
 //! accelerators, or `all`) turns not-run into failure where it must not happen, as in CI.
 
+mod constraints;
 mod entry;
 mod spec;
 
@@ -16,6 +17,7 @@ use ktstr_proto::{
     verdict::{Outcome, RunReport},
 };
 
+pub use constraints::Constraints;
 pub use entry::{DEFAULT_DURATION_S, KTSTR_TESTS, KtstrTestEntry, Shape};
 pub use spec::{SpecError, spec_of};
 

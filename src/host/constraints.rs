@@ -1,0 +1,99 @@
+//! Which machine shapes a test is meant for: what a gauntlet leaves out.
+
+use ktstr_proto::Topology;
+
+/// Bounds on the presets a test is run on; `None` is inherited.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Constraints {
+    /// Fewest LLCs of the whole machine.
+    pub min_llcs: Option<u32>,
+    /// Most LLCs of the whole machine.
+    pub max_llcs: Option<u32>,
+    /// Fewest CPUs.
+    pub min_cpus: Option<u32>,
+    /// Most CPUs.
+    pub max_cpus: Option<u32>,
+    /// Fewest NUMA nodes.
+    pub min_numa_nodes: Option<u32>,
+    /// Most NUMA nodes.
+    pub max_numa_nodes: Option<u32>,
+    /// Only shapes with more than one thread per core.
+    pub requires_smt: Option<bool>,
+}
+
+impl Constraints {
+    /// No bound set.
+    pub const NONE: Self = Self {
+        min_llcs: None,
+        max_llcs: None,
+        min_cpus: None,
+        max_cpus: None,
+        min_numa_nodes: None,
+        max_numa_nodes: None,
+        requires_smt: None,
+    };
+
+    /// What holds when nobody says otherwise: one node, up to 12 LLCs and 192 CPUs.
+    pub const fn defaults() -> Self {
+        Self {
+            min_llcs: Some(1),
+            max_llcs: Some(12),
+            min_cpus: Some(1),
+            max_cpus: Some(192),
+            min_numa_nodes: Some(1),
+            max_numa_nodes: Some(1),
+            requires_smt: Some(false),
+        }
+    }
+
+    /// `self` overridden by what `later` sets.
+    pub const fn merge(self, later: Self) -> Self {
+        const fn or<T: Copy>(later: Option<T>, earlier: Option<T>) -> Option<T> {
+            if later.is_some() { later } else { earlier }
+        }
+        Self {
+            min_llcs: or(later.min_llcs, self.min_llcs),
+            max_llcs: or(later.max_llcs, self.max_llcs),
+            min_cpus: or(later.min_cpus, self.min_cpus),
+            max_cpus: or(later.max_cpus, self.max_cpus),
+            min_numa_nodes: or(later.min_numa_nodes, self.min_numa_nodes),
+            max_numa_nodes: or(later.max_numa_nodes, self.max_numa_nodes),
+            requires_smt: or(later.requires_smt, self.requires_smt),
+        }
+    }
+
+    /// Whether a machine of this shape is within all bounds that are set.
+    pub fn admit(&self, shape: &Topology) -> bool {
+        let within = |value: u32, min: Option<u32>, max: Option<u32>| {
+            min.is_none_or(|min| value >= min) && max.is_none_or(|max| value <= max)
+        };
+        within(shape.llcs, self.min_llcs, self.max_llcs)
+            && within(shape.cpus(), self.min_cpus, self.max_cpus)
+            && within(shape.numa_nodes, self.min_numa_nodes, self.max_numa_nodes)
+            && (self.requires_smt != Some(true) || shape.threads > 1)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_bound_binds_alone() {
+        let shape = Topology { numa_nodes: 2, llcs: 4, cores: 4, threads: 1 };
+        assert!(Constraints::NONE.admit(&shape));
+        assert!(!Constraints::defaults().admit(&shape), "two nodes must be asked for");
+        let two_nodes = Constraints { max_numa_nodes: Some(2), ..Constraints::NONE };
+        assert!(Constraints::defaults().merge(two_nodes).admit(&shape));
+        for (out, why) in [
+            (Constraints { min_llcs: Some(5), ..two_nodes }, "LLCs"),
+            (Constraints { max_llcs: Some(3), ..two_nodes }, "LLCs"),
+            (Constraints { min_cpus: Some(17), ..two_nodes }, "CPUs"),
+            (Constraints { max_cpus: Some(15), ..two_nodes }, "CPUs"),
+            (Constraints { min_numa_nodes: Some(3), ..Constraints::NONE }, "nodes"),
+            (Constraints { requires_smt: Some(true), ..two_nodes }, "threads"),
+        ] {
+            assert!(!out.admit(&shape), "{why}: {out:?}");
+        }
+    }
+}
