@@ -1,4 +1,4 @@
-//! Compiles `src/bpf/main.bpf.c` and writes the skeleton that `main.rs` includes.
+//! Compiles `src/bpf/*.bpf.c` and writes the skeletons that `main.rs` and `plant.rs` include.
 //!
 //! Needs a clang that can emit BPF with the CO-RE relocations used here (17 or newer). `BPF_CLANG`
 //! and `CLANG` are honoured in that order; without them the versioned names are tried before the
@@ -23,12 +23,18 @@ fn main() -> Result<()> {
     }
     println!("cargo::rerun-if-changed=src/bpf");
     let out = PathBuf::from(env::var_os("OUT_DIR").context("cargo did not set OUT_DIR")?);
-    SkeletonBuilder::new()
-        .source("src/bpf/main.bpf.c")
-        .clang(find_clang()?)
-        .clang_args(["-I", "src/bpf", "-Wall", "-Werror"])
-        .build_and_generate(out.join("bpf_skel.rs"))
-        .context("compiling src/bpf/main.bpf.c")
+    let clang = find_clang()?;
+    for (source, skeleton) in
+        [("src/bpf/main.bpf.c", "bpf_skel.rs"), ("src/bpf/plant.bpf.c", "plant_skel.rs")]
+    {
+        SkeletonBuilder::new()
+            .source(source)
+            .clang(&clang)
+            .clang_args(["-I", "src/bpf", "-Wall", "-Werror"])
+            .build_and_generate(out.join(skeleton))
+            .with_context(|| format!("compiling {source}"))?;
+    }
+    Ok(())
 }
 
 /// The first usable compiler. One that the user named is not silently replaced.

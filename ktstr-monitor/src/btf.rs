@@ -6,9 +6,12 @@
 //! member that this kernel does not have is [`FieldMissing`], never an offset of 0.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 
 use btf_rs::{Btf, BtfType, Member, Struct, Type};
 use thiserror::Error;
+
+use crate::types::TypeSet;
 
 /// Qualifiers, typedefs and type tags between a member and its type, at most.
 const MAX_CHAIN: usize = 32;
@@ -109,7 +112,8 @@ pub enum FieldKind {
 
 /// The types of one kernel.
 pub struct KernelTypes {
-    btf: Btf,
+    btf: Arc<Btf>,
+    graph: Arc<TypeSet>,
 }
 
 impl std::fmt::Debug for KernelTypes {
@@ -122,7 +126,14 @@ impl KernelTypes {
     /// Parses the contents of a `.BTF` section.
     pub fn parse(section: &[u8]) -> Result<Self, BtfError> {
         check_bounds(section)?;
-        Ok(Self { btf: Btf::from_bytes(section).map_err(BtfError::Parse)? })
+        let btf = Arc::new(Btf::from_bytes(section).map_err(BtfError::Parse)?);
+        let graph = Arc::new(TypeSet::over("vmlinux", Arc::clone(&btf), None));
+        Ok(Self { btf, graph })
+    }
+
+    /// The same types as a graph, for rendering and for BPF.
+    pub fn graph(&self) -> &Arc<TypeSet> {
+        &self.graph
     }
 
     /// Finds `path` (members separated by dots, anonymous ones left out) in `struct name`.
@@ -328,7 +339,22 @@ impl Search<'_> {
 }
 
 /// Refuses sections whose parsing would take unbounded time or memory.
-fn check_bounds(section: &[u8]) -> Result<(), BtfError> {
+pub(crate) fn check_bounds(section: &[u8]) -> Result<(), BtfError> {
+    match strings_of(section)? {
+        [0, .., 0] | [0] => Ok(()),
+        _ => Err(BtfError::Header { what: "its string table is not enclosed in NULs" }),
+    }
+}
+
+/// As [`check_bounds`], for an object that numbers on from another: its strings continue the other's.
+pub(crate) fn check_split_bounds(section: &[u8]) -> Result<(), BtfError> {
+    match strings_of(section)? {
+        [.., 0] | [] => Ok(()),
+        _ => Err(BtfError::Header { what: "its string table does not end in NUL" }),
+    }
+}
+
+fn strings_of(section: &[u8]) -> Result<&[u8], BtfError> {
     if section.len() > MAX_LEN {
         return Err(BtfError::TooLarge { len: section.len() });
     }
@@ -345,12 +371,8 @@ fn check_bounds(section: &[u8]) -> Result<(), BtfError> {
         .ok()
         .and_then(|start| section.get(start..)?.get(..usize::try_from(len).ok()?))
         .ok_or(BtfError::Header { what: "its strings lie outside the section" })?;
-    match strings {
-        [0, .., 0] | [0] => {}
-        _ => return Err(BtfError::Header { what: "its string table is not enclosed in NULs" }),
-    }
     if strings.split(|&b| b == 0).any(|name| name.len() > MAX_NAME) {
         return Err(BtfError::Header { what: "a name is longer than the kernel allows" });
     }
-    Ok(())
+    Ok(strings)
 }

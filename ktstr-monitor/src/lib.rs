@@ -13,15 +13,19 @@
 
 pub mod addr;
 pub mod arch;
+pub mod bpf;
 pub mod btf;
+pub mod cast;
 pub mod image;
 pub mod judge;
 pub mod kernel;
 pub mod mem;
 pub mod paging;
+pub mod render;
 pub mod report;
 pub mod sample;
 mod serve;
 pub mod symbols;
+pub mod types;
 
 pub use serve::role_main;

@@ -7,7 +7,7 @@ use thiserror::Error;
 
 use crate::addr::{Gpa, Kva};
 use crate::arch::x86_64::PageTable;
-use crate::mem::{GuestMem, ReadError};
+use crate::mem::{GuestMem, GuestMemMut, ReadError};
 
 /// Where a virtual address lies, and how many bytes from there on are in the same page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -126,6 +126,23 @@ impl<'m> KernelMem<'m> {
             let len = usize::try_from(mapped.left).unwrap_or(left).min(left);
             self.mem
                 .read(mapped.gpa, &mut into[done..done + len])
+                .map_err(|source| AccessError::Read { kva: here, source })?;
+            done += len;
+        }
+        Ok(())
+    }
+
+    /// Stores `bytes` from `kva` on into `mem`, the same guest's memory mapped for writing. Where a
+    /// later page cannot be written, the pages before it have been.
+    pub fn write_through(&self, mem: &GuestMemMut, kva: Kva, bytes: &[u8]) -> Result<(), AccessError> {
+        let mut done = 0;
+        while done < bytes.len() {
+            let here = kva.checked_add(done as u64).ok_or(AccessError::Wraps { kva, len: bytes.len() })?;
+            let mapped =
+                self.translate(here).map_err(|source| AccessError::Translate { kva: here, source })?;
+            let left = bytes.len() - done;
+            let len = usize::try_from(mapped.left).unwrap_or(left).min(left);
+            mem.write(mapped.gpa, &bytes[done..done + len])
                 .map_err(|source| AccessError::Read { kva: here, source })?;
             done += len;
         }

@@ -47,6 +47,11 @@ pub struct Args {
     #[arg(long)]
     pub fail_verify: bool,
 
+    /// Before attaching, fill maps of every kind with the values of `plant.h`, for readers of guest
+    /// memory to find; they stay until the end. Prints a line "planted" with the addresses it used
+    #[arg(long)]
+    pub plant: bool,
+
     /// What the kernel's watchdog tolerates before it calls a waiting task stalled
     #[arg(long, value_name = "MS", default_value_t = 5000,
           value_parser = clap::value_parser!(u32).range(1..=30_000))]
@@ -117,7 +122,7 @@ mod tests {
     fn defaults_misbehave_in_no_way() {
         let args = parse(&[]).unwrap();
         assert_eq!((args.stall_after_ns(), args.crash_after_ns(), args.slow_ns()), (0, 0, 0));
-        assert!(!args.fail_verify);
+        assert!(!args.fail_verify && !args.plant);
         assert_eq!((args.watchdog_ms, args.slice_ns()), (5000, 20_000_000));
     }
 

@@ -6,6 +6,7 @@
 
 mod cli;
 mod exit;
+mod plant;
 
 #[expect(
     clippy::allow_attributes,
@@ -42,6 +43,11 @@ const EXIT_WITHIN: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    let mut planted_storage = MaybeUninit::uninit();
+    let _planted = match args.plant.then(|| plant::plant(&mut planted_storage)).transpose() {
+        Ok(planted) => planted,
+        Err(error) => return refuse("cannot plant", &error, code::LOAD),
+    };
     let mut storage = MaybeUninit::uninit();
     match load(&args, &mut storage) {
         Ok(skel) => match run(skel) {

@@ -10,6 +10,6 @@ pub mod rq;
 pub mod scx;
 mod value;
 
-pub use locate::{LiveKernel, NotReady};
+pub use locate::{CpuArea, LiveKernel, NotReady};
 pub use profile::{Profile, ProfileError};
 pub use value::{Gap, Reading, read_field};

@@ -71,17 +71,17 @@ enum Backing {
     Buffer(Box<[u64]>),
 }
 
-/// A shared read-only mapping, unmapped on drop.
+/// A shared mapping, unmapped on drop.
 #[derive(Debug)]
 struct Mapping {
     at: NonNull<u8>,
     len: NonZeroUsize,
 }
 
-// SAFETY: the mapping is never written through and never moves; reads of it are volatile and
-// already assume that anyone may write the memory at any time.
+// SAFETY: the mapping never moves; reads and writes of it are volatile and already assume that anyone
+// may write the memory at any time, as the guest does.
 unsafe impl Send for Mapping {}
-// SAFETY: as for Send: shared use adds only further volatile reads.
+// SAFETY: as for Send: shared use adds only further volatile accesses.
 unsafe impl Sync for Mapping {}
 
 impl Drop for Mapping {
@@ -93,13 +93,18 @@ impl Drop for Mapping {
     }
 }
 
+fn check_seals(file: &impl AsFd) -> Result<(), MapError> {
+    let seals = fcntl(file.as_fd(), FcntlArg::F_GET_SEALS).unwrap_or(0);
+    match SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_SHRINK) {
+        true => Ok(()),
+        false => Err(MapError::Unsealed),
+    }
+}
+
 impl GuestMem {
     /// Maps a guest memory file that its creator sealed against shrinking, read-only and shared.
     pub fn map_sealed(file: impl AsFd, layout: Layout) -> Result<Self, MapError> {
-        let seals = fcntl(file.as_fd(), FcntlArg::F_GET_SEALS).unwrap_or(0);
-        if !SealFlag::from_bits_truncate(seals).contains(SealFlag::F_SEAL_SHRINK) {
-            return Err(MapError::Unsealed);
-        }
+        check_seals(&file)?;
         Self::map(file, layout)
     }
 
@@ -108,6 +113,10 @@ impl GuestMem {
     /// A file that shrinks later ends this process with SIGBUS on the next read of the lost part;
     /// where the file comes from another process use [`GuestMem::map_sealed`].
     pub fn map(file: impl AsFd, layout: Layout) -> Result<Self, MapError> {
+        Self::map_with(file, layout, ProtFlags::PROT_READ)
+    }
+
+    fn map_with(file: impl AsFd, layout: Layout, access: ProtFlags) -> Result<Self, MapError> {
         let needed = layout.file_len();
         // Not fstat: glibc makes a path look-up of it, which the jail refuses.
         let len = lseek(file.as_fd(), 0, Whence::SeekEnd).map_err(MapError::Size)?;
@@ -119,8 +128,7 @@ impl GuestMem {
         let size =
             usize::try_from(needed).ok().and_then(NonZeroUsize::new).ok_or(map_error(Errno::EOVERFLOW))?;
         // SAFETY: a fresh mapping at an address the kernel chooses aliases nothing of ours.
-        let at = unsafe { mmap(None, size, ProtFlags::PROT_READ, MapFlags::MAP_SHARED, file, 0) }
-            .map_err(map_error)?;
+        let at = unsafe { mmap(None, size, access, MapFlags::MAP_SHARED, file, 0) }.map_err(map_error)?;
         Ok(Self { backing: Backing::Mapped(Mapping { at: at.cast(), len: size }), layout })
     }
 
@@ -193,6 +201,76 @@ impl GuestMem {
             };
         }
     }
+}
+
+/// Guest RAM that may also be written. Only a read-write attach makes one.
+#[derive(Debug)]
+pub struct GuestMemMut {
+    mem: GuestMem,
+}
+
+impl GuestMemMut {
+    /// Maps a guest memory file that its creator sealed against shrinking, shared and writable.
+    pub fn map_sealed(file: impl AsFd, layout: Layout) -> Result<Self, MapError> {
+        check_seals(&file)?;
+        Self::map(file, layout)
+    }
+
+    /// As [`GuestMem::map`], writable.
+    pub fn map(file: impl AsFd, layout: Layout) -> Result<Self, MapError> {
+        let mem = GuestMem::map_with(file, layout, ProtFlags::PROT_READ | ProtFlags::PROT_WRITE)?;
+        Ok(Self { mem })
+    }
+
+    /// For reading.
+    pub fn read(&self) -> &GuestMem {
+        &self.mem
+    }
+
+    /// Stores `bytes` from `gpa` on; nothing is written unless all of it is RAM. An aligned scalar of
+    /// up to 8 bytes is stored in one piece.
+    pub fn write(&self, gpa: Gpa, bytes: &[u8]) -> Result<(), ReadError> {
+        let not_ram = ReadError::NotRam { gpa, len: bytes.len() };
+        let run = self.mem.layout.run_at(gpa, bytes.len() as u64).ok_or(not_ram)?;
+        if run.len != bytes.len() as u64 {
+            return Err(not_ram);
+        }
+        let Backing::Mapped(mapping) = &self.mem.backing else { return Err(not_ram) };
+        let offset = run.offset as usize;
+        assert!(
+            offset <= mapping.len.get() && bytes.len() <= mapping.len.get() - offset,
+            "a write the layout allows is inside the mapping"
+        );
+        let mut done = 0;
+        while done < bytes.len() {
+            let left = &bytes[done..];
+            // SAFETY: the assertion above keeps `offset + done` inside the mapping, which was made
+            // writable; every store below is no longer than what is left of `bytes`.
+            let to = unsafe { mapping.at.as_ptr().add(offset + done) };
+            // SAFETY: the address is a multiple of the width, and the width fits what is left.
+            done += unsafe {
+                match to.addr() {
+                    a if a % 8 == 0 && left.len() >= 8 => store::<u64, 8>(to, left, u64::from_ne_bytes),
+                    a if a % 4 == 0 && left.len() >= 4 => store::<u32, 4>(to, left, u32::from_ne_bytes),
+                    a if a % 2 == 0 && left.len() >= 2 => store::<u16, 2>(to, left, u16::from_ne_bytes),
+                    _ => store::<u8, 1>(to, left, u8::from_ne_bytes),
+                }
+            };
+        }
+        Ok(())
+    }
+}
+
+/// Copies one `T` of `N` bytes from the front of `from` to `to`.
+///
+/// # Safety
+/// `to` must be valid for a write of `T` and aligned for it; `from` must have `N` bytes.
+unsafe fn store<T: Copy, const N: usize>(to: *mut u8, from: &[u8], value: fn([u8; N]) -> T) -> usize {
+    let mut bytes = [0; N];
+    bytes.copy_from_slice(&from[..N]);
+    // SAFETY: what this function requires.
+    unsafe { to.cast::<T>().write_volatile(value(bytes)) };
+    N
 }
 
 /// Copies one `T` of `N` bytes from `from` to the front of `into`.

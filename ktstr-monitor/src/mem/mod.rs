@@ -7,5 +7,5 @@
 mod guest;
 mod layout;
 
-pub use guest::{GuestMem, MapError, ReadError};
+pub use guest::{GuestMem, GuestMemMut, MapError, ReadError};
 pub use layout::{Layout, LayoutError, Region};

@@ -97,6 +97,12 @@ impl Symbols {
         self.entries.get(at).filter(|e| self.text(e) == name).map(|e| e.at)
     }
 
+    /// The name of the symbol at exactly that link address, the first in the alphabet where several
+    /// share it.
+    pub fn name_at(&self, link: Kva) -> Option<&str> {
+        self.entries.iter().find(|entry| entry.at == link).map(|entry| self.text(entry))
+    }
+
     /// The link address of `name`, which this monitor cannot do without.
     pub fn require(&self, name: &'static str) -> Result<Kva, SymbolError> {
         self.get(name).ok_or(SymbolError::Missing { name })
