@@ -18,7 +18,7 @@ use ktstr_guest::{
 };
 use ktstr_proto::{
     guest::{GuestFrame, GuestTask, JOB_PATH, TEST_ENV, TestEnd},
-    verdict::{AssertResult, DetailKind, Outcome},
+    verdict::{AssertResult, DetailKind, Outcome, WorkerReport},
 };
 
 use crate::host::{KTSTR_TESTS, KtstrTestEntry};
@@ -117,29 +117,40 @@ fn backtrace() -> String {
     text
 }
 
-/// Sends the end of the test; figures of single workers are left out when there are too many to send.
+/// Sends the end of the test. When it is too long, workers' distributions are left out, then the workers.
 fn report(reporter: &Reporter, end: TestEnd) -> Result<(), ReportError> {
-    let frame = GuestFrame::TestEnded(end);
-    match (reporter.send(&frame), frame) {
-        (Err(ReportError::TooLong { length }), GuestFrame::TestEnded(TestEnd::Returned(mut result))) => {
-            let left_out = result.stats.workers.len();
-            result.stats.workers.clear();
-            let message =
-                format!("figures of {left_out} single workers left out: {length} bytes are too many");
-            result.push(DetailKind::Note, result.outcome.max(Outcome::NotRun), message);
-            reporter.send(&GuestFrame::TestEnded(TestEnd::Returned(shortened(result))))
+    let mut frame = GuestFrame::TestEnded(end);
+    for shorten in [without_distributions, without_workers] {
+        match (reporter.send(&frame), &mut frame) {
+            (Err(ReportError::TooLong { length }), GuestFrame::TestEnded(TestEnd::Returned(result))) => {
+                shorten(result, length);
+            }
+            (sent, _) => return sent,
         }
-        (sent, _) => sent,
     }
+    reporter.send(&frame)
+}
+
+fn without_distributions(result: &mut AssertResult, length: usize) {
+    result.stats.workers.iter_mut().for_each(WorkerReport::drop_distributions);
+    let message = format!("latency distributions of single workers left out: {length} bytes are too many");
+    result.push(DetailKind::Note, Outcome::NotRun, message);
+}
+
+fn without_workers(result: &mut AssertResult, length: usize) {
+    let left_out = result.stats.workers.len();
+    result.stats.workers.clear();
+    let message = format!("figures of {left_out} single workers left out: {length} bytes are too many");
+    result.push(DetailKind::Note, Outcome::NotRun, message);
+    shorten(result);
 }
 
 /// Keeps the first findings; the rest is counted.
-fn shortened(mut result: AssertResult) -> AssertResult {
+fn shorten(result: &mut AssertResult) {
     const KEPT: usize = 200;
     let more = result.details.len().saturating_sub(KEPT);
     if more > 0 {
         result.details.truncate(KEPT);
         result.push(DetailKind::Note, result.outcome, format!("{more} more findings left out"));
     }
-    result
 }

@@ -12,7 +12,10 @@ pub use ktstr_guest::{
         OpKind, Payload, PayloadHandle, PayloadOutput, Placement, Random, Setup, Step, TestTopology,
         WorkSpec,
     },
-    work::{WorkType, WorkloadConfig, WorkloadHandle},
+    work::{
+        CloneMode, Custom, CustomCfg, PiMode, Reap, SchbenchConfig, SequencePhase, SimdWidth, TaobenchConfig,
+        WakeMechanism, WorkType, WorkerCtx, WorkloadConfig, WorkloadHandle,
+    },
 };
 pub use ktstr_macros::{declare_scheduler, ktstr_test};
 pub use ktstr_proto::{

@@ -33,7 +33,7 @@ fn spinners(ctx: &Ctx, cgroup: &str, cpus_allowed: Vec<u32>) -> Result<WorkloadH
         cgroup: cgroup.into(),
         cpus_allowed,
         seed: ctx.seed,
-        attributes: Vec::new(),
+        ..WorkloadConfig::default()
     };
     let handle = WorkloadHandle::spawn(config)?;
     for pid in handle.pids() {

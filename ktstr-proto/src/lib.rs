@@ -13,6 +13,7 @@ pub mod channel;
 pub mod client;
 pub mod codec;
 pub mod guest;
+pub mod histogram;
 pub mod host;
 pub mod link;
 pub mod monitor;

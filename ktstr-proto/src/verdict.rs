@@ -5,6 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    histogram::Histogram,
     monitor::MonitorSummary,
     run::{AccelKind, RunId},
     stats::{PayloadMetrics, Phase, PhaseBucket, PhaseCgroup},
@@ -149,6 +150,8 @@ pub enum WorkerExit {
     },
     /// Did not stop when told to.
     TimedOut,
+    /// Its code panicked; the message is on standard error.
+    Panicked,
 }
 
 /// Telemetry of one worker.
@@ -182,12 +185,108 @@ pub struct WorkerReport {
     pub max_gap_cpu: u32,
     /// When that gap ended, nanoseconds after the worker's start.
     pub max_gap_at_ns: u64,
-    /// Time runnable but not running, nanoseconds (`/proc/self/schedstat`).
+    /// Time runnable but not running, nanoseconds (`/proc/thread-self/schedstat`).
     pub run_delay_ns: u64,
-    /// Times it was put on a CPU (`/proc/self/schedstat`).
+    /// Times it was put on a CPU (`/proc/thread-self/schedstat`).
     pub pcount: u64,
     /// How it ended.
     pub exit: WorkerExit,
+    /// Number of its group among the workers of its workload, from 0.
+    pub group: u32,
+    /// Place in its group, from 0.
+    pub position: u32,
+    /// Which part it has in its group (the one that wakes, one that is woken, ...); only workers with the
+    /// same part can be compared.
+    pub role: u32,
+    /// Whether it only hands out work to the others of its group; its latencies are not theirs.
+    pub is_messenger: bool,
+    /// Times it gave up the CPU (`getrusage`, `ru_nvcsw`).
+    pub voluntary_switches: u64,
+    /// Times it was taken off the CPU (`getrusage`, `ru_nivcsw`).
+    pub involuntary_switches: u64,
+    /// Page faults without I/O (`getrusage`, `ru_minflt`).
+    pub minor_faults: u64,
+    /// Page faults with I/O (`getrusage`, `ru_majflt`).
+    pub major_faults: u64,
+    /// The kernel's own count of changes of CPU (`nr_migrations` in `/proc/thread-self/sched`); `None`
+    /// when this kernel does not tell or the worker died.
+    pub kernel_migrations: Option<u64>,
+    /// From the wake to the run, nanoseconds. The waker notes the time just before it wakes, a timer's
+    /// time is the one asked for; waits that ended without sleeping are not counted.
+    pub wake_latency: Histogram,
+    /// Time inside calls that block, nanoseconds: what the worker waited for and how long it was kept.
+    pub block_time: Histogram,
+    /// Time of one round of work, nanoseconds, of work types for which that is the figure of interest.
+    pub iteration_cost: Histogram,
+    /// How late a timer was, nanoseconds.
+    pub timer_latency: Histogram,
+    /// Share of time on the CPU, asked for and achieved; of work types that have one.
+    pub duty: Option<DutyCycle>,
+    /// Pages by NUMA node at the end (`/proc/thread-self/numa_maps`).
+    pub numa_pages: Vec<(u32, u64)>,
+    /// Pages the whole system moved between nodes meanwhile (`numa_pages_migrated` in `/proc/vmstat`).
+    pub numa_pages_migrated: u64,
+    /// Figures by phase of the scenario; phases in which the worker did not run are left out.
+    pub phases: Vec<PhaseSlice>,
+    /// Why the work could not be done on this machine; then no other figure means anything.
+    pub not_run: Option<String>,
+    /// Figures that only this work type has, by name.
+    pub metrics: Vec<(String, f64)>,
+}
+
+impl WorkerReport {
+    /// Leaves out histograms and phases, which make most of a report's size.
+    pub fn drop_distributions(&mut self) {
+        self.wake_latency = Histogram::default();
+        self.block_time = Histogram::default();
+        self.iteration_cost = Histogram::default();
+        self.timer_latency = Histogram::default();
+        self.phases = Vec::new();
+    }
+}
+
+/// Share of time on the CPU, percent of the wall time.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
+pub struct DutyCycle {
+    /// What the work type asks for.
+    pub requested_pct: f64,
+    /// What the worker got.
+    pub achieved_pct: f64,
+}
+
+/// Figures of one worker in one phase of the scenario; units as in [`WorkerReport`].
+#[derive(Debug, Clone, Default, PartialEq, Serialize, Deserialize)]
+pub struct PhaseSlice {
+    /// Number of the phase: 0 before the first step, then by step.
+    pub phase: u32,
+    /// Units of work done.
+    pub work_units: u64,
+    /// Outer iterations done.
+    pub iterations: u64,
+    /// CPU time, nanoseconds.
+    pub cpu_time_ns: u64,
+    /// Wall time, nanoseconds.
+    pub wall_time_ns: u64,
+    /// Time it chose to sleep or block, nanoseconds.
+    pub voluntary_off_cpu_ns: u64,
+    /// Longest time off the CPU between two checkpoints, nanoseconds, voluntary blocking excluded.
+    pub max_gap_ns: u64,
+    /// Changes of CPU seen at checkpoints.
+    pub migrations: u64,
+    /// Time runnable but not running, nanoseconds.
+    pub run_delay_ns: u64,
+    /// Times it was put on a CPU.
+    pub pcount: u64,
+    /// Times it gave up the CPU.
+    pub voluntary_switches: u64,
+    /// Times it was taken off the CPU.
+    pub involuntary_switches: u64,
+    /// Page faults without I/O.
+    pub minor_faults: u64,
+    /// Page faults with I/O.
+    pub major_faults: u64,
+    /// From the wake to the run, nanoseconds.
+    pub wake_latency: Histogram,
 }
 
 /// Figures of one cgroup.

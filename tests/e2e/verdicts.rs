@@ -64,8 +64,8 @@ fn every_work_type(ctx: &Ctx) -> Result<AssertResult> {
             CgroupDef::named("yield").workers(2).work_type(WorkType::YieldHeavy),
             CgroupDef::named("pipe").workers(2).work_type(WorkType::PipeIo { burst_iters: 1024 }),
             CgroupDef::named("bursty").workers(2).work_type(WorkType::Bursty {
-                burst: Duration::from_millis(20),
-                sleep: Duration::from_millis(40),
+                burst_duration: Duration::from_millis(20),
+                sleep_duration: Duration::from_millis(40),
             }),
         ],
     )

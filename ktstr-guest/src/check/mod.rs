@@ -33,6 +33,10 @@ pub struct Group {
 /// same CPUs can be compared for fairness. Groups are ordered by cgroup.
 pub fn judge_groups(assert: &Assert, groups: Vec<Group>) -> AssertResult {
     let mut result = AssertResult::pass();
+    let mut all = groups.iter().flat_map(|group| &group.reports).peekable();
+    if all.peek().is_some() && all.all(|worker| worker.not_run.is_some()) {
+        result.outcome = Outcome::NotRun;
+    }
     let mut cgroups: Vec<CgroupStats> = Vec::new();
     for group in &groups {
         let mut assert = *assert;
@@ -62,11 +66,14 @@ pub fn judge_groups(assert: &Assert, groups: Vec<Group>) -> AssertResult {
     result
 }
 
-/// Those of a group that may use the same CPUs.
+/// Those of a group that do the same and may use the same CPUs.
 fn peers(group: &[WorkerReport]) -> Vec<Vec<WorkerReport>> {
     let mut peers: Vec<Vec<WorkerReport>> = Vec::new();
     for worker in group {
-        match peers.iter_mut().find(|known| known[0].cpus_allowed == worker.cpus_allowed) {
+        let alike = |known: &&mut Vec<WorkerReport>| {
+            known[0].cpus_allowed == worker.cpus_allowed && known[0].role == worker.role
+        };
+        match peers.iter_mut().find(alike) {
             Some(known) => known.push(worker.clone()),
             None => peers.push(vec![worker.clone()]),
         }
@@ -76,10 +83,16 @@ fn peers(group: &[WorkerReport]) -> Vec<Vec<WorkerReport>> {
 
 fn judge_worker(assert: &Assert, worker: &WorkerReport, result: &mut AssertResult) {
     let WorkerReport { tid, cgroup, work_type, .. } = worker;
+    if let Some(reason) = &worker.not_run {
+        let message = format!("{work_type} in {cgroup} was not run: {reason}");
+        result.push(DetailKind::Note, Outcome::NotRun, message);
+        return;
+    }
     let death = match worker.exit {
         WorkerExit::Completed => None,
         WorkerExit::Exited { code } => Some(format!("exited with status {code} before it was told to stop")),
         WorkerExit::Signaled { signal } => Some(format!("was killed by signal {signal}")),
+        WorkerExit::Panicked => Some("panicked; its message is on standard error".into()),
         WorkerExit::TimedOut => {
             let waited = crate::work::STOP_TIMEOUT.as_secs();
             Some(format!("did not stop within {waited} s of being told to"))
@@ -117,7 +130,7 @@ fn judge_fairness(assert: &Assert, members: &[WorkerReport], stats: &CgroupStats
     let Some(threshold) = assert.max_spread_pct else { return };
     let name = &stats.name;
     // A dead worker is a finding of its own; its share of the CPU says nothing about fairness.
-    let judged = members.iter().filter(|w| w.exit == WorkerExit::Completed).count();
+    let judged = members.iter().filter(|w| w.exit == WorkerExit::Completed && w.not_run.is_none()).count();
     if judged > 0 && members.iter().all(|w| w.wall_time_ns == 0) {
         let message = format!("fairness of {name} cannot be judged: no worker measured any time");
         result.push(DetailKind::Spread, Outcome::Inconclusive, message);
@@ -137,7 +150,7 @@ fn judge_fairness(assert: &Assert, members: &[WorkerReport], stats: &CgroupStats
 /// Share of its wall time that a worker wanted to run and did not, percent.
 fn off_cpu_pct(worker: &WorkerReport) -> Option<f64> {
     let wanted = worker.wall_time_ns.saturating_sub(worker.voluntary_off_cpu_ns);
-    if worker.exit != WorkerExit::Completed || worker.wall_time_ns == 0 {
+    if worker.exit != WorkerExit::Completed || worker.wall_time_ns == 0 || worker.not_run.is_some() {
         return None;
     }
     let off = wanted.saturating_sub(worker.cpu_time_ns);
@@ -237,6 +250,16 @@ mod tests {
     fn chosen_sleep_is_not_held_against_the_scheduler() {
         let sleeper = WorkerReport { voluntary_off_cpu_ns: SECOND / 10 * 9, ..worker(1, "a", SECOND / 10) };
         assert_eq!(findings(vec![sleeper, worker(2, "a", SECOND)]), []);
+    }
+
+    #[test]
+    fn work_that_this_machine_cannot_do_is_not_run_and_not_a_failure() {
+        let not_run =
+            |tid| WorkerReport { work_units: 0, not_run: Some("no SMT".into()), ..worker(tid, "a", 0) };
+        let alone = judge(&Assert::default_checks(), vec![not_run(1), not_run(2)]);
+        assert!(alone.is_skip(), "{alone:?}");
+        assert_eq!(alone.details[0].message, "SpinWait in a was not run: no SMT");
+        assert!(judge(&Assert::default_checks(), vec![not_run(1), worker(2, "b", SECOND)]).is_pass());
     }
 
     #[test]

@@ -17,7 +17,7 @@ use super::{
 };
 use crate::{
     attributes::Attributes,
-    work::{WorkType, WorkloadConfig, WorkloadHandle},
+    work::{CloneMode, WorkType, WorkloadConfig, WorkloadHandle},
 };
 
 impl Engine<'_> {
@@ -237,6 +237,7 @@ impl Engine<'_> {
             cpus_allowed: restricted.clone().unwrap_or_default(),
             seed: self.ctx.seed.wrapping_add((self.order as u64) << 32),
             attributes: attributes.collect(),
+            mode: work.pcomm.clone().map_or(CloneMode::Fork, CloneMode::Pcomm),
         };
         let failed = |source| ScenarioError::Work { cgroup: cgroup.into(), source };
         let origin = config.cgroup.clone();

@@ -178,7 +178,7 @@ impl Engine<'_> {
             "step {number} holds for {} ms ({} cgroups, {} workers)",
             step.time.as_millis(),
             self.cgroups.len(),
-            self.workers.iter().map(|w| w.handle.pids().len()).sum::<usize>()
+            self.workers.iter().map(|w| w.handle.workers()).sum::<usize>()
         ))?;
         let begun = Instant::now();
         if let Some(interval) = looping {

@@ -1,11 +1,15 @@
-//! How a worker measures itself: counters, CPUs, and the longest time it was kept off the CPU.
+//! How a worker measures itself: counters, CPUs, times, and the longest time it was kept off the CPU.
 //!
-//! At each checkpoint the time since the last one is divided: what the worker ran
-//! (`CLOCK_THREAD_CPUTIME_ID`), what it chose to block, and the rest, which is the scheduler's doing
+//! At each checkpoint (at most one a millisecond) the time since the last one is divided: what the worker
+//! ran (`CLOCK_THREAD_CPUTIME_ID`), what it chose to block, and the rest, which is the scheduler's doing
 //! and counts as gap. A host that starves the vCPU lengthens wall and CPU time alike, so it does not
 //! show up as a gap of the task that was running there. For work that blocks, the scheduler's share is
 //! the run delay of `/proc/thread-self/schedstat`, since waking late is not a voluntary sleep; a
 //! kernel without schedstat leaves the time inside blocking calls as the estimate of what was chosen.
+//!
+//! Figures that cost a system call (`getrusage`, schedstat of work that never blocks) are read every
+//! 100 ms, at changes of phase and at the end. A change of phase is noticed at the next checkpoint; what
+//! happened since the one before counts into the old phase.
 
 use std::{
     fs::File,
@@ -13,9 +17,17 @@ use std::{
     sync::atomic::Ordering::{Relaxed, Release},
 };
 
-use nix::time::{ClockId, clock_gettime};
+use nix::sys::resource::{UsageWho, getrusage};
 
-use super::board::{Board, Slot};
+use super::{
+    board::{Board, Counter, PhaseSlot, Series, Slot},
+    sys::{cpu_ns, now_ns},
+};
+
+/// Shortest time between two checkpoints, nanoseconds.
+const CHECKPOINT_NS: u64 = 1_000_000;
+/// Time between two readings of what costs a system call, nanoseconds.
+const KERNEL_NS: u64 = 100_000_000;
 
 /// Whether a kind of work ever blocks.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,10 +38,15 @@ pub(super) enum Blocking {
     Sometimes,
 }
 
+/// What the kernel counts for a thread, ever growing.
 #[derive(Debug, Clone, Copy, Default)]
-struct SchedStat {
+struct Kernel {
     run_delay_ns: u64,
     pcount: u64,
+    voluntary: u64,
+    involuntary: u64,
+    minor_faults: u64,
+    major_faults: u64,
 }
 
 pub(super) struct Meter<'a> {
@@ -37,15 +54,18 @@ pub(super) struct Meter<'a> {
     slot: &'a Slot,
     schedstat: Option<File>,
     blocking: Blocking,
+    phase: u32,
     start_ns: u64,
-    start_cpu_ns: u64,
-    start_stat: SchedStat,
     last_ns: u64,
     last_cpu_ns: u64,
     last_delay_ns: u64,
+    kernel: Kernel,
+    kernel_at_ns: u64,
     blocked_ns: u64,
     work_units: u64,
     iterations: u64,
+    start_migrations: Option<u64>,
+    start_numa_migrated: u64,
     cpu: Option<u32>,
 }
 
@@ -54,23 +74,30 @@ impl<'a> Meter<'a> {
     pub fn start(board: &'a Board, index: usize, blocking: Blocking) -> Self {
         let schedstat = File::open("/proc/thread-self/schedstat").ok();
         let start_stat = schedstat.as_ref().and_then(read_schedstat);
-        let (now, cpu_ns) = (now_ns(), cpu_ns());
         let mut meter = Self {
             board,
             slot: board.slot(index),
             schedstat: schedstat.filter(|_| start_stat.is_some()),
             blocking,
-            start_ns: now,
-            start_cpu_ns: cpu_ns,
-            start_stat: start_stat.unwrap_or_default(),
-            last_ns: now,
-            last_cpu_ns: cpu_ns,
-            last_delay_ns: start_stat.unwrap_or_default().run_delay_ns,
+            phase: board.phase(),
+            start_ns: 0,
+            last_ns: 0,
+            last_cpu_ns: 0,
+            last_delay_ns: 0,
+            kernel: Kernel::default(),
+            kernel_at_ns: 0,
             blocked_ns: 0,
             work_units: 0,
             iterations: 0,
+            start_migrations: kernel_migrations(),
+            start_numa_migrated: numa_pages_migrated(),
             cpu: None,
         };
+        meter.slot.phase.store(meter.phase, Relaxed);
+        meter.kernel = meter.read_kernel();
+        meter.last_delay_ns = meter.kernel.run_delay_ns;
+        (meter.last_ns, meter.last_cpu_ns) = (now_ns(), cpu_ns());
+        (meter.start_ns, meter.kernel_at_ns) = (meter.last_ns, meter.last_ns);
         meter.look_at_cpu();
         meter
     }
@@ -78,6 +105,10 @@ impl<'a> Meter<'a> {
     /// Whether the worker was told to stop.
     pub fn stopped(&self) -> bool {
         self.board.stopped()
+    }
+
+    fn figures(&self) -> &'a PhaseSlot {
+        self.slot.in_phase(self.phase)
     }
 
     /// Counts work done.
@@ -90,49 +121,140 @@ impl<'a> Meter<'a> {
     pub fn blocking<T>(&mut self, call: impl FnOnce() -> T) -> T {
         let before = now_ns();
         let value = call();
-        self.blocked_ns += now_ns().saturating_sub(before);
+        let took = now_ns().saturating_sub(before);
+        self.blocked_ns += took;
+        self.figures().record(Series::Block, took);
         value
     }
 
-    /// Divides the time since the last checkpoint and publishes the counters.
+    /// Notes that a wait which began at `since_ns` is over and the waker stamped `stamp_ns`. A stamp from
+    /// before the wait means that nobody had to be woken.
+    pub fn woken(&mut self, since_ns: u64, stamp_ns: u64) {
+        if stamp_ns >= since_ns && stamp_ns != 0 {
+            self.record(Series::Wake, now_ns().saturating_sub(stamp_ns));
+        }
+    }
+
+    /// Notes one time.
+    pub fn record(&mut self, series: Series, ns: u64) {
+        self.figures().record(series, ns);
+    }
+
+    /// Says which share of the time the work wants to be on the CPU.
+    pub fn wants_duty(&self, on_ns: u64, off_ns: u64) {
+        let ppm = on_ns.saturating_mul(1_000_000) / on_ns.saturating_add(off_ns).max(1);
+        self.slot.duty_ppm.store(ppm, Relaxed);
+    }
+
+    /// Sets a figure of the work type's own.
+    pub fn metric(&self, index: usize, value: f64) {
+        if let Some(metric) = self.slot.metrics.get(index) {
+            metric.store(value.to_bits(), Relaxed);
+        }
+    }
+
+    /// Publishes the counters; divides the time since the last checkpoint when that is long enough ago.
     pub fn checkpoint(&mut self) {
-        let (now, cpu_ns) = (now_ns(), cpu_ns());
-        let off_cpu =
-            now.saturating_sub(self.last_ns).saturating_sub(cpu_ns.saturating_sub(self.last_cpu_ns));
-        let kept_off =
-            match (self.blocking, self.schedstat.as_ref().and_then(read_schedstat_of(self.blocking))) {
-                (Blocking::Never, _) => off_cpu,
-                (Blocking::Sometimes, Some(stat)) => {
-                    let delay = stat.run_delay_ns.saturating_sub(self.last_delay_ns);
-                    self.last_delay_ns = stat.run_delay_ns;
-                    delay.min(off_cpu)
-                }
-                (Blocking::Sometimes, None) => off_cpu.saturating_sub(self.blocked_ns),
-            };
+        self.publish();
+        let now = now_ns();
+        let phase = self.board.phase();
+        if now.saturating_sub(self.last_ns) >= CHECKPOINT_NS || phase != self.phase {
+            self.divide(now);
+        }
+        if phase != self.phase || now.saturating_sub(self.kernel_at_ns) >= KERNEL_NS {
+            self.count_kernel(now);
+        }
+        if phase != self.phase {
+            self.phase = phase;
+            self.slot.phase.fetch_max(phase, Relaxed);
+        }
+    }
+
+    fn publish(&mut self) {
+        let figures = self.figures();
+        if self.work_units > 0 {
+            figures.add(Counter::WorkUnits, std::mem::take(&mut self.work_units));
+        }
+        if self.iterations > 0 {
+            figures.add(Counter::Iterations, std::mem::take(&mut self.iterations));
+        }
+    }
+
+    fn divide(&mut self, now: u64) {
+        let cpu_ns = cpu_ns();
+        let ran = cpu_ns.saturating_sub(self.last_cpu_ns);
+        let wall = now.saturating_sub(self.last_ns);
+        let off_cpu = wall.saturating_sub(ran);
+        let stat = self.schedstat.as_ref().filter(|_| self.blocking == Blocking::Sometimes);
+        let kept_off = match (self.blocking, stat.and_then(read_schedstat)) {
+            (Blocking::Never, _) => off_cpu,
+            (Blocking::Sometimes, Some((delay_ns, _))) => {
+                let delay = delay_ns.saturating_sub(self.last_delay_ns);
+                self.last_delay_ns = delay_ns;
+                delay.min(off_cpu)
+            }
+            (Blocking::Sometimes, None) => off_cpu.saturating_sub(self.blocked_ns),
+        };
         self.look_at_cpu();
-        if kept_off > self.slot.max_gap_ns.load(Relaxed) {
-            self.slot.max_gap_ns.store(kept_off, Relaxed);
+        if kept_off > self.slot.greatest(Counter::MaxGapNs) {
             self.slot.max_gap_cpu.store(self.cpu.unwrap_or(0), Relaxed);
             self.slot.max_gap_at_ns.store(now.saturating_sub(self.start_ns), Relaxed);
         }
-        self.slot.voluntary_off_cpu_ns.fetch_add(off_cpu - kept_off, Relaxed);
-        self.slot.work_units.store(self.work_units, Relaxed);
-        self.slot.iterations.store(self.iterations, Relaxed);
-        self.slot.cpu_time_ns.store(cpu_ns.saturating_sub(self.start_cpu_ns), Relaxed);
-        self.slot.wall_time_ns.store(now.saturating_sub(self.start_ns), Relaxed);
+        let figures = self.figures();
+        figures.raise(Counter::MaxGapNs, kept_off);
+        figures.add(Counter::VoluntaryNs, off_cpu - kept_off);
+        figures.add(Counter::CpuNs, ran);
+        figures.add(Counter::WallNs, wall);
         self.blocked_ns = 0;
         self.last_ns = now;
         self.last_cpu_ns = cpu_ns;
     }
 
+    fn read_kernel(&self) -> Kernel {
+        let (run_delay_ns, pcount) = self.schedstat.as_ref().and_then(read_schedstat).unwrap_or_default();
+        let usage = getrusage(UsageWho::RUSAGE_THREAD).ok();
+        let of = |figure: fn(&nix::sys::resource::Usage) -> i64| usage.as_ref().map_or(0, figure) as u64;
+        Kernel {
+            run_delay_ns,
+            pcount,
+            voluntary: of(nix::sys::resource::Usage::voluntary_context_switches),
+            involuntary: of(nix::sys::resource::Usage::involuntary_context_switches),
+            minor_faults: of(nix::sys::resource::Usage::minor_page_faults),
+            major_faults: of(nix::sys::resource::Usage::major_page_faults),
+        }
+    }
+
+    fn count_kernel(&mut self, now: u64) {
+        let (before, after, figures) = (self.kernel, self.read_kernel(), self.figures());
+        let grew = |counter, figure: fn(&Kernel) -> u64| {
+            figures.add(counter, figure(&after).saturating_sub(figure(&before)));
+        };
+        grew(Counter::RunDelayNs, |k| k.run_delay_ns);
+        grew(Counter::Pcount, |k| k.pcount);
+        grew(Counter::VoluntarySwitches, |k| k.voluntary);
+        grew(Counter::InvoluntarySwitches, |k| k.involuntary);
+        grew(Counter::MinorFaults, |k| k.minor_faults);
+        grew(Counter::MajorFaults, |k| k.major_faults);
+        self.kernel = after;
+        self.kernel_at_ns = now;
+    }
+
     /// Takes the last checkpoint and says that the figures are complete.
     pub fn finish(mut self) {
-        self.checkpoint();
-        if let Some(stat) = self.schedstat.as_ref().and_then(read_schedstat) {
-            let delay = stat.run_delay_ns.saturating_sub(self.start_stat.run_delay_ns);
-            self.slot.run_delay_ns.store(delay, Relaxed);
-            self.slot.pcount.store(stat.pcount.saturating_sub(self.start_stat.pcount), Relaxed);
+        let now = now_ns();
+        self.publish();
+        self.divide(now);
+        self.count_kernel(now);
+        if let (Some(before), Some(after)) = (self.start_migrations, kernel_migrations()) {
+            self.slot.kernel_migrations.store(after.saturating_sub(before) + 1, Relaxed);
         }
+        for (node, pages) in numa_pages() {
+            if let Some(slot) = self.slot.numa_pages.get(node as usize) {
+                slot.store(pages, Relaxed);
+            }
+        }
+        let migrated = numa_pages_migrated().saturating_sub(self.start_numa_migrated);
+        self.slot.numa_pages_migrated.store(migrated, Relaxed);
         self.slot.finished.store(true, Release);
     }
 
@@ -141,7 +263,7 @@ impl<'a> Meter<'a> {
         let cpu = cpu as u32;
         if self.cpu != Some(cpu) {
             if self.cpu.is_some() {
-                self.slot.migrations.fetch_add(1, Relaxed);
+                self.figures().add(Counter::Migrations, 1);
             }
             self.cpu = Some(cpu);
             self.slot.saw_cpu(cpu);
@@ -149,35 +271,49 @@ impl<'a> Meter<'a> {
     }
 }
 
-/// Reading the file costs a system call, which work that never blocks can do without.
-fn read_schedstat_of(blocking: Blocking) -> impl Fn(&File) -> Option<SchedStat> {
-    move |file| if blocking == Blocking::Sometimes { read_schedstat(file) } else { None }
-}
-
-/// `cpu_time run_delay pcount`, see `Documentation/scheduler/sched-stats.rst` of the kernel.
-fn read_schedstat(file: &File) -> Option<SchedStat> {
+/// Run delay and count of `cpu_time run_delay pcount`, see `Documentation/scheduler/sched-stats.rst`.
+fn read_schedstat(file: &File) -> Option<(u64, u64)> {
     let mut text = [0u8; 96];
     let length = file.read_at(&mut text, 0).ok()?;
     parse_schedstat(std::str::from_utf8(&text[..length]).ok()?)
 }
 
-fn parse_schedstat(text: &str) -> Option<SchedStat> {
+fn parse_schedstat(text: &str) -> Option<(u64, u64)> {
     let mut fields = text.split_ascii_whitespace();
     fields.next()?;
-    Some(SchedStat { run_delay_ns: fields.next()?.parse().ok()?, pcount: fields.next()?.parse().ok()? })
+    Some((fields.next()?.parse().ok()?, fields.next()?.parse().ok()?))
 }
 
-fn now_ns() -> u64 {
-    read_clock(ClockId::CLOCK_MONOTONIC)
+/// `nr_migrations` of `/proc/thread-self/sched`, which kernels with `CONFIG_SCHED_DEBUG` have.
+fn kernel_migrations() -> Option<u64> {
+    let text = std::fs::read_to_string("/proc/thread-self/sched").ok()?;
+    let line = text.lines().find(|line| line.contains("nr_migrations"))?;
+    line.rsplit(':').next()?.trim().parse().ok()
 }
 
-fn cpu_ns() -> u64 {
-    read_clock(ClockId::CLOCK_THREAD_CPUTIME_ID)
+fn numa_pages_migrated() -> u64 {
+    let text = std::fs::read_to_string("/proc/vmstat").unwrap_or_default();
+    text.lines().find_map(|line| line.strip_prefix("numa_pages_migrated ")?.parse().ok()).unwrap_or(0)
 }
 
-fn read_clock(clock: ClockId) -> u64 {
-    // Both clocks exist on every Linux; the call fails only for unknown ones.
-    clock_gettime(clock).map(|t| t.tv_sec() as u64 * 1_000_000_000 + t.tv_nsec() as u64).unwrap_or(0)
+/// Pages of this process by node; none when the kernel does not tell.
+fn numa_pages() -> Vec<(u32, u64)> {
+    parse_numa_maps(&std::fs::read_to_string("/proc/thread-self/numa_maps").unwrap_or_default())
+}
+
+fn parse_numa_maps(text: &str) -> Vec<(u32, u64)> {
+    let mut pages: Vec<(u32, u64)> = Vec::new();
+    for word in text.split_ascii_whitespace() {
+        let Some((node, count)) = word.strip_prefix('N').and_then(|word| word.split_once('=')) else {
+            continue;
+        };
+        let (Ok(node), Ok(count)) = (node.parse(), count.parse::<u64>()) else { continue };
+        match pages.iter_mut().find(|(known, _)| *known == node) {
+            Some((_, sum)) => *sum += count,
+            None => pages.push((node, count)),
+        }
+    }
+    pages
 }
 
 #[cfg(test)]
@@ -188,33 +324,71 @@ mod tests {
 
     #[test]
     fn schedstat_lines_are_read_and_garbage_is_not() {
-        let stat = parse_schedstat("12345 678 9\n").unwrap();
-        assert_eq!((stat.run_delay_ns, stat.pcount), (678, 9));
-        assert!(parse_schedstat("12345").is_none());
-        assert!(parse_schedstat("a b c").is_none());
+        assert_eq!(parse_schedstat("12345 678 9\n"), Some((678, 9)));
+        assert_eq!(parse_schedstat("12345"), None);
+        assert_eq!(parse_schedstat("a b c"), None);
+    }
+
+    #[test]
+    fn pages_are_summed_by_node() {
+        let text =
+            "7f00 default file=/bin/x mapped=2 N0=2 kernelpagesize_kB=4\n7f10 default anon=3 N1=1 N0=2\n";
+        assert_eq!(parse_numa_maps(text), [(0, 4), (1, 1)]);
+        assert_eq!(parse_numa_maps("Nx=1 N= N1 =3"), []);
     }
 
     #[test]
     fn a_chosen_sleep_is_no_gap() {
-        let board = Board::new(1).unwrap();
+        let board = Board::new(1, 1).unwrap();
         let mut meter = Meter::start(&board, 0, Blocking::Sometimes);
         meter.blocking(|| std::thread::sleep(Duration::from_millis(120)));
         meter.did(1, 1);
         meter.finish();
         let slot = board.slot(0);
-        let (voluntary, gap) = (slot.voluntary_off_cpu_ns.load(Relaxed), slot.max_gap_ns.load(Relaxed));
+        let (voluntary, gap) = (slot.total(Counter::VoluntaryNs), slot.greatest(Counter::MaxGapNs));
         assert!(voluntary >= 100_000_000, "voluntary {voluntary}");
         assert!(gap < voluntary, "gap {gap} of {voluntary}");
-        assert_eq!(slot.work_units.load(Relaxed), 1);
+        assert_eq!(slot.total(Counter::WorkUnits), 1);
+        let blocked = slot.histogram(Series::Block);
+        assert!(blocked.count() == 1 && blocked.max() >= 120_000_000, "{blocked:?}");
+        assert!(slot.total(Counter::VoluntarySwitches) >= 1);
     }
 
     #[test]
     fn time_off_the_cpu_of_work_that_never_blocks_is_a_gap() {
-        let board = Board::new(1).unwrap();
+        let board = Board::new(1, 1).unwrap();
         let meter = Meter::start(&board, 0, Blocking::Never);
         std::thread::sleep(Duration::from_millis(60));
         meter.finish();
-        assert!(board.slot(0).max_gap_ns.load(Relaxed) >= 50_000_000);
-        assert_eq!(board.slot(0).voluntary_off_cpu_ns.load(Relaxed), 0);
+        assert!(board.slot(0).greatest(Counter::MaxGapNs) >= 50_000_000);
+        assert_eq!(board.slot(0).total(Counter::VoluntaryNs), 0);
+    }
+
+    #[test]
+    fn a_wake_is_counted_only_if_somebody_slept() {
+        let board = Board::new(1, 1).unwrap();
+        let mut meter = Meter::start(&board, 0, Blocking::Sometimes);
+        let now = now_ns();
+        meter.woken(now, now - 1);
+        meter.woken(now, 0);
+        meter.woken(now - 5_000_000, now - 4_000_000);
+        meter.finish();
+        let wake = board.slot(0).histogram(Series::Wake);
+        assert_eq!(wake.count(), 1);
+        assert!(wake.max() >= 4_000_000);
+    }
+
+    #[test]
+    fn figures_belong_to_the_phase_in_which_they_began() {
+        let board = Board::new(1, 1).unwrap();
+        let mut meter = Meter::start(&board, 0, Blocking::Never);
+        meter.did(3, 1);
+        board.enter_phase(2);
+        meter.checkpoint();
+        meter.did(5, 2);
+        meter.finish();
+        let units: Vec<u64> =
+            board.slot(0).phases().map(|(_, phase)| phase.get(Counter::WorkUnits)).collect();
+        assert_eq!(units, [3, 0, 5]);
     }
 }

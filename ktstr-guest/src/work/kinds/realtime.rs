@@ -1,0 +1,44 @@
+//! Work in which real-time tasks take the CPU from fair ones.
+
+use std::time::Duration;
+
+use super::spin;
+use crate::{
+    attributes::SchedPolicy,
+    work::{
+        not_run::Missing,
+        worker::{Done, Worker},
+    },
+};
+
+/// Priority of the worker that interrupts.
+const STORM_PRIORITY: u32 = 50;
+
+/// The first of a group interrupts, the others spin.
+pub(super) fn preempt_storm(w: &mut Worker<'_>, burst_iters: u64, sleep_us: u64) -> Done {
+    if w.place.position > 0 {
+        return spin::spin_wait(w);
+    }
+    SchedPolicy::Fifo(STORM_PRIORITY).apply(0, None).map_err(|errno| Missing::Priority.because(errno))?;
+    while !w.stopped() {
+        w.compute(burst_iters);
+        w.sleep(Duration::from_micros(sleep_us));
+        w.meter.did(0, 1);
+        w.meter.checkpoint();
+    }
+    Ok(())
+}
+
+/// Real-time workers come first in a group.
+pub(super) fn starvation(w: &mut Worker<'_>, rt_workers: u32, priority: u32, burst_iters: u64) -> Done {
+    if w.place.position >= rt_workers as usize {
+        return spin::spin_wait(w);
+    }
+    SchedPolicy::Fifo(priority).apply(0, None).map_err(|errno| Missing::Priority.because(errno))?;
+    while !w.stopped() {
+        w.compute(burst_iters);
+        w.meter.did(0, 1);
+        w.meter.checkpoint();
+    }
+    Ok(())
+}

@@ -1,0 +1,157 @@
+//! The worker's side: a process of its own, or a thread in one; from the fork to the end.
+
+use std::{
+    fs::File,
+    io::Write,
+    sync::atomic::Ordering::{Relaxed, Release, SeqCst},
+    time::Duration,
+};
+
+use nix::{
+    sys::{
+        prctl,
+        signal::{SigHandler, Signal, signal},
+    },
+    unistd::{Pid, getpid, getppid, gettid, setpgid},
+};
+
+use super::{
+    WorkloadConfig,
+    board::Board,
+    burn::Burner,
+    kinds,
+    meter::{Blocking, Meter},
+    rng::Rng,
+    sys,
+    worker::{Links, Place, Worker},
+};
+
+/// Exit status of a worker whose code panicked.
+pub(super) const PANICKED: i32 = 101;
+/// A worker that waits for the start looks this often whether its parent is still there.
+const PARENT_CHECK: Duration = Duration::from_millis(200);
+
+/// What the parent says on the `go` word.
+pub(super) const GO: u32 = 1;
+/// The parent has given up.
+pub(super) const GIVE_UP: u32 = 2;
+
+/// What a worker is born with.
+pub(super) struct Birth<'a> {
+    pub board: &'a Board,
+    pub config: &'a WorkloadConfig,
+    /// Whose death ends the worker.
+    pub parent: Option<Pid>,
+    /// Where it says that it is ready.
+    pub ready: &'a File,
+}
+
+/// The whole life of a process with the workers `indices`: one, or several as threads under `comm`.
+pub(super) fn process(
+    birth: &Birth<'_>,
+    indices: std::ops::Range<usize>,
+    comm: Option<&str>,
+    links: &[Links],
+) -> ! {
+    let lived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        // A group of its own, so that what it forks is ended with it.
+        let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
+        // Workers whose partner stopped first must see an error, not be killed by the signal.
+        // SAFETY: this forked process has one thread, and the standard library wants it so.
+        let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) };
+        match comm {
+            None => worker(birth, indices.start, &links[0]),
+            Some(comm) => lead(birth, indices, comm, links),
+        }
+    }));
+    let code = match lived {
+        Ok(true) => 0,
+        Ok(false) => 1,
+        Err(_) => PANICKED,
+    };
+    // SAFETY: ends this forked process without running the parent's exit handlers.
+    unsafe { nix::libc::_exit(code) }
+}
+
+/// Leads a process whose threads are the workers.
+fn lead(birth: &Birth<'_>, indices: std::ops::Range<usize>, comm: &str, links: &[Links]) -> bool {
+    let name = std::ffi::CString::new(comm.replace('\0', "")).unwrap_or_default();
+    let _ = prctl::set_name(&name);
+    let _ = prctl::set_pdeathsig(Signal::SIGKILL);
+    std::thread::scope(|scope| {
+        let group = birth.config.work_type.group_size() as usize;
+        let threads: Vec<_> =
+            indices.map(|index| scope.spawn(move || thread(birth, index, &links[index / group]))).collect();
+        threads.into_iter().map(|thread| thread.join().unwrap_or(false)).fold(true, |all, one| all & one)
+    })
+}
+
+/// A worker that is a thread.
+pub(super) fn thread(birth: &Birth<'_>, index: usize, links: &Links) -> bool {
+    let lived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| worker(birth, index, links)));
+    let left = birth.board.left();
+    if lived.is_err() {
+        birth.board.slot(index).panicked.store(true, Release);
+    }
+    birth.board.slot(index).gone.store(true, Release);
+    left.fetch_sub(1, SeqCst);
+    sys::futex_wake(left, u32::MAX);
+    lived.unwrap_or(false)
+}
+
+/// The calling thread becomes worker `index`; whether it got to work.
+fn worker(birth: &Birth<'_>, index: usize, links: &Links) -> bool {
+    let Birth { board, config, parent, mut ready } = *birth;
+    let slot = board.slot(index);
+    let place = Place::of(index, config.work_type.group_size() as usize);
+    let (pid, tid) = (getpid().as_raw() as u32, gettid().as_raw() as u32);
+    slot.tid.store(tid, Relaxed);
+    let refused = config.attributes.get(index).and_then(|wanted| wanted.apply().err());
+    // The parent may have given up; then the start never comes.
+    let _ = match &refused {
+        None => ready.write_all(b"ready\n"),
+        Some(error) => ready.write_all(format!("{index} {error}\n").as_bytes()),
+    };
+    if refused.is_some() {
+        return false;
+    }
+    if let (Some(parent), true) = (parent, pid == tid) {
+        // Credentials that change clear it, so it comes after them. A parent that died before no longer
+        // sends anything.
+        let _ = prctl::set_pdeathsig(Signal::SIGKILL);
+        if getppid() != parent {
+            return false;
+        }
+    }
+    if !await_start(board, parent.filter(|_| pid == tid)) {
+        return false;
+    }
+    let member = board.member_line(place.group, place.position);
+    member.pid.store(pid, SeqCst);
+    member.tid.store(tid, SeqCst);
+    let blocking = if config.work_type.never_blocks() { Blocking::Never } else { Blocking::Sometimes };
+    let seed = config.seed.wrapping_add(index as u64);
+    let meter = Meter::start(board, index, blocking);
+    let mut worker = Worker { meter, rng: Rng::new(seed), burner: Burner::new(seed), place, links, board };
+    if let Err(not_run) = kinds::run(&config.work_type, &mut worker) {
+        not_run.note(slot);
+    }
+    slot.early.store(!board.stopped(), Relaxed);
+    member.tid.store(0, SeqCst);
+    worker.meter.finish();
+    true
+}
+
+/// Blocks until told to begin; false when the parent gave up or is gone.
+fn await_start(board: &Board, parent: Option<Pid>) -> bool {
+    loop {
+        match board.go().load(SeqCst) {
+            0 => sys::futex_wait(board.go(), 0, PARENT_CHECK),
+            GO => return true,
+            _ => return false,
+        };
+        if parent.is_some_and(|parent| getppid() != parent) {
+            return false;
+        }
+    }
+}

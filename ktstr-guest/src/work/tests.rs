@@ -1,0 +1,311 @@
+//! Workers from outside: every kind of work in every mode on the host, and every way to end. What each
+//! kind does to a kernel is tested in a guest (`tests/work_types`).
+
+use std::time::{Duration, Instant};
+
+use ktstr_proto::verdict::{WorkerExit, WorkerReport};
+use nix::{
+    errno::Errno,
+    sys::signal::{SigHandler, Signal, kill, signal},
+    unistd::Pid,
+};
+
+use super::*;
+use crate::attributes::Attributes;
+
+fn config(workers: u32, work_type: WorkType) -> WorkloadConfig {
+    WorkloadConfig { workers, work_type, cgroup: "cg".into(), seed: 1, ..WorkloadConfig::default() }
+}
+
+fn run(config: WorkloadConfig, time: Duration) -> Vec<WorkerReport> {
+    let mut handle = WorkloadHandle::spawn(config).unwrap();
+    assert_eq!(handle.iterations(), 0, "nobody works before the start");
+    handle.start().unwrap();
+    std::thread::sleep(time);
+    handle.stop_and_collect()
+}
+
+fn pid(handle: &WorkloadHandle, index: usize) -> Pid {
+    Pid::from_raw(handle.pids()[index] as i32)
+}
+
+/// Those that need neither real-time priority nor a cgroup of their own.
+fn harmless() -> impl Iterator<Item = WorkType> {
+    let not_here = [
+        "PriorityInversion",
+        "PreemptStorm",
+        "RtStarvation",
+        "CgroupChurn",
+        "CgroupAttachStorm",
+        "AsymmetricWaker",
+        "NetTraffic",
+        "IrqWake",
+    ];
+    WorkType::ALL_NAMES
+        .into_iter()
+        .filter(move |name| !not_here.contains(name))
+        .map(|name| WorkType::from_name(name).unwrap())
+}
+
+fn all_in_mode(mode: &CloneMode) {
+    for work_type in harmless() {
+        if *mode == CloneMode::Thread && work_type.needs_own_process() {
+            continue;
+        }
+        let name = work_type.name();
+        let workers = work_type.group_size() * if work_type.group_size() > 4 { 1 } else { 2 };
+        let config = WorkloadConfig { mode: mode.clone(), ..config(workers, work_type) };
+        let mut handle = WorkloadHandle::spawn(config).unwrap();
+        handle.start().unwrap();
+        // Long enough to see each at work; a busy host may need more.
+        let begun = |report: &WorkerReport| report.not_run.is_some() || report.work_units > 0;
+        let until = Instant::now() + Duration::from_secs(10);
+        std::thread::sleep(Duration::from_millis(50));
+        while !handle.snapshot().iter().all(begun) && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(10));
+        }
+        let began = Instant::now();
+        let reports = handle.stop_and_collect();
+        assert!(began.elapsed() < Duration::from_secs(3), "{name} took {:?} to stop", began.elapsed());
+        assert_eq!(reports.len(), workers as usize);
+        for report in reports {
+            assert_eq!(report.exit, WorkerExit::Completed, "{name}: {report:?}");
+            assert_ne!(report.tid, 0, "{name}");
+            if report.not_run.is_none() {
+                assert!(report.wall_time_ns > 0 && !report.cpus_used.is_empty(), "{name}: {report:?}");
+                assert!(report.work_units > 0, "{name} in {mode:?}: {report:?}");
+            }
+        }
+    }
+}
+
+#[test]
+fn every_kind_of_work_makes_progress_and_stops_when_told_in_processes() {
+    all_in_mode(&CloneMode::Fork);
+}
+
+#[test]
+fn every_kind_of_work_makes_progress_and_stops_when_told_in_threads() {
+    all_in_mode(&CloneMode::Thread);
+}
+
+#[test]
+fn every_kind_of_work_makes_progress_and_stops_when_told_in_one_process() {
+    all_in_mode(&CloneMode::Pcomm("host".into()));
+}
+
+#[test]
+fn the_same_seed_chooses_the_same() {
+    fn choose(ctx: &mut WorkerCtx<'_, '_>) {
+        let drawn = ctx.rng().below(1 << 40);
+        ctx.did(drawn, 1);
+        while !ctx.stopped() {
+            ctx.sleep(Duration::from_millis(5));
+        }
+    }
+    let draw = |seed| {
+        let config = WorkloadConfig { seed, ..config(2, WorkType::Custom(Custom::new("choose", choose))) };
+        run(config, Duration::from_millis(50)).iter().map(|report| report.work_units).collect::<Vec<_>>()
+    };
+    let first = draw(7);
+    assert_eq!(first, draw(7));
+    assert_ne!(first, draw(8));
+    assert_ne!(first[0], first[1], "workers choose apart");
+}
+
+#[test]
+fn a_pcomm_process_hosts_all_workers_under_its_name() {
+    let attributes = vec![Attributes { comm: Some("worker-0".into()), ..Attributes::default() }];
+    let mode = CloneMode::Pcomm("the-host".into());
+    let mut handle =
+        WorkloadHandle::spawn(WorkloadConfig { mode, attributes, ..config(2, WorkType::SpinWait) }).unwrap();
+    handle.start().unwrap();
+    assert_eq!(handle.pids().len(), 1);
+    let comm =
+        |tid: u32| std::fs::read_to_string(format!("/proc/{}/task/{tid}/comm", handle.pids()[0])).unwrap();
+    assert_eq!(comm(handle.pids()[0]), "the-host\n");
+    assert_eq!(comm(handle.tids()[0]), "worker-0\n");
+    let reports = handle.stop_and_collect();
+    assert_eq!(reports[1].exit, WorkerExit::Completed);
+}
+
+#[test]
+fn workers_that_block_say_so_and_a_duty_cycle_is_kept() {
+    let work_type = WorkType::Bursty {
+        burst_duration: Duration::from_millis(5),
+        sleep_duration: Duration::from_millis(20),
+    };
+    let reports = run(config(1, work_type), Duration::from_millis(500));
+    // The stop cuts the last sleep short.
+    let slept = (reports[0].iterations - 1) * 20_000_000;
+    assert!(reports[0].voluntary_off_cpu_ns > slept / 10 * 9, "{reports:?}");
+    let duty = reports[0].duty.unwrap();
+    assert!((duty.requested_pct - 20.0).abs() < 0.1, "{duty:?}");
+    // A busy host gives less, never more.
+    assert!((4.0..24.0).contains(&duty.achieved_pct), "{duty:?}");
+    assert!(reports[0].wake_latency.count() > 3, "{:?}", reports[0].wake_latency);
+}
+
+#[test]
+fn a_wake_latency_is_measured_from_the_wake_and_not_from_the_block() {
+    let spin_iters = 2_000_000;
+    let reports = run(config(2, WorkType::FutexPingPong { spin_iters }), Duration::from_millis(500));
+    for report in reports {
+        let (wake, block) = (report.wake_latency.quantile(0.5), report.block_time.quantile(0.5));
+        let (wake, block) = (wake.expect("it was woken"), block.expect("it blocked"));
+        assert!(wake * 2 < block, "woken after {wake} ns of {block} ns, most of them the partner's work");
+    }
+}
+
+#[test]
+fn figures_of_phases_add_up_to_the_whole() {
+    let mut handle = WorkloadHandle::spawn(config(1, WorkType::YieldHeavy)).unwrap();
+    handle.start().unwrap();
+    for phase in 1..=2 {
+        std::thread::sleep(Duration::from_millis(60));
+        handle.enter_phase(phase);
+    }
+    std::thread::sleep(Duration::from_millis(60));
+    let report = handle.stop_and_collect().remove(0);
+    assert_eq!(report.phases.iter().map(|slice| slice.phase).collect::<Vec<_>>(), [0, 1, 2]);
+    for sum in [
+        (report.phases.iter().map(|slice| slice.work_units).sum::<u64>(), report.work_units),
+        (report.phases.iter().map(|slice| slice.wall_time_ns).sum(), report.wall_time_ns),
+        (report.phases.iter().map(|slice| slice.pcount).sum(), report.pcount),
+    ] {
+        assert_eq!(sum.0, sum.1);
+    }
+    assert!(report.phases.iter().all(|slice| slice.work_units > 0 && slice.cpu_time_ns > 0));
+}
+
+#[test]
+fn a_worker_that_dies_is_evidence_and_not_a_hang() {
+    let mut handle = WorkloadHandle::spawn(config(2, WorkType::SpinWait)).unwrap();
+    handle.start().unwrap();
+    kill(pid(&handle, 1), Signal::SIGKILL).unwrap();
+    std::thread::sleep(Duration::from_millis(100));
+    let reports = handle.stop_and_collect();
+    assert_eq!(reports[0].exit, WorkerExit::Completed);
+    assert_eq!(reports[1].exit, WorkerExit::Signaled { signal: 9 });
+}
+
+#[test]
+fn a_worker_that_panics_says_so_in_every_mode() {
+    fn fail(ctx: &mut WorkerCtx<'_, '_>) {
+        assert!(ctx.index() != 1, "planted: worker 1 fails");
+        while !ctx.stopped() {
+            ctx.compute(1000);
+            ctx.did(0, 1);
+        }
+    }
+    for mode in [CloneMode::Fork, CloneMode::Thread, CloneMode::Pcomm("host".into())] {
+        let config =
+            WorkloadConfig { mode: mode.clone(), ..config(2, WorkType::Custom(Custom::new("fail", fail))) };
+        let reports = run(config, Duration::from_millis(50));
+        assert_eq!(reports[0].exit, WorkerExit::Completed, "{mode:?}");
+        assert_eq!(reports[1].exit, WorkerExit::Panicked, "{mode:?}");
+        assert_eq!(reports[0].work_type, "fail");
+    }
+}
+
+#[test]
+fn a_worker_that_ends_before_it_is_told_to_is_not_complete() {
+    let config = config(1, WorkType::Custom(Custom::new("early", |_| {})));
+    assert_eq!(run(config, Duration::from_millis(30))[0].exit, WorkerExit::Exited { code: 0 });
+}
+
+#[test]
+fn one_partner_that_dies_does_not_keep_the_other() {
+    for work_type in [WorkType::pipe_io(), WorkType::futex_ping_pong()] {
+        let mut handle = WorkloadHandle::spawn(config(2, work_type)).unwrap();
+        handle.start().unwrap();
+        kill(pid(&handle, 0), Signal::SIGKILL).unwrap();
+        let start = Instant::now();
+        let reports = handle.stop_and_collect();
+        assert!(start.elapsed() < STOP_TIMEOUT);
+        assert_eq!(reports[0].exit, WorkerExit::Signaled { signal: 9 });
+    }
+}
+
+#[test]
+fn partners_end_in_any_order_and_are_not_killed_by_each_other() {
+    // As before `main`, where nothing has told the system to spare writers of closed pipes.
+    // SAFETY: restores the default disposition; no other code of this test depends on it.
+    unsafe { signal(Signal::SIGPIPE, SigHandler::SigDfl) }.unwrap();
+    for _ in 0..20 {
+        let config = config(4, WorkType::PipeIo { burst_iters: 100_000 });
+        for report in run(config, Duration::from_millis(5)) {
+            assert_eq!(report.exit, WorkerExit::Completed, "{report:?}");
+        }
+    }
+}
+
+#[test]
+fn a_worker_that_does_not_stop_is_killed_after_the_timeout() {
+    let mut handle = WorkloadHandle::spawn(config(1, WorkType::SpinWait)).unwrap();
+    handle.start().unwrap();
+    kill(pid(&handle, 0), Signal::SIGSTOP).unwrap();
+    let reports = handle.stop_and_collect();
+    assert_eq!(reports[0].exit, WorkerExit::TimedOut);
+}
+
+#[test]
+fn dropping_a_handle_leaves_no_worker_nor_what_it_forked() {
+    #[expect(clippy::zombie_processes, reason = "that it is left behind is what is tested")]
+    fn fork_a_sleeper(ctx: &mut WorkerCtx<'_, '_>) {
+        let sleeper = std::process::Command::new("sleep").arg("1000").spawn().expect("sleep starts");
+        ctx.did(u64::from(sleeper.id()), 1);
+        while !ctx.stopped() {
+            ctx.sleep(Duration::from_millis(5));
+        }
+    }
+    let work_type = WorkType::Custom(Custom::new("forks", fork_a_sleeper));
+    let mut handle = WorkloadHandle::spawn(config(1, work_type)).unwrap();
+    handle.start().unwrap();
+    let sleeper = loop {
+        let figures = handle.snapshot();
+        if figures[0].work_units > 0 {
+            break figures[0].work_units as i32;
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    };
+    let worker = pid(&handle, 0);
+    drop(handle);
+    assert_eq!(kill(worker, None), Err(Errno::ESRCH));
+    // An orphan is reaped by init, which takes a moment.
+    let gone = |pid: i32| match std::fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Err(_) => true,
+        Ok(stat) => stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('Z')),
+    };
+    let until = Instant::now() + Duration::from_secs(5);
+    while !gone(sleeper) {
+        assert!(Instant::now() < until, "process {sleeper} is left");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+#[test]
+fn a_worker_that_is_refused_what_it_asks_for_is_an_error_at_once() {
+    let attributes = vec![Attributes::default(), Attributes { affinity: vec![511], ..Attributes::default() }];
+    for mode in [CloneMode::Fork, CloneMode::Thread, CloneMode::Pcomm("host".into())] {
+        let config = WorkloadConfig { attributes: attributes.clone(), mode, ..config(2, WorkType::SpinWait) };
+        let error = WorkloadHandle::spawn(config).unwrap().start().unwrap_err().to_string();
+        assert!(error.contains("worker 1 of cgroup `cg`") && error.contains("CPUs 511"), "{error}");
+    }
+}
+
+#[test]
+fn what_makes_no_work_is_refused_before_anything_is_made() {
+    let refused = |config: WorkloadConfig| {
+        let error = WorkloadHandle::spawn(config).err().unwrap();
+        format!("{error}: {}", std::error::Error::source(&error).map(ToString::to_string).unwrap_or_default())
+    };
+    assert!(
+        refused(config(3, WorkType::pipe_io()))
+            .starts_with("PipeIo works in groups of 2: 3 workers cannot be divided into such groups")
+    );
+    let threads = WorkloadConfig { mode: CloneMode::Thread, ..config(1, WorkType::ForkExit) };
+    assert!(refused(threads).starts_with("ForkExit forks or moves its process"));
+    let nobody = WorkType::FutexFanOut { fan_out: 0, spin_iters: 1 };
+    assert!(refused(config(1, nobody)).contains("FutexFanOut with fan_out = 0: it must be at least 1"));
+}

@@ -1,0 +1,238 @@
+//! A worker as the loops of the work types see it: its meter, its random choices, its place in its group
+//! and the means by which members of a group wait for and wake each other.
+//!
+//! Who is about to wait says so on its own line; who wakes it puts the time there first. So a wake latency
+//! runs from just before the wake to the run, also when one wake follows another before the woken one ran.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    sync::atomic::Ordering::SeqCst,
+    time::Duration,
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::OFlag,
+    sys::{
+        epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags},
+        eventfd::{EfdFlags, EventFd},
+    },
+    unistd::pipe2,
+};
+
+use super::{
+    WorkType,
+    board::{Board, GROUP_LINES, Line},
+    burn::Burner,
+    meter::Meter,
+    not_run::NotRun,
+    rng::Rng,
+    sys,
+};
+
+/// Longest uninterrupted wait: a worker whose partner is gone looks at the stop flag this often.
+pub(super) const WAIT_SLICE: Duration = Duration::from_millis(100);
+
+/// What a loop returns: nothing, or why the work cannot be done on this machine.
+pub(super) type Done = Result<(), NotRun>;
+
+/// Which worker it is.
+#[derive(Debug, Clone, Copy)]
+pub(super) struct Place {
+    /// Among all of the workload.
+    pub index: usize,
+    /// Number of its group.
+    pub group: usize,
+    /// Place in the group.
+    pub position: usize,
+    /// Size of the group.
+    pub size: usize,
+}
+
+impl Place {
+    pub fn of(index: usize, size: usize) -> Self {
+        Self { index, group: index / size, position: index % size, size }
+    }
+}
+
+/// Descriptors that the members of a group share.
+#[derive(Debug, Default)]
+pub(super) struct Links {
+    /// A pipe to each member: its read and its write end.
+    pub pipes: Vec<(OwnedFd, OwnedFd)>,
+    /// An event counter of each producer.
+    pub events: Vec<EventFd>,
+    /// What waits for all of them.
+    pub epoll: Option<Epoll>,
+}
+
+impl Links {
+    /// What a group of this work type needs.
+    pub fn of(work_type: &WorkType) -> nix::Result<Self> {
+        let mut links = Self::default();
+        let pipes = match work_type {
+            WorkType::PipeIo { .. } | WorkType::CachePipe { .. } => 2,
+            WorkType::WakeChain { depth, wake: super::WakeMechanism::Pipe, .. } => *depth,
+            _ => 0,
+        };
+        for _ in 0..pipes {
+            links.pipes.push(pipe2(OFlag::O_CLOEXEC)?);
+        }
+        if let WorkType::EpollStorm { producers, .. } = work_type {
+            let epoll = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC)?;
+            for producer in 0..*producers {
+                let flags = EfdFlags::EFD_CLOEXEC | EfdFlags::EFD_NONBLOCK | EfdFlags::EFD_SEMAPHORE;
+                let event = EventFd::from_flags(flags)?;
+                epoll.add(&event, EpollEvent::new(EpollFlags::EPOLLIN, u64::from(producer)))?;
+                links.events.push(event);
+            }
+            links.epoll = Some(epoll);
+        }
+        Ok(links)
+    }
+}
+
+/// A worker at work.
+pub(super) struct Worker<'a> {
+    pub meter: Meter<'a>,
+    pub rng: Rng,
+    pub burner: Burner,
+    pub place: Place,
+    pub links: &'a Links,
+    pub board: &'a Board,
+}
+
+impl<'a> Worker<'a> {
+    /// Whether it was told to stop.
+    pub fn stopped(&self) -> bool {
+        self.meter.stopped()
+    }
+
+    /// A line that all of the group share.
+    pub fn line(&self, line: usize) -> &'a Line {
+        debug_assert!(line < GROUP_LINES);
+        self.board.group_line(self.place.group, line)
+    }
+
+    /// The line of a member of the group.
+    pub fn member(&self, position: usize) -> &'a Line {
+        self.board.member_line(self.place.group, position)
+    }
+
+    /// The next member of the group, the first after the last.
+    pub fn next(&self) -> usize {
+        (self.place.position + 1) % self.place.size
+    }
+
+    /// Computes so many steps, counted as work.
+    pub fn compute(&mut self, steps: u64) {
+        self.burner.compute(steps);
+        self.meter.did(steps.div_ceil(super::burn::STEPS_PER_UNIT).max(1), 0);
+    }
+
+    /// Computes for so much CPU time, counted as work.
+    pub fn burst(&mut self, time: Duration) {
+        let mut left = time;
+        // In slices, so that a long burst can be stopped and measured.
+        while !left.is_zero() && !self.stopped() {
+            let slice = left.min(Duration::from_millis(2));
+            let units = self.burner.burst(slice);
+            self.meter.did(units, 0);
+            self.meter.checkpoint();
+            left -= slice;
+        }
+    }
+
+    /// Sleeps until a point of `CLOCK_MONOTONIC`; how late it woke is a wake latency. Sleeps in slices only
+    /// to notice the stop flag.
+    pub fn sleep_until(&mut self, deadline_ns: u64) {
+        let began = sys::now_ns();
+        if began >= deadline_ns {
+            return;
+        }
+        self.meter.blocking(|| sys::sleep_until(deadline_ns));
+        if sys::now_ns() >= deadline_ns {
+            self.meter.woken(began, deadline_ns);
+        }
+    }
+
+    /// Sleeps for so long.
+    pub fn sleep(&mut self, time: Duration) {
+        self.sleep_until(sys::now_ns() + time.as_nanos() as u64);
+    }
+
+    /// Waits until the word of `line` no longer holds `seen`; false when told to stop.
+    pub fn wait_while(&mut self, line: &Line, seen: u32) -> bool {
+        let own = self.member(self.place.position);
+        own.stamp.store(0, SeqCst);
+        own.waiting.store(1, SeqCst);
+        let (since, mut slept) = (sys::now_ns(), false);
+        while line.word.load(SeqCst) == seen {
+            if self.stopped() {
+                return false;
+            }
+            slept = self.meter.blocking(|| sys::futex_wait(&line.word, seen, WAIT_SLICE));
+            self.meter.checkpoint();
+        }
+        own.waiting.store(0, SeqCst);
+        if slept {
+            self.meter.woken(since, own.stamp.load(SeqCst));
+        }
+        true
+    }
+
+    /// Puts the time on the line of a member that waits; to be called just before what wakes it.
+    pub fn stamp(&self, position: usize) {
+        let line = self.member(position);
+        if line.waiting.swap(0, SeqCst) == 1 {
+            line.stamp.store(sys::now_ns(), SeqCst);
+        }
+    }
+
+    /// Stamps every other member.
+    pub fn stamp_others(&self) {
+        for position in (0..self.place.size).filter(|position| *position != self.place.position) {
+            self.stamp(position);
+        }
+    }
+
+    /// Changes the word of `line` and wakes at most `count` who wait for that.
+    pub fn set_and_wake(&self, line: &Line, value: u32, count: u32) -> u32 {
+        line.word.store(value, SeqCst);
+        sys::futex_wake(&line.word, count)
+    }
+
+    /// Sends a byte to a member; false when told to stop.
+    pub fn send_byte(&mut self, position: usize) -> bool {
+        self.stamp(position);
+        loop {
+            match nix::unistd::write(self.links.pipes[position].1.as_fd(), &[1]) {
+                Ok(_) => return true,
+                Err(Errno::EINTR) if !self.stopped() => {}
+                Err(_) => return false,
+            }
+        }
+    }
+
+    /// Waits for a byte; false when told to stop.
+    pub fn receive_byte(&mut self) -> bool {
+        let own = self.member(self.place.position);
+        own.stamp.store(0, SeqCst);
+        own.waiting.store(1, SeqCst);
+        let since = sys::now_ns();
+        let pipe = self.links.pipes[self.place.position].0.as_fd();
+        loop {
+            if self.stopped() {
+                return false;
+            }
+            match self.meter.blocking(|| nix::unistd::read(pipe, &mut [0])) {
+                Ok(1) => break,
+                Err(Errno::EINTR) => self.meter.checkpoint(),
+                _ => return false,
+            }
+        }
+        own.waiting.store(0, SeqCst);
+        self.meter.woken(since, own.stamp.load(SeqCst));
+        true
+    }
+}
