@@ -59,6 +59,9 @@ pub enum PlanError {
     /// The memory given does not suffice.
     #[error(transparent)]
     Memory(#[from] memory::TooLittleMemory),
+    /// The memory cannot be divided among the nodes.
+    #[error("divide the memory among the NUMA nodes (give more with --memory-mb, or each node its own)")]
+    Numa(#[from] ktstr_proto::topology::numa::NumaError),
     /// No busybox on this host.
     #[error("no static busybox found on PATH: install the package busybox-static")]
     Busybox,
@@ -206,7 +209,7 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
     let (initramfs, size) = pack_initramfs(spec, &kernel, ring, &mut notes)?;
     let load =
         memory::Load { kernel: kernel_end, initramfs: size, reserved: ring.len, cpus: spec.topology.cpus() };
-    let memory_mb = load.choose(spec.memory_mb)?;
+    let memory_mb = memory_mb(spec, &load)?;
     notes.extend(sound_emulator_note(emulator.as_ref()));
     let (boot_limit, run_limit) = limits(spec, accel);
     Ok(Plan {
@@ -222,6 +225,16 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
         kernel,
         initramfs,
     })
+}
+
+/// Memory of the whole machine in MiB. A guest must be able to boot without the nodes of memory alone.
+fn memory_mb(spec: &RunSpec, load: &memory::Load) -> Result<u32, PlanError> {
+    let mib = |mb: u64| u32::try_from(mb).unwrap_or(u32::MAX);
+    let alone = mib(spec.numa.memory_only_mb(&spec.topology));
+    let wanted = spec.memory_mb.or(spec.numa.memory_mb().map(mib));
+    let memory_mb = load.choose(wanted.map(|mb| mb.saturating_sub(alone)))?.saturating_add(alone);
+    spec.numa.shares_mb(&spec.topology, memory_mb)?;
+    Ok(memory_mb)
 }
 
 /// Probes only when the answer matters, and says in one line what was chosen and why.
