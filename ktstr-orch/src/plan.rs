@@ -213,7 +213,7 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
     notes.extend(sound_emulator_note(emulator.as_ref()));
     let (boot_limit, run_limit) = limits(spec, accel);
     Ok(Plan {
-        cmdline: cmdline(spec, accel, ring),
+        cmdline: cmdline(spec, accel, ring, kernel_hz(&kernel)),
         accel,
         emulator,
         memory_mb,
@@ -337,7 +337,7 @@ fn ring_region(kernel_end: u64, accel: AccelKind) -> RingRegion {
     }
 }
 
-fn cmdline(spec: &RunSpec, accel: AccelKind, ring: RingRegion) -> String {
+fn cmdline(spec: &RunSpec, accel: AccelKind, ring: RingRegion, hz: Option<u64>) -> String {
     let verbose = matches!(&spec.job, Job::Shell(shell) if shell.dmesg);
     let mut words = vec![
         "console=ttyS0".to_owned(),
@@ -348,19 +348,30 @@ fn cmdline(spec: &RunSpec, accel: AccelKind, ring: RingRegion) -> String {
         format!("loglevel={}", if verbose { 7 } else { 5 }),
         format!("memmap={}K${:#x}", ring.len >> 10, ring.gpa),
     ];
-    match accel {
-        AccelKind::Kvm => words.push("no_timer_check".into()),
-        AccelKind::Tcg => {
-            words.extend(["tsc=reliable".into(), "no_timer_check".into()]);
-            words.extend(crate::tsc::host_khz().map(|khz| format!("tsc_early_khz={khz}")));
-        }
+    words.push("no_timer_check".into());
+    let emulated_tsc_khz = match accel {
+        AccelKind::Kvm => None,
+        AccelKind::Tcg => crate::tsc::host_khz(),
         // One instruction takes 2^2 ns, and the emulator's counter runs at 1 GHz of virtual time.
-        AccelKind::Det => {
-            words.extend(["tsc=reliable", "no_timer_check", "tsc_early_khz=1000000"].map(String::from))
-        }
+        AccelKind::Det => Some(1_000_000),
+    };
+    if accel != AccelKind::Kvm {
+        words.push("tsc=reliable".into());
+    }
+    if let Some(khz) = emulated_tsc_khz {
+        words.push(format!("tsc_early_khz={khz}"));
+        // Counter ticks per jiffy. Untold, the first CPU of every package but one measures its delay
+        // loop anew, one after the other.
+        words.extend(hz.map(|hz| format!("lpj={}", khz * 1000 / hz)));
     }
     words.extend(spec.kernel_args.iter().cloned());
     words.join(" ")
+}
+
+/// Timer interrupts per second, as the kernel was configured.
+fn kernel_hz(kernel: &Kernel) -> Option<u64> {
+    let config = fs::read_to_string(kernel.config()?).ok()?;
+    config.lines().find_map(|line| line.strip_prefix("CONFIG_HZ=")?.parse().ok()).filter(|hz| *hz > 0)
 }
 
 /// What a guest is started with and reports through is not the caller's to change.
