@@ -12,6 +12,7 @@ use std::{
 };
 
 use ktstr_guest::{
+    cgroup::Cgroups,
     job::read_job,
     report::{ReportError, Reporter},
     scenario::Ctx,
@@ -68,11 +69,22 @@ fn carry_out(name: &str) -> anyhow::Result<bool> {
     let GuestTask::Test(test) = &job.task else {
         anyhow::bail!("the job at {JOB_PATH} asks for no test");
     };
-    let ctx = Ctx::of_job(&job, test, reporter);
+    let mut ctx = Ctx::of_job(&job, test, reporter);
+    prepare(&mut ctx, entry);
     let end = call(entry, &ctx);
     let passed = matches!(&end, TestEnd::Returned(result) if result.is_pass() || result.is_skip());
     report(&ctx.reporter, end)?;
     Ok(passed)
+}
+
+/// What the test's attributes say of its context.
+pub(crate) fn prepare(ctx: &mut Ctx, entry: &KtstrTestEntry) {
+    ctx.payloads = entry.payloads().copied().collect();
+    ctx.workers_per_cgroup = entry.workers_per_cgroup.unwrap_or(ctx.workers_per_cgroup);
+    let parent = entry.scheduler.and_then(|scheduler| scheduler.cgroup_parent);
+    if let Some(root) = entry.workload_root_cgroup.or(parent) {
+        ctx.cgroups = Cgroups::under(format!("/sys/fs/cgroup{root}"));
+    }
 }
 
 /// Calls the test function and catches whatever it does.

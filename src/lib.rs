@@ -27,8 +27,9 @@ pub mod render;
 pub mod scenario;
 mod scheduler;
 
-pub use ktstr_macros::{declare_scheduler, ktstr_test};
-pub use scheduler::{KTSTR_SCHEDULERS, Scheduler};
+pub use host::Constraints;
+pub use ktstr_macros::{Payload, declare_scheduler, ktstr_test};
+pub use scheduler::{ConfigFileDef, KTSTR_SCHEDULERS, Scheduler, Sysctl};
 
 /// What emitted code refers to; no part of the interface.
 #[doc(hidden)]

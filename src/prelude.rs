@@ -17,7 +17,7 @@ pub use ktstr_guest::{
         WakeMechanism, WorkType, WorkerCtx, WorkloadConfig, WorkloadHandle,
     },
 };
-pub use ktstr_macros::{declare_scheduler, ktstr_test};
+pub use ktstr_macros::{Payload, declare_scheduler, ktstr_test};
 pub use ktstr_proto::{
     Topology,
     stats::{PayloadMetrics, Phase, PhaseBucket, PhaseCgroup, Polarity},
@@ -27,7 +27,8 @@ pub use ktstr_proto::{
 };
 
 pub use crate::{
-    Scheduler,
+    Scheduler, Sysctl,
+    host::{Constraints, VmResult},
     scenario::{
         execute_defs, execute_scenario, execute_scenario_with, execute_steps, execute_steps_with, judge,
         scenarios,

@@ -57,6 +57,25 @@ pub fn infrastructure(test: &str, reason: &str) -> String {
     out
 }
 
+/// What is said of a test that was not run at all.
+pub fn not_run(test: &str, reason: &str) -> String {
+    let mut out = String::new();
+    line(&mut out, format_args!("ktstr_test '{test}' NOT RUN"));
+    wrapped(&mut out, "  ", reason);
+    out
+}
+
+/// What is said of a test that ran on this host.
+pub fn on_host(test: &str, result: &AssertResult) -> String {
+    let mut out = String::new();
+    line(&mut out, format_args!("ktstr_test '{test}' [on this host] {}", result.outcome));
+    findings(&mut out, result);
+    if !result.stats.cgroups.is_empty() {
+        stats(&mut out, &result.stats);
+    }
+    out
+}
+
 fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
     // Writing to a string cannot fail.
     let _ = writeln!(out, "{text}");
@@ -316,6 +335,8 @@ mod tests {
             infrastructure: false,
             cause: Some(Cause::Assertion),
             result: Some(result),
+            timeline: Vec::new(),
+            assert: None,
             host: None,
             monitor: Some(MonitorSummary {
                 samples: 50,

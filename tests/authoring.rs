@@ -70,9 +70,9 @@ fn shape_and_thresholds_are_inherited() {
     assert_eq!(entry("my_test").topology().unwrap().to_string(), "1n1l2c1t");
     assert_eq!(entry("nested::basic_steady").topology().unwrap().to_string(), "1n2l4c1t");
     assert_eq!(entry("nested::smt_steady").topology().unwrap().to_string(), "1n2l4c2t");
-    assert_eq!(entry("nested::basic_steady").thresholds().max_gap_ms, Some(500));
-    let own = entry("nested::smt_steady").thresholds();
-    assert_eq!((own.max_gap_ms, own.isolation, own.not_stuck), (Some(900), Some(false), Some(true)));
+    assert_eq!(entry("nested::basic_steady").overrides().max_gap_ms, Some(500));
+    let own = entry("nested::smt_steady").overrides();
+    assert_eq!((own.max_gap_ms, own.isolation, own.not_stuck), (Some(900), Some(false), None));
 }
 
 /// This executable, started as PID 1 of a guest would start it; its frames and exit status.

@@ -146,6 +146,8 @@ pub mod tests {
             infrastructure: false,
             cause,
             result: None,
+            timeline: Vec::new(),
+            assert: None,
             monitor: None,
             host: None,
             notes: Vec::new(),

@@ -97,6 +97,33 @@ impl Attributes {
         }
     }
 
+    /// A number from 0 to 1.
+    pub fn share(&self, key: &str) -> Result<Option<f64>> {
+        let Some(number) = self.number(key)? else { return Ok(None) };
+        if number <= 1.0 {
+            return Ok(Some(number));
+        }
+        let span = self.find(key).and_then(|a| a.value.as_ref()).map_or(Span::call_site(), Spanned::span);
+        Err(expected(span, key, "a number from 0 to 1"))
+    }
+
+    /// A list of names of statics or constants.
+    pub fn paths(&self, key: &str, what: &str) -> Result<Vec<syn::ExprPath>> {
+        let refused = |span| expected(span, key, format!("a list of {what}, `[A, B]`"));
+        match self.value(key)? {
+            None => Ok(Vec::new()),
+            Some(Expr::Array(list)) => list
+                .elems
+                .iter()
+                .map(|item| match item {
+                    Expr::Path(path) => Ok(path.clone()),
+                    other => Err(refused(other.span())),
+                })
+                .collect(),
+            Some(other) => Err(refused(other.span())),
+        }
+    }
+
     /// `true` or `false`; the bare key is `true`.
     pub fn flag(&self, key: &str) -> Result<Option<bool>> {
         match self.find(key) {
@@ -145,7 +172,7 @@ fn text(value: &Expr, key: &str) -> Result<String> {
     }
 }
 
-fn expected(span: Span, key: &str, what: impl Display) -> Error {
+pub fn expected(span: Span, key: &str, what: impl Display) -> Error {
     Error::new(span, format!("`{key}` must be {what}"))
 }
 

@@ -1,10 +1,11 @@
-//! Procedural macros of ktstr: [`macro@ktstr_test`] and [`declare_scheduler!`].
+//! Procedural macros of ktstr: [`macro@ktstr_test`], [`declare_scheduler!`] and [`macro@Payload`].
 //!
 //! They only parse, check and emit; what the emitted code calls lives in the `ktstr` crate, where
 //! users find these macros re-exported. Everything that can be refused is refused at compile time,
 //! at the place where it stands. See `attributes.rs` for the shared reading of `key = value` lists.
 
 mod attributes;
+mod payload;
 mod scheduler;
 mod test;
 
@@ -12,12 +13,15 @@ use proc_macro::TokenStream;
 
 /// Makes a function `fn(&Ctx) -> Result<AssertResult>` a test that runs in a machine of its own.
 ///
-/// All attributes are optional: `llcs`, `cores`, `threads`, `numa_nodes` (each inherited from the
-/// scheduler, else 1, 2, 1, 1), `memory_mb`, `duration_s` (5), `scheduler`, `extra_sched_args`,
-/// the thresholds `not_stuck`, `isolation`, `max_gap_ms`, `max_spread_pct`,
-/// `max_imbalance_ratio`, `max_local_dsq_depth`, `fail_on_rq_clock_stuck`, `sustained_samples`,
-/// the bounds of its gauntlet `min_llcs`, `max_llcs`, `min_cpus`, `max_cpus`, `min_numa_nodes`,
-/// `max_numa_nodes`, `requires_smt`, and `ignore`. Other attributes of the function go to the emitted `#[test]`.
+/// All attributes are optional. What the machine is: `llcs`, `cores`, `threads`, `numa_nodes` (each
+/// inherited from the scheduler, else 1, 2, 1, 1), `memory_mb`, `kaslr`. What runs: `duration_s`,
+/// `workers_per_cgroup`, `scheduler`, `extra_sched_args`, `config`, `staged_schedulers`, `payload`,
+/// `workloads`, `extra_include_files`, `workload_root_cgroup`, `host_only`. What is judged: every
+/// threshold of `Assert` by its name, `expect_err` with `expect_scx_bpf_error_contains` and
+/// `expect_scx_bpf_error_matches`, `survives_storm`, `allow_inconclusive`, `post_vm`,
+/// `post_vm_unconditional`. On which other machines it makes sense: `min_llcs`, `max_llcs`, `min_cpus`,
+/// `max_cpus`, `min_numa_nodes`, `max_numa_nodes`, `requires_smt`. And `performance_mode`,
+/// `no_perf_mode`, `ignore`. Other attributes of the function go to the emitted `#[test]`.
 #[proc_macro_attribute]
 pub fn ktstr_test(attributes: TokenStream, function: TokenStream) -> TokenStream {
     test::expand(attributes.into(), function.into()).unwrap_or_else(|e| e.into_compile_error()).into()
@@ -25,10 +29,22 @@ pub fn ktstr_test(attributes: TokenStream, function: TokenStream) -> TokenStream
 
 /// Declares a scheduler: `declare_scheduler!(IDENT, { name = "x", binary = "scx_x", … })`.
 ///
-/// Emits `pub static IDENT: Scheduler` and registers it in `KTSTR_SCHEDULERS`. Fields: `name` and
-/// `binary` (required), `topology = (numa_nodes, llcs, cores, threads)`, `sched_args = ["…"]`,
-/// `kernels = ["6.14", "6.15..=7.0"]`, `assert = Assert { … }`.
+/// Emits `pub static IDENT: Scheduler` and registers it in `KTSTR_SCHEDULERS`. `name` and one of
+/// `binary` (to be found) and `binary_path` are required. The rest: `topology = (numa_nodes, llcs, cores,
+/// threads)`, `sched_args = ["…"]`, `kernels = ["6.14", "6.15..=7.0"]`, `assert`, `kargs = ["…"]`,
+/// `sysctls = [Sysctl::new("kernel.x", "1")]`, `constraints`, `cgroup_parent = "/…"`, `config_file = "…"`,
+/// `config_file_def = ("--config {file}", "/include-files/x.json")`, `verifier_exclude_topologies`.
 #[proc_macro]
 pub fn declare_scheduler(input: TokenStream) -> TokenStream {
     scheduler::expand(input.into()).unwrap_or_else(|e| e.into_compile_error()).into()
+}
+
+/// Declares a program that runs beside the workers: a constant named after the struct.
+///
+/// `#[payload(binary = "fio", name = "fio", output = Json)]` is required (`name` and `output` may be left
+/// out); `#[default_args("…")]`, `#[default_check(min("iops", 5.0))]`, `#[metric(name = "iops",
+/// polarity = HigherBetter, unit = "1/s")]` and `#[include_files("…")]` may be repeated.
+#[proc_macro_derive(Payload, attributes(payload, default_args, default_check, metric, include_files))]
+pub fn derive_payload(input: TokenStream) -> TokenStream {
+    payload::expand(input.into()).unwrap_or_else(|e| e.into_compile_error()).into()
 }

@@ -8,9 +8,24 @@ use syn::{
     spanned::Spanned,
 };
 
-use crate::attributes::{Attributes, whole_number};
+use crate::attributes::{Attributes, expected, whole_number};
 
-const KEYS: &[&str] = &["name", "binary", "topology", "sched_args", "kernels", "assert"];
+const KEYS: &[&str] = &[
+    "name",
+    "binary",
+    "binary_path",
+    "topology",
+    "sched_args",
+    "kernels",
+    "assert",
+    "kargs",
+    "sysctls",
+    "constraints",
+    "cgroup_parent",
+    "config_file",
+    "config_file_def",
+    "verifier_exclude_topologies",
+];
 
 struct Declaration {
     visibility: Visibility,
@@ -33,18 +48,10 @@ impl Parse for Declaration {
 
 pub fn expand(input: TokenStream) -> Result<TokenStream> {
     let Declaration { visibility, ident, fields } = syn::parse2(input)?;
-    let required = |key: &str| {
-        fields
-            .text(key)?
-            .ok_or_else(|| Error::new(ident.span(), format!("scheduler `{ident}` needs `{key} = \"…\"`")))
+    let Some(name) = fields.text("name")? else {
+        return Err(Error::new(ident.span(), format!("scheduler `{ident}` needs `name = \"…\"`")));
     };
-    let (name, binary) = (required("name")?, required("binary")?);
-    let [nodes, llcs, cores, threads] = topology(&fields)?;
-    let (sched_args, kernels) = (fields.texts("sched_args")?, fields.texts("kernels")?);
-    let assert = match fields.value("assert")? {
-        Some(expr) => quote!(#expr),
-        None => quote!(::ktstr::prelude::Assert::NO_OVERRIDES),
-    };
+    let calls = [binary(&ident, &fields)?, places(&fields)?, lists(&fields)?, rest(&fields)?];
     let visibility = match visibility {
         Visibility::Inherited => quote!(pub),
         given => quote!(#given),
@@ -53,20 +60,9 @@ pub fn expand(input: TokenStream) -> Result<TokenStream> {
     let doc = format!("The scheduler `{name}`.");
     Ok(quote! {
         #[doc = #doc]
-        #visibility static #ident: ::ktstr::Scheduler = ::ktstr::Scheduler {
-            name: #name,
-            binary: #binary,
-            topology: ::ktstr::prelude::Topology {
-                numa_nodes: #nodes,
-                llcs: #llcs,
-                cores: #cores,
-                threads: #threads,
-            },
-            sched_args: &[#(#sched_args),*],
-            kernels: &[#(#kernels),*],
-            assert: #assert,
-            package: ::core::env!("CARGO_PKG_NAME"),
-        };
+        #visibility static #ident: ::ktstr::Scheduler = ::ktstr::Scheduler::named(#name)
+            #(#calls)*
+            .package(::core::env!("CARGO_PKG_NAME"), ::core::env!("CARGO_MANIFEST_DIR"));
 
         #[::ktstr::__private::linkme::distributed_slice(::ktstr::KTSTR_SCHEDULERS)]
         #[linkme(crate = ::ktstr::__private::linkme)]
@@ -75,10 +71,106 @@ pub fn expand(input: TokenStream) -> Result<TokenStream> {
     })
 }
 
-/// Nodes, LLCs, cores, threads; the default is one LLC with two cores.
-fn topology(fields: &Attributes) -> Result<[u32; 4]> {
+/// Exactly one source of the executable.
+fn binary(ident: &Ident, fields: &Attributes) -> Result<TokenStream> {
+    match (fields.text("binary")?, fields.text("binary_path")?) {
+        (Some(name), None) => Ok(quote!(.binary_discover(#name))),
+        (None, Some(path)) if path.starts_with('/') => Ok(quote!(.binary_path(#path))),
+        (None, Some(_)) => {
+            let span = fields.value("binary_path")?.map_or(ident.span(), Spanned::span);
+            Err(Error::new(span, "`binary_path` must begin with `/`; a name to be found goes into `binary`"))
+        }
+        (Some(_), Some(_)) => {
+            let span = fields.find("binary_path").map_or(ident.span(), |field| field.key.span());
+            Err(Error::new(span, "`binary` and `binary_path` cannot stand together: say one of them"))
+        }
+        (None, None) => {
+            let message = format!("scheduler `{ident}` needs `binary = \"…\"` or `binary_path = \"/…\"`");
+            Err(Error::new(ident.span(), message))
+        }
+    }
+}
+
+/// Fields that are paths or name them.
+fn places(fields: &Attributes) -> Result<TokenStream> {
+    let mut calls = TokenStream::new();
+    if let Some(parent) = fields.text("cgroup_parent")? {
+        if !parent.starts_with('/') || parent == "/" || parent.split('/').any(|part| part == "..") {
+            let span = fields.value("cgroup_parent")?.map_or(proc_macro2::Span::call_site(), Spanned::span);
+            let message = "`cgroup_parent` begins with `/`, is not `/` itself and has no `..` in it";
+            return Err(Error::new(span, message));
+        }
+        calls.extend(quote!(.cgroup_parent(#parent)));
+    }
+    if let Some(file) = fields.text("config_file")? {
+        calls.extend(quote!(.config_file(#file)));
+    }
+    if let Some(value) = fields.value("config_file_def")? {
+        const FORM: &str = "`config_file_def` must be `(\"--config {file}\", \"/path/in/the/guest\")`, with `{file}` in the first";
+        let refuse = || Error::new(value.span(), FORM);
+        let Expr::Tuple(tuple) = value else { return Err(refuse()) };
+        let texts: Vec<String> = tuple.elems.iter().filter_map(literal).collect();
+        let [template, path] = texts.as_slice() else { return Err(refuse()) };
+        if tuple.elems.len() != 2 || !template.contains("{file}") || !path.starts_with('/') {
+            return Err(refuse());
+        }
+        if let Some(file) = fields.find("config_file") {
+            let message =
+                "`config_file` and `config_file_def` cannot stand together: one configuration is enough";
+            return Err(Error::new(file.key.span(), message));
+        }
+        calls.extend(quote!(.config_file_def(#template, #path)));
+    }
+    Ok(calls)
+}
+
+fn literal(value: &Expr) -> Option<String> {
+    match value {
+        Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(text), .. }) => Some(text.value()),
+        _ => None,
+    }
+}
+
+fn lists(fields: &Attributes) -> Result<TokenStream> {
+    let mut calls = TokenStream::new();
+    for key in ["sched_args", "kernels", "kargs", "verifier_exclude_topologies"] {
+        let texts = fields.texts(key)?;
+        if !texts.is_empty() {
+            let method = format_ident!("{}", key);
+            calls.extend(quote!(.#method(&[#(#texts),*])));
+        }
+    }
+    match fields.value("sysctls")? {
+        None => {}
+        Some(Expr::Array(list)) => {
+            let items = &list.elems;
+            calls.extend(quote!(.sysctls(const { &[#items] })));
+        }
+        Some(other) => {
+            return Err(expected(other.span(), "sysctls", "a list, `[Sysctl::new(\"a.b\", \"1\")]`"));
+        }
+    }
+    Ok(calls)
+}
+
+fn rest(fields: &Attributes) -> Result<TokenStream> {
+    let mut calls = TokenStream::new();
+    if let Some([nodes, llcs, cores, threads]) = topology(fields)? {
+        calls.extend(quote!(.topology(#nodes, #llcs, #cores, #threads)));
+    }
+    for key in ["assert", "constraints"] {
+        if let Some(value) = fields.value(key)? {
+            let method = format_ident!("{}", key);
+            calls.extend(quote!(.#method(#value)));
+        }
+    }
+    Ok(calls)
+}
+
+/// Nodes, LLCs, cores, threads.
+fn topology(fields: &Attributes) -> Result<Option<[u32; 4]>> {
     const FORM: &str = "`topology` must be `(numa_nodes, llcs, cores, threads)`, e.g. `(1, 2, 4, 1)`";
-    let Some(value) = fields.value("topology")? else { return Ok([1, 1, 2, 1]) };
+    let Some(value) = fields.value("topology")? else { return Ok(None) };
     let Expr::Tuple(tuple) = value else { return Err(Error::new(value.span(), FORM)) };
     let mut numbers = [0; 4];
     if tuple.elems.len() != numbers.len() {
@@ -98,11 +190,13 @@ fn topology(fields: &Attributes) -> Result<[u32; 4]> {
         );
         return Err(Error::new(value.span(), message));
     }
-    Ok(numbers)
+    Ok(Some(numbers))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::str::FromStr;
+
     use super::*;
 
     #[test]
@@ -121,35 +215,66 @@ mod tests {
         assert!(code.contains("KTSTR_SCHEDULERS"), "{code}");
     }
 
+    /// Declaration, message, and the text under the marker.
+    const REFUSED: &[(&str, &str, &str)] = &[
+        ("S, { binary = \"b\" }", "scheduler `S` needs `name = \"…\"`", "S"),
+        ("S, { name = \"n\" }", "scheduler `S` needs `binary = \"…\"` or `binary_path = \"/…\"`", "S"),
+        ("S, { name = \"n\", binary = \"\" }", "`binary` must be a string that is not empty", "\"\""),
+        (
+            "S, { name = \"n\", binary = \"b\", sched_arg = [] }",
+            "unknown key `sched_arg`, did you mean `sched_args`?",
+            "sched_arg",
+        ),
+        ("S, { name = \"n\", name = \"m\", binary = \"b\" }", "`name` is given twice", "name"),
+        (
+            "S, { name = \"n\", binary = \"b\", binary_path = \"/b\" }",
+            "`binary` and `binary_path` cannot stand together: say one of them",
+            "binary_path",
+        ),
+        (
+            "S, { name = \"n\", binary_path = \"b\" }",
+            "`binary_path` must begin with `/`; a name to be found goes into `binary`",
+            "\"b\"",
+        ),
+        (
+            "S, { name = \"n\", binary = \"b\", sched_args = \"-v\" }",
+            "`sched_args` must be a list of strings, `[\"…\", \"…\"]`",
+            "\"-v\"",
+        ),
+        (
+            "S, { name = \"n\", binary = \"b\", config_file_def = (\"--config\", \"/x\") }",
+            "`config_file_def` must be `(\"--config {file}\", \"/path/in/the/guest\")`, with `{file}` in the first",
+            "(",
+        ),
+        (
+            "S, { name = \"n\", binary = \"b\", cgroup_parent = \"/a/../b\" }",
+            "`cgroup_parent` begins with `/`, is not `/` itself and has no `..` in it",
+            "\"/a/../b\"",
+        ),
+        (
+            "S, { name = \"n\", binary = \"b\", topology = (1, 2) }",
+            "`topology` must be `(numa_nodes, llcs, cores, threads)`, e.g. `(1, 2, 4, 1)`",
+            "(",
+        ),
+        (
+            "S, { name = \"n\", binary = \"b\", topology = (1, 0, 1, 1) }",
+            "every dimension of `topology` is at least 1",
+            "0",
+        ),
+        (
+            "S, { name = \"n\", binary = \"b\", topology = (2, 3, 1, 1) }",
+            "3 LLCs cannot be divided evenly among 2 NUMA nodes; the second number counts the whole machine",
+            "(",
+        ),
+    ];
+
     #[test]
-    fn bad_declarations_say_what_is_wrong() {
-        for (input, message) in [
-            (quote!(S, { binary = "b" }), "scheduler `S` needs `name = \"…\"`"),
-            (quote!(S, { name = "n" }), "scheduler `S` needs `binary = \"…\"`"),
-            (quote!(S, { name = "n", binary = "" }), "`binary` must be a string that is not empty"),
-            (
-                quote!(S, { name = "n", binary = "b", sched_arg = [] }),
-                "unknown key `sched_arg`, did you mean `sched_args`?",
-            ),
-            (quote!(S, { name = "n", name = "m", binary = "b" }), "`name` is given twice"),
-            (
-                quote!(S, { name = "n", binary = "b", sched_args = "-v" }),
-                "`sched_args` must be a list of strings, `[\"…\", \"…\"]`",
-            ),
-            (
-                quote!(S, { name = "n", binary = "b", topology = (1, 2) }),
-                "`topology` must be `(numa_nodes, llcs, cores, threads)`, e.g. `(1, 2, 4, 1)`",
-            ),
-            (
-                quote!(S, { name = "n", binary = "b", topology = (1, 0, 1, 1) }),
-                "every dimension of `topology` is at least 1",
-            ),
-            (
-                quote!(S, { name = "n", binary = "b", topology = (2, 3, 1, 1) }),
-                "3 LLCs cannot be divided evenly among 2 NUMA nodes; the second number counts the whole machine",
-            ),
-        ] {
-            assert_eq!(expand(input).unwrap_err().to_string(), message);
+    fn bad_declarations_say_what_is_wrong_and_where() {
+        for (input, message, place) in REFUSED {
+            let error = expand(TokenStream::from_str(input).unwrap()).unwrap_err();
+            assert_eq!(error.to_string(), *message, "{input}");
+            let pointed = error.span().source_text().unwrap_or_default();
+            assert!(pointed.starts_with(place), "{input}: points at `{pointed}`, not `{place}`");
         }
     }
 }

@@ -1,7 +1,12 @@
-//! `#[ktstr_test(…)]`.
+//! `#[ktstr_test(…)]`: reading, checking and emitting. Attributes that exclude or need each other are
+//! in `checks`.
+
+mod checks;
+#[cfg(test)]
+mod ui;
 
 use proc_macro2::TokenStream;
-use quote::{format_ident, quote};
+use quote::{format_ident, quote, quote_spanned};
 use syn::{
     Attribute, Error, Expr, FnArg, ItemFn, Result, ReturnType, Type, ext::IdentExt, parse::Parser,
     spanned::Spanned,
@@ -9,41 +14,80 @@ use syn::{
 
 use crate::attributes::Attributes;
 
-const KEYS: &[&str] = &[
-    "numa_nodes",
-    "llcs",
-    "cores",
-    "threads",
-    "memory_mb",
-    "duration_s",
+const SHAPE: &[&str] = &["numa_nodes", "llcs", "cores", "threads"];
+const SLOTS: &[&str] = &[
     "scheduler",
+    "payload",
+    "workloads",
     "extra_sched_args",
-    "not_stuck",
-    "isolation",
-    "max_gap_ms",
+    "config",
+    "staged_schedulers",
+    "extra_include_files",
+];
+const FLAG_THRESHOLDS: &[&str] = &["not_stuck", "isolation", "fail_on_rq_clock_stuck"];
+const NUMBER_THRESHOLDS: &[&str] = &[
     "max_spread_pct",
     "max_imbalance_ratio",
-    "max_local_dsq_depth",
-    "fail_on_rq_clock_stuck",
-    "sustained_samples",
-    "min_llcs",
-    "max_llcs",
-    "min_cpus",
-    "max_cpus",
-    "min_numa_nodes",
-    "max_numa_nodes",
+    "max_throughput_cv",
+    "min_work_rate",
+    "min_iteration_rate",
+    "max_migration_ratio",
+    "max_wake_latency_cv",
+    "max_fallback_rate",
+    "max_keep_last_rate",
+];
+const SHARE_THRESHOLDS: &[&str] =
+    &["min_page_locality", "max_cross_node_migration_ratio", "max_slow_tier_ratio"];
+const U32_THRESHOLDS: &[&str] = &["max_local_dsq_depth", "sustained_samples"];
+const U64_THRESHOLDS: &[&str] = &["max_gap_ms", "max_p99_wake_latency_ns"];
+const LIMITS: &[(&str, &str)] =
+    &[("min_llcs", "max_llcs"), ("min_cpus", "max_cpus"), ("min_numa_nodes", "max_numa_nodes")];
+const REST: &[&str] = &[
+    "memory_mb",
+    "memory_mib",
+    "duration_s",
+    "workers_per_cgroup",
     "requires_smt",
+    "expect_err",
+    "expect_scx_bpf_error_contains",
+    "expect_scx_bpf_error_matches",
+    "survives_storm",
+    "allow_inconclusive",
+    "performance_mode",
+    "no_perf_mode",
+    "kaslr",
+    "host_only",
+    "post_vm",
+    "post_vm_unconditional",
+    "workload_root_cgroup",
     "ignore",
 ];
+
+fn keys() -> Vec<&'static str> {
+    let lists = [
+        SHAPE,
+        SLOTS,
+        FLAG_THRESHOLDS,
+        NUMBER_THRESHOLDS,
+        SHARE_THRESHOLDS,
+        U32_THRESHOLDS,
+        U64_THRESHOLDS,
+        REST,
+    ];
+    let mut keys: Vec<_> = lists.concat();
+    keys.extend(LIMITS.iter().flat_map(|(min, max)| [*min, *max]));
+    keys
+}
 
 const SIGNATURE: &str = "a ktstr test is `fn name(ctx: &Ctx) -> Result<AssertResult>`";
 
 pub fn expand(attributes: TokenStream, function: TokenStream) -> Result<TokenStream> {
     let attributes =
-        (|input: syn::parse::ParseStream<'_>| Attributes::parse_known(input, KEYS)).parse2(attributes)?;
+        (|input: syn::parse::ParseStream<'_>| Attributes::parse_known(input, &keys())).parse2(attributes)?;
     let function: ItemFn = syn::parse2(function)?;
     check_signature(&function)?;
     check_shape(&attributes)?;
+    checks::contradictions(&attributes)?;
     emit(&attributes, function)
 }
 
@@ -106,30 +150,14 @@ fn option<T: quote::ToTokens>(value: Option<T>) -> TokenStream {
 fn emit(attributes: &Attributes, mut function: ItemFn) -> Result<TokenStream> {
     let name = function.sig.ident.clone();
     let text = name.unraw().to_string();
-    let [numa_nodes, llcs, cores, threads, memory_mb] = {
-        let read = |key| attributes.positive_u32(key).map(option);
-        [read("numa_nodes")?, read("llcs")?, read("cores")?, read("threads")?, read("memory_mb")?]
-    };
-    let duration_s = attributes
-        .positive("duration_s")?
-        .map_or_else(|| quote!(::ktstr::host::DEFAULT_DURATION_S), |seconds| quote!(#seconds));
-    let scheduler = match attributes.value("scheduler")? {
-        None => option::<TokenStream>(None),
-        Some(Expr::Path(path)) => quote!(::core::option::Option::Some(&#path)),
-        Some(other) => {
-            let message = "`scheduler` must be the name of a scheduler declared with `declare_scheduler!`";
-            return Err(Error::new(other.span(), message));
-        }
-    };
-    let scheduler_args = attributes.texts("extra_sched_args")?;
-    let assert = thresholds(attributes)?;
-    let constraints = constraints(attributes)?;
     let ignore = attributes.flag("ignore")?.unwrap_or(false).then(|| quote!(#[ignore]));
     let Sorted { conditions, lints, outer } = sort(std::mem::take(&mut function.attrs));
     let body = format_ident!("__ktstr_body_{}", name);
     function.sig.ident = body.clone();
     function.vis = syn::Visibility::Inherited;
     let entry = format_ident!("__KTSTR_ENTRY_{}", text.to_uppercase());
+    let fields = fields(attributes)?;
+    let gate = gate(attributes)?;
     Ok(quote! {
         #(#conditions)*
         #(#lints)*
@@ -144,19 +172,12 @@ fn emit(attributes: &Attributes, mut function: ItemFn) -> Result<TokenStream> {
             module_path: ::core::module_path!(),
             package: ::core::env!("CARGO_PKG_NAME"),
             run: #body,
-            shape: ::ktstr::host::Shape {
-                numa_nodes: #numa_nodes,
-                llcs: #llcs,
-                cores: #cores,
-                threads: #threads,
-            },
-            constraints: #constraints,
-            memory_mb: #memory_mb,
-            duration_s: #duration_s,
-            scheduler: #scheduler,
-            extra_sched_args: &[#(#scheduler_args),*],
-            assert: #assert,
+            #fields
+            ..::ktstr::host::KtstrTestEntry::DEFAULT
         };
+
+        #(#conditions)*
+        #gate
 
         #(#conditions)*
         #(#outer)*
@@ -166,6 +187,110 @@ fn emit(attributes: &Attributes, mut function: ItemFn) -> Result<TokenStream> {
             ::ktstr::host::run(&#entry)
         }
     })
+}
+
+/// The entry's fields that the attributes say, `field: value,` each.
+fn fields(attributes: &Attributes) -> Result<TokenStream> {
+    let mut fields = TokenStream::new();
+    let mut add = |name: &str, value: TokenStream| {
+        let name = format_ident!("{}", name);
+        fields.extend(quote!(#name: #value,));
+    };
+    let [numa_nodes, llcs, cores, threads] = {
+        let read = |key| attributes.positive_u32(key).map(option);
+        [read("numa_nodes")?, read("llcs")?, read("cores")?, read("threads")?]
+    };
+    add(
+        "shape",
+        quote!(::ktstr::host::Shape {
+            numa_nodes: #numa_nodes,
+            llcs: #llcs,
+            cores: #cores,
+            threads: #threads,
+        }),
+    );
+    let memory = attributes.positive_u32("memory_mb")?.or(attributes.positive_u32("memory_mib")?);
+    add("memory_mb", option(memory));
+    if let Some(seconds) = attributes.positive("duration_s")? {
+        add("duration_s", quote!(#seconds));
+    }
+    add("workers_per_cgroup", option(attributes.positive_u32("workers_per_cgroup")?));
+    add("scheduler", reference(attributes, "scheduler", "a scheduler declared with `declare_scheduler!`")?);
+    add("payload", reference(attributes, "payload", "a payload made by `#[derive(Payload)]`")?);
+    let workloads = attributes.paths("workloads", "payloads")?;
+    add("workloads", quote!(&[#(&#workloads),*]));
+    let staged = attributes.paths("staged_schedulers", "schedulers")?;
+    add("staged_schedulers", quote!(&[#(&#staged),*]));
+    let args = attributes.texts("extra_sched_args")?;
+    add("extra_sched_args", quote!(&[#(#args),*]));
+    let files = attributes.texts("extra_include_files")?;
+    add("extra_include_files", quote!(&[#(#files),*]));
+    add("config", option(attributes.value("config")?));
+    add("assert", thresholds(attributes)?);
+    add("constraints", constraints(attributes)?);
+    add("expect", expectation(attributes)?);
+    for flag in ["allow_inconclusive", "performance_mode", "no_perf_mode", "host_only"] {
+        let value = attributes.flag(flag)?.unwrap_or(false);
+        add(flag, quote!(#value));
+    }
+    let kaslr = attributes.flag("kaslr")?.unwrap_or(true);
+    add("kaslr", quote!(#kaslr));
+    for function in ["post_vm", "post_vm_unconditional"] {
+        let value = match attributes.value(function)? {
+            None => option::<TokenStream>(None),
+            Some(Expr::Path(path)) => quote!(::core::option::Option::Some(#path)),
+            Some(other) => {
+                let message = format!("`{function}` must be the name of a `fn(&VmResult) -> Result<()>`");
+                return Err(Error::new(other.span(), message));
+            }
+        };
+        add(function, value);
+    }
+    add("workload_root_cgroup", option(attributes.text("workload_root_cgroup")?));
+    Ok(fields)
+}
+
+/// `Some(&NAME)` for an attribute that names a static or constant.
+fn reference(attributes: &Attributes, key: &str, what: &str) -> Result<TokenStream> {
+    match attributes.value(key)? {
+        None => Ok(option::<TokenStream>(None)),
+        Some(Expr::Path(path)) => Ok(quote!(::core::option::Option::Some(&#path))),
+        Some(other) => Err(Error::new(other.span(), format!("`{key}` must be the name of {what}"))),
+    }
+}
+
+/// The compiler checks that a scheduler that takes an inline configuration gets one, and no other does.
+fn gate(attributes: &Attributes) -> Result<TokenStream> {
+    let Some(Expr::Path(scheduler)) = attributes.value("scheduler")? else { return Ok(quote!()) };
+    let given = attributes.find("config").is_some();
+    let span = attributes.find("config").map_or_else(|| scheduler.span(), |config| config.key.span());
+    Ok(quote_spanned!(span=> const _: () = ::ktstr::host::config_gate(&#scheduler, #given);))
+}
+
+/// Which shapes a gauntlet runs the test on.
+fn constraints(attributes: &Attributes) -> Result<TokenStream> {
+    let mut fields = TokenStream::new();
+    for key in LIMITS.iter().flat_map(|(min, max)| [*min, *max]) {
+        if let Some(value) = attributes.positive_u32(key)? {
+            let key = format_ident!("{}", key);
+            fields.extend(quote!(#key: ::core::option::Option::Some(#value),));
+        }
+    }
+    let smt = option(attributes.flag("requires_smt")?);
+    Ok(quote!(::ktstr::host::Constraints { #fields requires_smt: #smt, ..::ktstr::host::Constraints::NONE }))
+}
+
+fn expectation(attributes: &Attributes) -> Result<TokenStream> {
+    let err = attributes.flag("expect_err")?.unwrap_or(false);
+    let storm = attributes.flag("survives_storm")?.unwrap_or(false);
+    let contains = option(attributes.text("expect_scx_bpf_error_contains")?);
+    let matches = option(attributes.text("expect_scx_bpf_error_matches")?);
+    Ok(quote!(::ktstr::host::Expect {
+        err: #err,
+        error_contains: #contains,
+        error_matches: #matches,
+        survives_storm: #storm,
+    }))
 }
 
 /// The function's other attributes by what they apply to.
@@ -194,46 +319,30 @@ fn sort(attributes: Vec<Attribute>) -> Sorted {
     sorted
 }
 
-/// Which shapes a gauntlet runs the test on.
-fn constraints(attributes: &Attributes) -> Result<TokenStream> {
-    let mut fields = Vec::new();
-    for what in ["llcs", "cpus", "numa_nodes"] {
-        let [min, max] = ["min", "max"].map(|bound| format!("{bound}_{what}"));
-        let (low, high) = (attributes.positive_u32(&min)?, attributes.positive_u32(&max)?);
-        if let (Some(low), Some(high), Some(place)) = (low, high, attributes.find(&min))
-            && low > high
-        {
-            let message = format!("`{min}` is {low} and `{max}` is {high}: no machine is within these");
-            return Err(Error::new(place.key.span(), message));
-        }
-        fields.extend([(min, option(low)), (max, option(high))]);
-    }
-    fields.push(("requires_smt".into(), option(attributes.flag("requires_smt")?)));
-    let fields = fields.iter().map(|(key, value)| {
-        let key = format_ident!("{}", key);
-        quote!(#key: #value)
-    });
-    Ok(quote!(::ktstr::host::Constraints { #(#fields),* }))
-}
-
 fn thresholds(attributes: &Attributes) -> Result<TokenStream> {
-    let flags = ["not_stuck", "isolation", "fail_on_rq_clock_stuck"];
-    let mut fields = Vec::new();
-    for key in flags {
-        fields.push((key, option(attributes.flag(key)?)));
+    let mut calls = TokenStream::new();
+    let mut add = |key: &str, value: Option<TokenStream>| {
+        if let Some(value) = value {
+            let key = format_ident!("{}", key);
+            calls.extend(quote!(.#key(#value)));
+        }
+    };
+    for key in FLAG_THRESHOLDS {
+        add(key, attributes.flag(key)?.map(|value| quote!(#value)));
     }
-    for key in ["max_spread_pct", "max_imbalance_ratio"] {
-        fields.push((key, option(attributes.number(key)?)));
+    for key in NUMBER_THRESHOLDS {
+        add(key, attributes.number(key)?.map(|value| quote!(#value)));
     }
-    for key in ["max_local_dsq_depth", "sustained_samples"] {
-        fields.push((key, option(attributes.positive_u32(key)?)));
+    for key in SHARE_THRESHOLDS {
+        add(key, attributes.share(key)?.map(|value| quote!(#value)));
     }
-    fields.push(("max_gap_ms", option(attributes.positive("max_gap_ms")?)));
-    let fields = fields.iter().map(|(key, value)| {
-        let key = format_ident!("{}", key);
-        quote!(#key: #value)
-    });
-    Ok(quote!(::ktstr::prelude::Assert { #(#fields),* }))
+    for key in U32_THRESHOLDS {
+        add(key, attributes.positive_u32(key)?.map(|value| quote!(#value)));
+    }
+    for key in U64_THRESHOLDS {
+        add(key, attributes.positive(key)?.map(|value| quote!(#value)));
+    }
+    Ok(quote!(::ktstr::prelude::Assert::NO_OVERRIDES #calls))
 }
 
 #[cfg(test)]
@@ -273,7 +382,7 @@ mod tests {
         assert!(code.contains("# [test] fn t ()"), "{code}");
         assert!(code.contains("# [ignore]"), "{code}");
         assert!(code.contains("scheduler : :: core :: option :: Option :: Some (& MY_SCHED)"), "{code}");
-        assert!(code.contains("max_spread_pct : :: core :: option :: Option :: Some (12.5f64)"), "{code}");
+        assert!(code.contains("max_spread_pct (12.5f64)"), "{code}");
     }
 
     #[test]
@@ -287,40 +396,9 @@ mod tests {
             }
         );
         let code = expand(quote!(), function).unwrap().to_string();
-        assert_eq!(code.matches("# [cfg (unix)]").count(), 3, "{code}");
+        assert_eq!(code.matches("# [cfg (unix)]").count(), 4, "{code}");
         assert_eq!(code.matches("# [expect (dead_code)]").count(), 1, "{code}");
         assert!(code.contains("name : \"type\""), "{code}");
-    }
-
-    #[test]
-    fn bad_attributes_say_what_is_wrong() {
-        for (attributes, message) in [
-            (quote!(core = 2), "unknown key `core`, did you mean `cores`?"),
-            (quote!(cores = 2, cores = 3), "`cores` is given twice"),
-            (quote!(cores = 0), "`cores` must be at least 1"),
-            (quote!(cores = -1), "`cores` cannot be negative"),
-            (quote!(cores = "2"), "`cores` must be a whole number"),
-            (quote!(cores = 99999999999), "`cores` must be below 2^32"),
-            (quote!(cores), "`cores` needs a value: `cores = …`"),
-            (quote!(duration_s = 1.5), "`duration_s` must be a whole number"),
-            (quote!(not_stuck = 1), "`not_stuck` must be `true` or `false`"),
-            (quote!(max_spread_pct = -2.0), "`max_spread_pct` must be a number that is not negative"),
-            (
-                quote!(scheduler = "scx"),
-                "`scheduler` must be the name of a scheduler declared with `declare_scheduler!`",
-            ),
-            (
-                quote!(max_llcs = 2, min_llcs = 4),
-                "`min_llcs` is 4 and `max_llcs` is 2: no machine is within these",
-            ),
-            (quote!(min_cpu = 4), "unknown key `min_cpu`, did you mean `min_cpus`?"),
-            (
-                quote!(llcs = 3, numa_nodes = 2),
-                "3 LLCs cannot be divided evenly among 2 NUMA nodes; `llcs` counts the whole machine",
-            ),
-        ] {
-            assert_eq!(refusal(attributes, good()), message);
-        }
     }
 
     #[test]

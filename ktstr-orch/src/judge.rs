@@ -5,13 +5,15 @@
 //! last what the monitor saw.
 
 mod excuse;
+mod expect;
 
 use ktstr_proto::{
     AccelKind,
     guest::{GuestFrame, GuestMessage, Log, LogSource, Phase, ProcessEnd, TestEnd},
     host::HostTime,
     monitor::MonitorSummary,
-    verdict::{Assert, AssertResult, Cause, DetailKind, Outcome, Process},
+    run::Expectation,
+    verdict::{Assert, AssertResult, Cause, DetailKind, Outcome, Process, TimelineMark},
     vmm::VmExit,
 };
 
@@ -151,6 +153,19 @@ impl Evidence {
         })
     }
 
+    /// Comes to a judgement and weighs it against what the test expects.
+    pub fn judge_expecting(
+        &self,
+        accel: Option<AccelKind>,
+        assert: &Assert,
+        host: Option<&HostTime>,
+        expect: &Expectation,
+    ) -> Judgement {
+        let mut judgement = self.judge(accel, assert, host);
+        expect::apply(&mut judgement, expect, &self.said(), self.scheduler_left_early());
+        judgement
+    }
+
     /// Comes to a judgement; `host` is what the host gave to the vCPUs.
     pub fn judge(&self, accel: Option<AccelKind>, assert: &Assert, host: Option<&HostTime>) -> Judgement {
         if let Some(cause) = self.infrastructure_cause() {
@@ -181,6 +196,45 @@ impl Evidence {
     }
 
     /// Failures outside of what was to be tested.
+    fn scheduler_left_early(&self) -> bool {
+        let early = self.frames.iter().take_while(|m| m.body != GuestFrame::Phase(Phase::TeardownStarted));
+        early
+            .into_iter()
+            .any(|m| matches!(m.body, GuestFrame::ScxDisabled { .. } | GuestFrame::SchedulerEnded { .. }))
+    }
+
+    /// Everything in which the scheduler's own words or the kernel's about it can stand.
+    fn said(&self) -> String {
+        let reasons = self.frames.iter().filter_map(|m| match &m.body {
+            GuestFrame::ScxDisabled { reason } | GuestFrame::StepFailed { reason, .. } => {
+                Some(reason.clone())
+            }
+            _ => None,
+        });
+        let mut lines: Vec<String> = reasons.collect();
+        lines.extend(self.scheduler_log.last(Tail::KEEP));
+        lines.join("\n")
+    }
+
+    /// What the scenario did and when.
+    pub fn timeline(&self) -> Vec<TimelineMark> {
+        const MOST: usize = 500;
+        let start = self.frames.iter().find(|m| m.body == GuestFrame::Phase(Phase::ScenarioStarted));
+        let Some(start_ns) = start.map(|m| m.t_ns) else { return Vec::new() };
+        let marks = self.frames.iter().filter_map(|m| {
+            let (what, iterations) = match &m.body {
+                GuestFrame::Stimulus { what, iterations } => (what.clone(), *iterations),
+                GuestFrame::Phase(Phase::ScenarioEnded) => ("workers stopped".into(), 0),
+                GuestFrame::ScxDisabled { reason } => (format!("scheduler disabled: {reason}"), 0),
+                GuestFrame::SchedulerEnded { end, expected: false } => (format!("the scheduler {end}"), 0),
+                _ => return None,
+            };
+            let at_ns = i128::from(m.t_ns) - i128::from(start_ns);
+            Some(TimelineMark { at_ms: (at_ns / 1_000_000) as i64, what, iterations })
+        });
+        marks.take(MOST).collect()
+    }
+
     fn infrastructure_cause(&self) -> Option<Cause> {
         match &self.stopped {
             Some(Stopped::Cancelled) => return Some(Cause::Cancelled),

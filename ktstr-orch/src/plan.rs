@@ -17,6 +17,7 @@ use ktstr_proto::{
     guest::{GuestJob, GuestScheduler, GuestTask, GuestTest},
     ring::{Mode, RingRegion},
     run::{Job, RunSpec, SchedulerJob},
+    verdict::Assert,
     vmm::{Emulator, Probe, VmmLink},
 };
 
@@ -59,9 +60,6 @@ pub enum PlanError {
     /// The memory given does not suffice.
     #[error(transparent)]
     Memory(#[from] memory::TooLittleMemory),
-    /// The memory cannot be divided among the nodes.
-    #[error("divide the memory among the NUMA nodes (give more with --memory-mb, or each node its own)")]
-    Numa(#[from] ktstr_proto::topology::numa::NumaError),
     /// No busybox on this host.
     #[error("no static busybox found on PATH: install the package busybox-static")]
     Busybox,
@@ -206,14 +204,14 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
     };
     let kernel_end = image_end(&kernel.vmlinux())?;
     let ring = ring_region(kernel_end, accel);
-    let (initramfs, size) = pack_initramfs(spec, &kernel, ring, &mut notes)?;
+    let (initramfs, size) = pack_initramfs(spec, &kernel, ring, accel, &mut notes)?;
     let load =
         memory::Load { kernel: kernel_end, initramfs: size, reserved: ring.len, cpus: spec.topology.cpus() };
-    let memory_mb = memory_mb(spec, &load)?;
+    let memory_mb = load.choose(spec.memory_mb)?;
     notes.extend(sound_emulator_note(emulator.as_ref()));
     let (boot_limit, run_limit) = limits(spec, accel);
     Ok(Plan {
-        cmdline: cmdline(spec, accel, ring, kernel_hz(&kernel)),
+        cmdline: cmdline(spec, accel, ring),
         accel,
         emulator,
         memory_mb,
@@ -225,16 +223,6 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
         kernel,
         initramfs,
     })
-}
-
-/// Memory of the whole machine in MiB. A guest must be able to boot without the nodes of memory alone.
-fn memory_mb(spec: &RunSpec, load: &memory::Load) -> Result<u32, PlanError> {
-    let mib = |mb: u64| u32::try_from(mb).unwrap_or(u32::MAX);
-    let alone = mib(spec.numa.memory_only_mb(&spec.topology));
-    let wanted = spec.memory_mb.or(spec.numa.memory_mb().map(mib));
-    let memory_mb = load.choose(wanted.map(|mb| mb.saturating_sub(alone)))?.saturating_add(alone);
-    spec.numa.shares_mb(&spec.topology, memory_mb)?;
-    Ok(memory_mb)
 }
 
 /// Probes only when the answer matters, and says in one line what was chosen and why.
@@ -337,7 +325,7 @@ fn ring_region(kernel_end: u64, accel: AccelKind) -> RingRegion {
     }
 }
 
-fn cmdline(spec: &RunSpec, accel: AccelKind, ring: RingRegion, hz: Option<u64>) -> String {
+fn cmdline(spec: &RunSpec, accel: AccelKind, ring: RingRegion) -> String {
     let verbose = matches!(&spec.job, Job::Shell(shell) if shell.dmesg);
     let mut words = vec![
         "console=ttyS0".to_owned(),
@@ -348,30 +336,19 @@ fn cmdline(spec: &RunSpec, accel: AccelKind, ring: RingRegion, hz: Option<u64>) 
         format!("loglevel={}", if verbose { 7 } else { 5 }),
         format!("memmap={}K${:#x}", ring.len >> 10, ring.gpa),
     ];
-    words.push("no_timer_check".into());
-    let emulated_tsc_khz = match accel {
-        AccelKind::Kvm => None,
-        AccelKind::Tcg => crate::tsc::host_khz(),
+    match accel {
+        AccelKind::Kvm => words.push("no_timer_check".into()),
+        AccelKind::Tcg => {
+            words.extend(["tsc=reliable".into(), "no_timer_check".into()]);
+            words.extend(crate::tsc::host_khz().map(|khz| format!("tsc_early_khz={khz}")));
+        }
         // One instruction takes 2^2 ns, and the emulator's counter runs at 1 GHz of virtual time.
-        AccelKind::Det => Some(1_000_000),
-    };
-    if accel != AccelKind::Kvm {
-        words.push("tsc=reliable".into());
-    }
-    if let Some(khz) = emulated_tsc_khz {
-        words.push(format!("tsc_early_khz={khz}"));
-        // Counter ticks per jiffy. Untold, the first CPU of every package but one measures its delay
-        // loop anew, one after the other.
-        words.extend(hz.map(|hz| format!("lpj={}", khz * 1000 / hz)));
+        AccelKind::Det => {
+            words.extend(["tsc=reliable", "no_timer_check", "tsc_early_khz=1000000"].map(String::from))
+        }
     }
     words.extend(spec.kernel_args.iter().cloned());
     words.join(" ")
-}
-
-/// Timer interrupts per second, as the kernel was configured.
-fn kernel_hz(kernel: &Kernel) -> Option<u64> {
-    let config = fs::read_to_string(kernel.config()?).ok()?;
-    config.lines().find_map(|line| line.strip_prefix("CONFIG_HZ=")?.parse().ok()).filter(|hz| *hz > 0)
 }
 
 /// What a guest is started with and reports through is not the caller's to change.
@@ -413,6 +390,7 @@ fn pack_initramfs(
     spec: &RunSpec,
     kernel: &Kernel,
     ring: RingRegion,
+    accel: AccelKind,
     notes: &mut Vec<String>,
 ) -> Result<(fs::File, u64), PlanError> {
     let path = env::var_os("PATH").unwrap_or_default();
@@ -433,12 +411,16 @@ fn pack_initramfs(
             for (index, scheduler) in test.staged.iter().enumerate() {
                 archive.staged(index, &scheduler.binary)?;
             }
+            for file in &test.files {
+                archive.file(&file.guest_path, file.content.clone())?;
+            }
             &test.include
         }
         Job::Shell(shell) => &shell.include,
     };
     archive.includes(include, &path)?;
-    let job = ktstr_proto::codec::encode(&guest_job(spec, ring)).expect("a job is far below the size limit");
+    let job =
+        ktstr_proto::codec::encode(&guest_job(spec, ring, accel)).expect("a job is far below the size limit");
     archive.job(job)?;
     let temporary = |source| PlanError::File { action: "create", path: env::temp_dir(), source };
     let file = tempfile::tempfile().map_err(temporary)?;
@@ -449,10 +431,15 @@ fn pack_initramfs(
 }
 
 fn guest_scheduler(scheduler: &SchedulerJob) -> GuestScheduler {
-    GuestScheduler { name: scheduler.name.clone(), args: scheduler.args.clone(), attach_timeout_ms: 60_000 }
+    GuestScheduler {
+        name: scheduler.name.clone(),
+        args: scheduler.args.clone(),
+        cgroup_parent: scheduler.cgroup_parent.clone(),
+        attach_timeout_ms: 60_000,
+    }
 }
 
-fn guest_job(spec: &RunSpec, ring: RingRegion) -> GuestJob {
+fn guest_job(spec: &RunSpec, ring: RingRegion, accel: AccelKind) -> GuestJob {
     let scheduler = match &spec.job {
         Job::Test(test) => test.scheduler.as_ref().map(guest_scheduler),
         Job::Shell(_) => None,
@@ -461,7 +448,7 @@ fn guest_job(spec: &RunSpec, ring: RingRegion) -> GuestJob {
         Job::Test(test) => GuestTask::Test(GuestTest {
             test: test.test.clone(),
             duration_ms: test.duration_ms,
-            assert: test.assert,
+            assert: Assert::defaults_for(accel).merge(test.assert),
             staged: test.staged.iter().map(guest_scheduler).collect(),
         }),
         Job::Shell(shell) => match &shell.exec {

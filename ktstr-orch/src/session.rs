@@ -19,7 +19,7 @@ use ktstr_proto::{
     link::{RemoteError, chain},
     monitor::{Attach, Finish, MonitorEvent, MonitorLink, MonitorReply, MonitorRequest, VcpuTime, Window},
     ring::FrameDecoder,
-    run::{Job, RunSpec},
+    run::{Expectation, Job, RunSpec},
     verdict::{Assert, Process, RunReport},
     vmm::{Start, Started, VmmEvent, VmmLink, VmmReply, VmmRequest},
 };
@@ -189,7 +189,6 @@ impl Session {
         let start = Start {
             accel: plan.accel,
             topology: self.spec.topology,
-            numa: self.spec.numa.clone(),
             memory_mb: plan.memory_mb,
             cmdline: plan.cmdline.clone(),
             ring: plan.ring,
@@ -533,8 +532,18 @@ impl Session {
 
     fn assert(&self) -> Assert {
         match &self.spec.job {
-            Job::Test(test) => test.assert,
+            Job::Test(test) => match &self.plan {
+                Some(plan) => Assert::defaults_for(plan.accel).merge(test.assert),
+                None => test.assert,
+            },
             Job::Shell(_) => Assert::NO_OVERRIDES,
+        }
+    }
+
+    fn expectation(&self) -> Expectation {
+        match &self.spec.job {
+            Job::Test(test) => test.expect.clone(),
+            Job::Shell(_) => Expectation::default(),
         }
     }
 
@@ -560,7 +569,8 @@ impl Session {
     fn report(&self) -> RunReport {
         let accel = self.plan.as_ref().map(|p| p.accel);
         let host = self.host.as_ref().and_then(HostWatch::figures);
-        let judgement = self.evidence.judge(accel, &self.assert(), host.as_ref());
+        let judgement =
+            self.evidence.judge_expecting(accel, &self.assert(), host.as_ref(), &self.expectation());
         let kernel = self
             .evidence
             .release()
@@ -584,6 +594,8 @@ impl Session {
             infrastructure: judgement.infrastructure,
             cause: judgement.cause,
             result: judgement.result,
+            timeline: self.evidence.timeline(),
+            assert: matches!(self.spec.job, Job::Test(_)).then(|| self.assert()),
             monitor: self.evidence.monitor.clone(),
             host,
             notes: self.notes.clone(),

@@ -49,6 +49,8 @@ pub struct GuestScheduler {
     pub name: String,
     /// Arguments.
     pub args: Vec<String>,
+    /// Cgroup that must be there before it starts, from the root of the hierarchy.
+    pub cgroup_parent: Option<String>,
     /// How long it may take until `/sys/kernel/sched_ext/state` says `enabled`, milliseconds of guest time.
     pub attach_timeout_ms: u64,
 }

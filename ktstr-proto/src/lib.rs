@@ -20,6 +20,7 @@ pub mod monitor;
 pub mod ring;
 pub mod run;
 pub mod stats;
+pub mod thresholds;
 pub mod topology;
 pub mod verdict;
 pub mod vmm;

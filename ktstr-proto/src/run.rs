@@ -4,10 +4,7 @@ use std::{fmt, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{
-    topology::{Numa, Topology},
-    verdict::Assert,
-};
+use crate::{topology::Topology, verdict::Assert};
 
 /// Which accelerator the user asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -97,9 +94,7 @@ pub struct RunSpec {
     pub accel: Accel,
     /// Machine shape.
     pub topology: Topology,
-    /// What is special about its NUMA nodes.
-    pub numa: Numa,
-    /// Guest memory in MiB; `None` is what the nodes add up to, or lets the orchestrator compute it.
+    /// Guest memory in MiB; `None` lets the orchestrator compute it.
     pub memory_mb: Option<u32>,
     /// Seed of every random choice.
     pub seed: u64,
@@ -140,10 +135,36 @@ pub struct TestJob {
     pub scheduler: Option<SchedulerJob>,
     /// Files to place under `/include-files`.
     pub include: Vec<PathBuf>,
-    /// Merged thresholds.
+    /// Thresholds that differ from the defaults, which depend on the accelerator.
     pub assert: Assert,
     /// Schedulers that may take over during the test.
     pub staged: Vec<SchedulerJob>,
+    /// Files made for this run.
+    pub files: Vec<PlacedFile>,
+    /// How it is expected to end.
+    pub expect: Expectation,
+}
+
+/// A file made for a run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PlacedFile {
+    /// Its path in the guest, from the root.
+    pub guest_path: String,
+    /// What is in it.
+    pub content: Vec<u8>,
+}
+
+/// How a test is expected to end.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Expectation {
+    /// It must fail.
+    pub err: bool,
+    /// Words the scheduler's error must contain.
+    pub error_contains: Option<String>,
+    /// A pattern the scheduler's error must match, a regular expression.
+    pub error_matches: Option<String>,
+    /// The scheduler must stay attached all the time, even where the test itself detaches it.
+    pub survives_storm: bool,
 }
 
 /// The scheduler under test.
@@ -155,6 +176,8 @@ pub struct SchedulerJob {
     pub binary: PathBuf,
     /// Command-line arguments.
     pub args: Vec<String>,
+    /// Cgroup that must be there before it starts, from the root of the hierarchy.
+    pub cgroup_parent: Option<String>,
 }
 
 /// A shell or one command.

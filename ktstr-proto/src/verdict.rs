@@ -4,6 +4,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use crate::thresholds::Assert;
 use crate::{
     histogram::Histogram,
     monitor::MonitorSummary,
@@ -56,6 +57,20 @@ pub enum DetailKind {
     Note,
     /// A program that ran beside the workers failed or missed a limit.
     Payload,
+    /// Workers of one cgroup got unequal work done in equal CPU time, or too little.
+    Throughput,
+    /// A latency or rate missed its limit.
+    Benchmark,
+    /// Workers changed CPU too often.
+    Migration,
+    /// Memory was not where it should be.
+    PageLocality,
+    /// Memory was moved between NUMA nodes too often.
+    CrossNodeMigration,
+    /// Memory was on nodes without CPUs.
+    SlowTier,
+    /// Whether the run ended as was expected of it.
+    Expectation,
 }
 
 /// One finding with its evidence in words.
@@ -67,69 +82,6 @@ pub struct Detail {
     pub outcome: Outcome,
     /// What was seen against what was allowed.
     pub message: String,
-}
-
-/// Thresholds of one test; `None` means not checked. Later layers override earlier ones field by field.
-#[derive(Debug, Clone, Copy, Default, PartialEq, Serialize, Deserialize)]
-pub struct Assert {
-    /// Fail when a worker makes no progress.
-    pub not_stuck: Option<bool>,
-    /// Fail when a worker runs outside its cgroup's cpuset.
-    pub isolation: Option<bool>,
-    /// Longest time a worker may be off the CPU, milliseconds.
-    pub max_gap_ms: Option<u64>,
-    /// Largest difference in off-CPU share between workers of a cgroup, percentage points.
-    pub max_spread_pct: Option<f64>,
-    /// Largest ratio between the longest and the shortest run queue.
-    pub max_imbalance_ratio: Option<f64>,
-    /// Deepest local dispatch queue.
-    pub max_local_dsq_depth: Option<u32>,
-    /// Fail when a run-queue clock stands still while tasks wait.
-    pub fail_on_rq_clock_stuck: Option<bool>,
-    /// Consecutive samples a monitor threshold must be crossed.
-    pub sustained_samples: Option<u32>,
-}
-
-impl Assert {
-    /// No field set.
-    pub const NO_OVERRIDES: Self = Self {
-        not_stuck: None,
-        isolation: None,
-        max_gap_ms: None,
-        max_spread_pct: None,
-        max_imbalance_ratio: None,
-        max_local_dsq_depth: None,
-        fail_on_rq_clock_stuck: None,
-        sustained_samples: None,
-    };
-
-    /// What is checked when nobody says otherwise.
-    pub const fn default_checks() -> Self {
-        Self {
-            not_stuck: Some(true),
-            isolation: Some(true),
-            max_gap_ms: Some(3000),
-            max_spread_pct: Some(35.0),
-            max_imbalance_ratio: None,
-            max_local_dsq_depth: Some(50),
-            fail_on_rq_clock_stuck: Some(true),
-            sustained_samples: Some(5),
-        }
-    }
-
-    /// `self` overridden by what `later` sets.
-    pub fn merge(self, later: Self) -> Self {
-        Self {
-            not_stuck: later.not_stuck.or(self.not_stuck),
-            isolation: later.isolation.or(self.isolation),
-            max_gap_ms: later.max_gap_ms.or(self.max_gap_ms),
-            max_spread_pct: later.max_spread_pct.or(self.max_spread_pct),
-            max_imbalance_ratio: later.max_imbalance_ratio.or(self.max_imbalance_ratio),
-            max_local_dsq_depth: later.max_local_dsq_depth.or(self.max_local_dsq_depth),
-            fail_on_rq_clock_stuck: later.fail_on_rq_clock_stuck.or(self.fail_on_rq_clock_stuck),
-            sustained_samples: later.sustained_samples.or(self.sustained_samples),
-        }
-    }
 }
 
 /// How a worker ended.
@@ -566,6 +518,17 @@ pub enum Cause {
     Cancelled,
 }
 
+/// Something that happened in the guest.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimelineMark {
+    /// Guest time after the scenario's start, milliseconds; negative before it.
+    pub at_ms: i64,
+    /// What, in a few words.
+    pub what: String,
+    /// Iterations of all workers until then; 0 where they are not counted.
+    pub iterations: u64,
+}
+
 /// Everything a client learns of a finished run; also the sidecar.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunReport {
@@ -583,6 +546,10 @@ pub struct RunReport {
     pub cause: Option<Cause>,
     /// The test's findings and figures, when it delivered any.
     pub result: Option<AssertResult>,
+    /// What the scenario did and when.
+    pub timeline: Vec<TimelineMark>,
+    /// The thresholds that were applied.
+    pub assert: Option<Assert>,
     /// What the monitor saw.
     pub monitor: Option<MonitorSummary>,
     /// What the host gave to the vCPUs while the test ran.
@@ -640,16 +607,5 @@ mod tests {
         assert!(result.is_fail());
         assert_eq!(result.failure_details().collect::<Vec<_>>(), ["tid 3 stuck"]);
         assert_eq!(result.details.len(), 2);
-    }
-
-    #[test]
-    fn later_thresholds_win_field_by_field() {
-        let merged = Assert::default_checks()
-            .merge(Assert { max_gap_ms: Some(100), ..Assert::NO_OVERRIDES })
-            .merge(Assert { isolation: Some(false), ..Assert::NO_OVERRIDES });
-        assert_eq!(
-            (merged.max_gap_ms, merged.isolation, merged.not_stuck),
-            (Some(100), Some(false), Some(true))
-        );
     }
 }

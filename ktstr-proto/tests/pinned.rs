@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
 
 use ktstr_proto::{
     Accel, AccelKind, FdSlot, RunId, Topology, VERSION, client::*, codec, guest::*, link::*, monitor::*,
-    ring::*, run::*, topology::numa::*, verdict::*, vmm::*,
+    ring::*, run::*, verdict::*, vmm::*,
 };
 use serde::Serialize;
 
@@ -42,11 +42,6 @@ fn topology() -> Topology {
     Topology { numa_nodes: 1, llcs: 2, cores: 3, threads: 4 }
 }
 
-fn numa() -> Numa {
-    let access = Some(Access { latency_ns: 400, bandwidth_mbs: 16_000 });
-    Numa { nodes: vec![NumaNode { memory_mb: Some(64), access }], distances: vec![vec![10]] }
-}
-
 fn region() -> RamRegion {
     RamRegion { gpa: 0, len: 1 << 20, offset: 0 }
 }
@@ -63,7 +58,6 @@ fn spec() -> RunSpec {
         kernel: Some("k".into()),
         accel: Accel::Det,
         topology: topology(),
-        numa: numa(),
         memory_mb: Some(512),
         seed: 7,
         deadline_ms: Some(9),
@@ -84,6 +78,8 @@ fn report() -> RunReport {
         infrastructure: false,
         cause: Some(Cause::Assertion),
         result: Some(AssertResult::fail(DetailKind::Gap, "gap")),
+        timeline: vec![ktstr_proto::verdict::TimelineMark { at_ms: -1, what: "w".into(), iterations: 2 }],
+        assert: Some(Assert::default_checks()),
         host: Some(ktstr_proto::host::HostTime {
             window_ms: 200,
             ran_ms: vec![150],
@@ -111,7 +107,6 @@ fn start() -> Start {
     Start {
         accel: AccelKind::Tcg,
         topology: topology(),
-        numa: numa(),
         memory_mb: 512,
         cmdline: "c".into(),
         ring: RingRegion { gpa: 0x1000_0000, len: 0x40_0000, mode: Mode::Wrap },

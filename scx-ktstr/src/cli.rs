@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use clap::Parser;
 
-/// Largest dump the program can keep, `KTSTR_DUMP_LEN` of `intf.h` less the terminator.
-pub const MAX_EXIT_DUMP_LEN: u32 = 256 * 1024 - 1;
+/// Largest dump that may be asked of the kernel. The program keeps the first `KTSTR_DUMP_LEN` (`intf.h`)
+/// bytes of it.
+pub const MAX_EXIT_DUMP_LEN: u32 = 16 << 20;
 
 const DEFAULT_DELAY_MS: u64 = 1000;
 
@@ -155,7 +156,7 @@ mod tests {
             &["--crash", "--crash-after", "5"],
             &["--watchdog-ms", "0"],
             &["--watchdog-ms", "30001"],
-            &["--exit-dump-len", "262144"],
+            &["--exit-dump-len", "16777217"],
             &["--slice-us", "1"],
         ] {
             assert!(parse(wrong).is_err(), "{wrong:?}");

@@ -1,14 +1,14 @@
 //! A registered test, and the list of all that are registered.
 
 use anyhow::Result;
-use ktstr_guest::scenario::Ctx;
+use ktstr_guest::scenario::{Ctx, Payload};
 use ktstr_proto::{
     Topology,
     topology::TopologyError,
     verdict::{Assert, AssertResult},
 };
 
-use super::Constraints;
+use super::{Constraints, VmResult};
 use crate::Scheduler;
 
 /// Scenario length of tests that do not say another, seconds of guest time.
@@ -30,6 +30,22 @@ pub struct Shape {
     pub threads: Option<u32>,
 }
 
+/// How the run is expected to end.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct Expect {
+    /// It must fail.
+    pub err: bool,
+    /// Words the scheduler's error must contain.
+    pub error_contains: Option<&'static str>,
+    /// A pattern the scheduler's error must match.
+    pub error_matches: Option<&'static str>,
+    /// The scheduler must stay attached all the time.
+    pub survives_storm: bool,
+}
+
+/// A look at a finished run on the host.
+pub type PostVm = fn(&VmResult) -> Result<()>;
+
 /// A test function with what its attributes say; made by [`macro@crate::ktstr_test`].
 #[derive(Debug, Clone, Copy)]
 pub struct KtstrTestEntry {
@@ -43,18 +59,116 @@ pub struct KtstrTestEntry {
     pub run: fn(&Ctx) -> Result<AssertResult>,
     /// Dimensions it says itself.
     pub shape: Shape,
-    /// Bounds it says itself on the shapes a gauntlet runs it on.
-    pub constraints: Constraints,
     /// Guest memory, MiB.
     pub memory_mb: Option<u32>,
     /// Scenario length, seconds of guest time.
     pub duration_s: u64,
+    /// Workers of a cgroup that does not say how many.
+    pub workers_per_cgroup: Option<u32>,
     /// Scheduler under test; `None` is EEVDF.
     pub scheduler: Option<&'static Scheduler>,
+    /// Program that runs beside the scenario.
+    pub payload: Option<&'static Payload>,
+    /// More of them.
+    pub workloads: &'static [&'static Payload],
+    /// Schedulers that may take over during the test.
+    pub staged_schedulers: &'static [&'static Scheduler],
     /// Arguments after the scheduler's own.
     pub extra_sched_args: &'static [&'static str],
+    /// Files to have in the guest.
+    pub extra_include_files: &'static [&'static str],
+    /// The scheduler's configuration.
+    pub config: Option<&'static str>,
     /// Thresholds it says itself.
     pub assert: Assert,
+    /// Bounds it says itself on the shapes a gauntlet runs it on.
+    pub constraints: Constraints,
+    /// How it is expected to end.
+    pub expect: Expect,
+    /// Whether an inconclusive run is no failure.
+    pub allow_inconclusive: bool,
+    /// Whether the host must isolate the machine.
+    pub performance_mode: bool,
+    /// Whether the host must not.
+    pub no_perf_mode: bool,
+    /// Whether the kernel lies at a random address.
+    pub kaslr: bool,
+    /// Whether it runs on this host, without a machine of its own.
+    pub host_only: bool,
+    /// Called with what came of a run that did not fail.
+    pub post_vm: Option<PostVm>,
+    /// Called with what came of the run in any case.
+    pub post_vm_unconditional: Option<PostVm>,
+    /// Cgroup under which its workload cgroups are made.
+    pub workload_root_cgroup: Option<&'static str>,
+}
+
+/// Why a test cannot be run as it is written.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum Invalid {
+    /// The name cannot be a file name.
+    #[error("test name `{name}` is empty or has a `/` in it")]
+    Name {
+        /// The name.
+        name: String,
+    },
+    /// No time.
+    #[error("a duration of 0 s leaves nothing to test")]
+    Duration,
+    /// No memory.
+    #[error("0 MiB of memory are not enough for any machine")]
+    Memory,
+    /// Host isolation is asked for and forbidden.
+    #[error("`performance_mode` and `no_perf_mode` cannot stand together")]
+    PerformanceMode,
+    /// A pattern without the error it is looked for in.
+    #[error("`{which}` needs `expect_err`")]
+    MatcherWithoutError {
+        /// The attribute.
+        which: &'static str,
+    },
+    /// A scheduler must survive that is not there, or must fail.
+    #[error("`survives_storm` needs a scheduler and excludes `expect_err`")]
+    Storm,
+    /// No machine.
+    #[error("`host_only` runs no scheduler and has no machine to look at")]
+    HostOnly,
+    /// The scheduler wants a configuration.
+    #[error("scheduler `{scheduler}` takes its configuration from the test: add `config = …`")]
+    ConfigMissing {
+        /// The scheduler.
+        scheduler: &'static str,
+    },
+    /// The scheduler takes none.
+    #[error(
+        "scheduler `{scheduler}` takes no configuration from a test: remove `config`, or declare `config_file_def`"
+    )]
+    ConfigUnwanted {
+        /// The scheduler.
+        scheduler: &'static str,
+    },
+    /// Two programs or schedulers of one name.
+    #[error("{what} `{name}` is given twice")]
+    Twice {
+        /// Payload or scheduler.
+        what: &'static str,
+        /// The name.
+        name: &'static str,
+    },
+    /// The cgroup's path is wrong.
+    #[error("cgroup path `{path}` must begin with `/`, not be `/` itself and have no `..` in it")]
+    CgroupPath {
+        /// The path.
+        path: &'static str,
+    },
+    /// The machine does not fit the test's own limits.
+    #[error("the test's own machine {shape} is outside of its bounds {bounds:?}")]
+    Constraints {
+        /// The machine.
+        shape: Topology,
+        /// The bounds.
+        bounds: Constraints,
+    },
 }
 
 /// All tests registered in this executable.
@@ -82,40 +196,134 @@ impl KtstrTestEntry {
         .checked()
     }
 
-    /// The thresholds: defaults, then the scheduler's, then the test's.
-    pub fn thresholds(&self) -> Assert {
+    /// What the test and its scheduler say of the thresholds; the defaults depend on the accelerator.
+    pub fn overrides(&self) -> Assert {
         let scheduler = self.scheduler.map_or(Assert::NO_OVERRIDES, |scheduler| scheduler.assert);
-        Assert::default_checks().merge(scheduler).merge(self.assert)
+        scheduler.merge(self.assert)
     }
+
+    /// All its programs.
+    pub fn payloads(&self) -> impl Iterator<Item = &'static Payload> {
+        self.payload.into_iter().chain(self.workloads.iter().copied())
+    }
+
+    /// Refuses what cannot be run as it is written. The macro refuses most of it earlier.
+    pub fn validate(&self) -> Result<(), Invalid> {
+        let refuse_if = |wrong: bool, invalid: Invalid| if wrong { Err(invalid) } else { Ok(()) };
+        let bad_name = self.name.is_empty() || self.name.contains('/');
+        refuse_if(bad_name, Invalid::Name { name: self.name.into() })?;
+        refuse_if(self.duration_s == 0, Invalid::Duration)?;
+        refuse_if(self.memory_mb == Some(0), Invalid::Memory)?;
+        refuse_if(self.performance_mode && self.no_perf_mode, Invalid::PerformanceMode)?;
+        let Expect { err, error_contains, error_matches, survives_storm } = self.expect;
+        for (which, given) in [
+            ("expect_scx_bpf_error_contains", error_contains.is_some()),
+            ("expect_scx_bpf_error_matches", error_matches.is_some()),
+        ] {
+            refuse_if(given && !err, Invalid::MatcherWithoutError { which })?;
+        }
+        refuse_if(survives_storm && (err || self.scheduler.is_none()), Invalid::Storm)?;
+        let looked_at = self.post_vm.is_some() || self.post_vm_unconditional.is_some();
+        refuse_if(self.host_only && (self.scheduler.is_some() || looked_at || err), Invalid::HostOnly)?;
+        self.validate_scheduler()?;
+        let mut names: Vec<&str> = Vec::new();
+        for payload in self.payloads() {
+            let (what, name) = ("payload", payload.name);
+            refuse_if(names.contains(&name), Invalid::Twice { what, name })?;
+            names.push(name);
+        }
+        let parent = self.scheduler.and_then(|scheduler| scheduler.cgroup_parent);
+        for path in self.workload_root_cgroup.into_iter().chain(parent) {
+            let bad = !path.starts_with('/') || path == "/" || path.split('/').any(|part| part == "..");
+            refuse_if(bad, Invalid::CgroupPath { path })?;
+        }
+        match self.topology() {
+            Ok(shape) if !self.constraints.admit(&shape) => {
+                Err(Invalid::Constraints { shape, bounds: self.constraints })
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn validate_scheduler(&self) -> Result<(), Invalid> {
+        let takes = self.scheduler.is_some_and(|scheduler| scheduler.config_file_def.is_some());
+        let scheduler = self.scheduler.map_or("EEVDF", |scheduler| scheduler.name);
+        match (takes, self.config) {
+            (true, None) => return Err(Invalid::ConfigMissing { scheduler }),
+            (false, Some(_)) => return Err(Invalid::ConfigUnwanted { scheduler }),
+            _ => {}
+        }
+        let mut names = vec![scheduler];
+        for staged in self.staged_schedulers {
+            if names.contains(&staged.name) {
+                return Err(Invalid::Twice { what: "scheduler", name: staged.name });
+            }
+            names.push(staged.name);
+        }
+        Ok(())
+    }
+
+    /// What holds when nothing is said.
+    pub const DEFAULT: Self = Self {
+        name: "",
+        module_path: "",
+        package: "",
+        run: |_| Ok(AssertResult::pass()),
+        shape: Shape { numa_nodes: None, llcs: None, cores: None, threads: None },
+        memory_mb: None,
+        duration_s: DEFAULT_DURATION_S,
+        workers_per_cgroup: None,
+        scheduler: None,
+        payload: None,
+        workloads: &[],
+        staged_schedulers: &[],
+        extra_sched_args: &[],
+        extra_include_files: &[],
+        config: None,
+        assert: Assert::NO_OVERRIDES,
+        constraints: Constraints::NONE,
+        expect: Expect { err: false, error_contains: None, error_matches: None, survives_storm: false },
+        allow_inconclusive: false,
+        performance_mode: false,
+        no_perf_mode: false,
+        kaslr: true,
+        host_only: false,
+        post_vm: None,
+        post_vm_unconditional: None,
+        workload_root_cgroup: None,
+    };
+}
+
+/// Refuses, when the test is compiled, a scheduler and a configuration that do not belong together.
+pub const fn config_gate(scheduler: &Scheduler, given: bool) {
+    assert!(
+        given || scheduler.config_file_def.is_none(),
+        "this scheduler takes its configuration from the test: add `config = …`"
+    );
+    assert!(
+        !given || scheduler.config_file_def.is_some(),
+        "this scheduler takes no configuration from a test: remove `config`, or declare `config_file_def`"
+    );
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    static SCHEDULER: Scheduler = Scheduler {
-        name: "s",
-        binary: "scx_s",
-        topology: Topology { numa_nodes: 1, llcs: 2, cores: 4, threads: 1 },
-        sched_args: &[],
-        kernels: &[],
-        assert: Assert { max_gap_ms: Some(50), max_spread_pct: Some(5.0), ..Assert::NO_OVERRIDES },
-        package: "p",
-    };
+    static SCHEDULER: Scheduler = Scheduler::named("s")
+        .binary_discover("scx_s")
+        .topology(1, 2, 4, 1)
+        .assert(Assert::NO_OVERRIDES.max_gap_ms(50).max_spread_pct(5.0));
 
     fn entry(scheduler: Option<&'static Scheduler>, shape: Shape) -> KtstrTestEntry {
         KtstrTestEntry {
             name: "t",
             module_path: "krate::a::b",
             package: "p",
-            run: |_| Ok(AssertResult::pass()),
             shape,
-            constraints: Constraints::NONE,
-            memory_mb: None,
-            duration_s: 1,
             scheduler,
-            extra_sched_args: &[],
-            assert: Assert { max_gap_ms: Some(70), ..Assert::NO_OVERRIDES },
+            assert: Assert::NO_OVERRIDES.max_gap_ms(70),
+            ..KtstrTestEntry::DEFAULT
         }
     }
 
@@ -134,14 +342,49 @@ mod tests {
 
     #[test]
     fn the_nearest_threshold_wins() {
-        let thresholds = entry(Some(&SCHEDULER), Shape::default()).thresholds();
-        assert_eq!((thresholds.max_gap_ms, thresholds.max_spread_pct), (Some(70), Some(5.0)));
-        assert_eq!(thresholds.not_stuck, Some(true));
+        let overrides = entry(Some(&SCHEDULER), Shape::default()).overrides();
+        assert_eq!((overrides.max_gap_ms, overrides.max_spread_pct), (Some(70), Some(5.0)));
+        assert_eq!(overrides.not_stuck, None, "the defaults come later");
     }
 
     #[test]
     fn names_are_those_of_the_test_harness() {
         assert_eq!(entry(None, Shape::default()).full_name(), "a::b::t");
         assert_eq!(KtstrTestEntry { module_path: "krate", ..entry(None, Shape::default()) }.full_name(), "t");
+    }
+
+    #[test]
+    fn what_cannot_be_run_as_written_is_refused() {
+        static LAYERED: Scheduler = Scheduler::named("l").config_file_def("--config {file}", "/c.json");
+        const A: Payload = Payload::binary("a", "a");
+        let good = KtstrTestEntry { name: "t", ..KtstrTestEntry::DEFAULT };
+        assert_eq!(good.validate(), Ok(()));
+        let expect = |expect| KtstrTestEntry { expect, ..good };
+        for (bad, part) in [
+            (KtstrTestEntry { name: "a/b", ..good }, "has a `/` in it"),
+            (KtstrTestEntry { duration_s: 0, ..good }, "0 s"),
+            (KtstrTestEntry { memory_mb: Some(0), ..good }, "0 MiB"),
+            (KtstrTestEntry { performance_mode: true, no_perf_mode: true, ..good }, "cannot stand together"),
+            (expect(Expect { error_contains: Some("x"), ..Expect::default() }), "needs `expect_err`"),
+            (expect(Expect { survives_storm: true, ..Expect::default() }), "needs a scheduler"),
+            (KtstrTestEntry { host_only: true, scheduler: Some(&SCHEDULER), ..good }, "`host_only`"),
+            (KtstrTestEntry { scheduler: Some(&LAYERED), ..good }, "add `config = …`"),
+            (
+                KtstrTestEntry { config: Some("{}"), scheduler: Some(&SCHEDULER), ..good },
+                "takes no configuration",
+            ),
+            (KtstrTestEntry { payload: Some(&A), workloads: &[&A], ..good }, "payload `a` is given twice"),
+            (KtstrTestEntry { workload_root_cgroup: Some("x"), ..good }, "must begin with `/`"),
+            (
+                KtstrTestEntry {
+                    constraints: Constraints { min_cpus: Some(4), ..Constraints::NONE },
+                    ..good
+                },
+                "is outside of its bounds",
+            ),
+        ] {
+            let error = bad.validate().unwrap_err().to_string();
+            assert!(error.contains(part), "{error}");
+        }
     }
 }

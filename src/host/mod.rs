@@ -7,21 +7,29 @@
 mod constraints;
 mod entry;
 mod spec;
+mod vm_result;
 
-use std::time::Duration;
+use std::{
+    panic::{AssertUnwindSafe, catch_unwind},
+    time::Duration,
+};
 
 use ktstr_proto::{
     client::ClientEvent,
     guest::LogSource,
     run::{Accel, RunSpec},
-    verdict::{Outcome, RunReport},
+    verdict::{AssertResult, Cause, DetailKind, Outcome, RunReport},
 };
 
 pub use constraints::Constraints;
-pub use entry::{DEFAULT_DURATION_S, KTSTR_TESTS, KtstrTestEntry, Shape};
+pub use entry::{
+    DEFAULT_DURATION_S, Expect, Invalid, KTSTR_TESTS, KtstrTestEntry, PostVm, Shape, config_gate,
+};
+use ktstr_guest::scenario::Ctx;
 pub use spec::{SpecError, spec_of};
+pub use vm_result::VmResult;
 
-use crate::{client::Session, render};
+use crate::{client::Session, guest_entry, render};
 
 /// An orchestrator that says nothing for so long is given up; it has deadlines of its own.
 const SILENCE: Duration = Duration::from_secs(1800);
@@ -31,7 +39,22 @@ const SILENCE: Duration = Duration::from_secs(1800);
 /// # Panics
 /// When the verdict is fail or inconclusive, or the infrastructure failed; the report is printed before.
 pub fn run(entry: &KtstrTestEntry) {
+    if entry.performance_mode && std::env::var_os("KTSTR_NO_PERF_MODE").is_none_or(|value| value.is_empty()) {
+        let name = entry.full_name();
+        print!(
+            "{}",
+            render::not_run(
+                &name,
+                "performance_mode: this build cannot isolate a machine on its host; KTSTR_NO_PERF_MODE=1 runs it without"
+            )
+        );
+        return;
+    }
+    if entry.host_only {
+        return run_on_host(entry);
+    }
     let judged = match carry_out(entry) {
+        Ok((_, report)) if entry.allow_inconclusive && inconclusive(&report) => Ok(render::report(&report)),
         Ok((spec, report)) => judge(&spec, &report, std::env::var("KTSTR_REQUIRE").ok().as_deref()),
         Err(error) => Err((
             "infrastructure failure".to_owned(),
@@ -48,6 +71,72 @@ pub fn run(entry: &KtstrTestEntry) {
     }
 }
 
+fn inconclusive(report: &RunReport) -> bool {
+    !report.infrastructure && report.outcome == Outcome::Inconclusive
+}
+
+/// Runs the test function in this process, on this system.
+fn run_on_host(entry: &KtstrTestEntry) {
+    let name = entry.full_name();
+    let outcome = entry.validate().map_err(anyhow::Error::from).and_then(|()| {
+        let mut ctx = Ctx::on_host(&name, Duration::from_secs(entry.duration_s), spec::seed_of(&name))?;
+        ctx.assert = ctx.assert.merge(entry.assert);
+        guest_entry::prepare(&mut ctx, entry);
+        (entry.run)(&ctx)
+    });
+    let failed = match outcome {
+        Ok(result) => {
+            let text = render::on_host(&name, &result);
+            let inconclusive = result.is_inconclusive() && !entry.allow_inconclusive;
+            if result.is_fail() || inconclusive {
+                eprint!("{text}");
+                result.outcome.to_string().to_lowercase()
+            } else {
+                print!("{text}");
+                return;
+            }
+        }
+        Err(error) => format!("{error:#}"),
+    };
+    std::panic::resume_unwind(Box::new(format!("{name}: {failed}")));
+}
+
+/// Lets the test look at what came of its run; what it finds wrong is added to the report and to the
+/// one in the run directory.
+fn look_at(entry: &KtstrTestEntry, report: RunReport) -> RunReport {
+    let mut vm = VmResult { report };
+    let passed = !vm.report.infrastructure && vm.report.outcome != Outcome::Fail;
+    let wanted = [entry.post_vm_unconditional, entry.post_vm.filter(|_| passed)];
+    let mut wrong = Vec::new();
+    for look in wanted.into_iter().flatten() {
+        match catch_unwind(AssertUnwindSafe(|| look(&vm))) {
+            Ok(Ok(())) => {}
+            Ok(Err(error)) => wrong.push(format!("after the run: {error:#}")),
+            Err(panic) => {
+                let text = panic.downcast_ref::<String>().map(String::as_str);
+                let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("(no text)");
+                wrong.push(format!("after the run the test panicked: {text}"));
+            }
+        }
+    }
+    if !wrong.is_empty() {
+        let report = &mut vm.report;
+        let result = report.result.get_or_insert_with(AssertResult::pass);
+        wrong.into_iter().for_each(|message| result.push(DetailKind::Claim, Outcome::Fail, message));
+        if !report.infrastructure {
+            report.outcome = Outcome::Fail;
+            report.cause.get_or_insert(Cause::Assertion);
+        }
+        // Whoever counts verdicts reads them there; that it could not be written is said by its absence.
+        if let Ok(text) = serde_json::to_vec_pretty(&vm.report)
+            && let Err(error) = std::fs::write(vm.report.run_dir.join("sidecar.json"), text)
+        {
+            vm.report.notes.push(format!("sidecar.json does not say so: {error}"));
+        }
+    }
+    vm.report
+}
+
 fn carry_out(entry: &KtstrTestEntry) -> Result<(RunSpec, RunReport), Box<dyn std::error::Error>> {
     let spec = spec_of(entry)?;
     let mut session = Session::start(&format!("test {}", entry.full_name()))?;
@@ -59,7 +148,7 @@ fn carry_out(entry: &KtstrTestEntry) -> Result<(RunSpec, RunReport), Box<dyn std
         // are in the report when they matter.
         _ => {}
     })?;
-    Ok((spec, report))
+    Ok((spec, look_at(entry, report)))
 }
 
 /// What to print, and whether the test harness should see a failure.

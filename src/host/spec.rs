@@ -10,12 +10,15 @@ use std::{
 
 use ktstr_proto::{
     Accel,
-    run::{Job, RunSpec, SchedulerJob, TestJob, UnknownAccel},
+    run::{Expectation, Job, PlacedFile, RunSpec, SchedulerJob, TestJob, UnknownAccel},
     topology::TopologyError,
 };
 
-use super::KtstrTestEntry;
-use crate::executables::{NotFound, find_scheduler};
+use super::{Expect, Invalid, KtstrTestEntry};
+use crate::{
+    Scheduler,
+    executables::{NotFound, find_scheduler},
+};
 
 /// Why a run cannot even be asked for.
 #[derive(Debug, thiserror::Error)]
@@ -38,6 +41,15 @@ pub enum SpecError {
         /// Value of the variable.
         value: String,
     },
+    /// The test cannot be run as it is written.
+    #[error("test `{test}` cannot be run as it is written")]
+    Invalid {
+        /// The test.
+        test: String,
+        /// Why.
+        #[source]
+        source: Invalid,
+    },
     /// The scheduler is nowhere.
     #[error("scheduler `{scheduler}` cannot be started")]
     Scheduler {
@@ -55,6 +67,7 @@ pub enum SpecError {
 /// The request for a run of `entry`.
 pub fn spec_of(entry: &KtstrTestEntry) -> Result<RunSpec, SpecError> {
     let test = entry.full_name();
+    entry.validate().map_err(|source| SpecError::Invalid { test: test.clone(), source })?;
     let topology = entry.topology().map_err(|source| SpecError::Shape { test: test.clone(), source })?;
     let binary = env::current_exe().map_err(SpecError::OwnExecutable)?;
     let accel: Accel =
@@ -63,20 +76,14 @@ pub fn spec_of(entry: &KtstrTestEntry) -> Result<RunSpec, SpecError> {
         Some(value) => value.parse().map_err(|_| SpecError::Seed { value })?,
         None => seed_of(&test),
     };
-    let scheduler = entry
-        .scheduler
-        .map(|scheduler| {
-            let binary = find_scheduler(scheduler.binary, scheduler.package)
-                .map_err(|source| SpecError::Scheduler { scheduler: scheduler.name, source })?;
-            let args = scheduler
-                .sched_args
-                .iter()
-                .chain(entry.extra_sched_args)
-                .map(|arg| arg.to_string())
-                .collect();
-            Ok(SchedulerJob { name: scheduler.name.into(), binary, args })
-        })
-        .transpose()?;
+    let mut files = Vec::new();
+    let mut include = includes(entry);
+    let scheduler = match entry.scheduler {
+        None => None,
+        Some(scheduler) => Some(scheduler_job(scheduler, entry, &mut files, &mut include)?),
+    };
+    let staged =
+        entry.staged_schedulers.iter().map(|scheduler| plain_job(scheduler)).collect::<Result<_, _>>()?;
     let replay = replay(entry, &test, seed, set("KTSTR_SCHEDULER").as_deref());
     Ok(RunSpec {
         name: test.clone(),
@@ -86,22 +93,92 @@ pub fn spec_of(entry: &KtstrTestEntry) -> Result<RunSpec, SpecError> {
             test,
             duration_ms: entry.duration_s.saturating_mul(1000),
             scheduler,
-            include: Vec::new(),
-            assert: entry.thresholds(),
-            staged: Vec::new(),
+            include,
+            assert: entry.overrides(),
+            staged,
+            files,
+            expect: expectation(entry),
         }),
         kernel: set("KTSTR_TEST_KERNEL").or_else(|| set("KTSTR_KERNEL")),
         accel,
         topology,
-        numa: Default::default(),
         memory_mb: entry.memory_mb,
         seed,
         deadline_ms: None,
         replay,
-        kernel_args: Vec::new(),
+        kernel_args: kernel_args(entry),
         observe: set("KTSTR_OBSERVE").as_deref() != Some("0"),
         env: set("RUST_LOG").map(|value| ("RUST_LOG".into(), value)).into_iter().collect(),
     })
+}
+
+/// A scheduler with nothing but its own arguments.
+fn plain_job(scheduler: &Scheduler) -> Result<SchedulerJob, SpecError> {
+    let binary = find_scheduler(scheduler.binary, scheduler.package)
+        .map_err(|source| SpecError::Scheduler { scheduler: scheduler.name, source })?;
+    let args = scheduler.sched_args.iter().map(|arg| arg.to_string()).collect();
+    let cgroup_parent = scheduler.cgroup_parent.map(Into::into);
+    Ok(SchedulerJob { name: scheduler.name.into(), binary, args, cgroup_parent })
+}
+
+/// The scheduler under test. Its arguments, in order: its configuration, its own, the test's.
+fn scheduler_job(
+    scheduler: &Scheduler,
+    entry: &KtstrTestEntry,
+    files: &mut Vec<PlacedFile>,
+    include: &mut Vec<PathBuf>,
+) -> Result<SchedulerJob, SpecError> {
+    let mut job = plain_job(scheduler)?;
+    let mut args = Vec::new();
+    if let Some(host) = scheduler.config_file {
+        let path = Path::new(scheduler.manifest_dir).join(host);
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        args.extend(["--config".into(), format!("/include-files/{name}")]);
+        include.push(path);
+    }
+    if let (Some(def), Some(content)) = (scheduler.config_file_def, entry.config) {
+        args.extend(def.template.split_whitespace().map(|word| word.replace("{file}", def.guest_path)));
+        files.push(PlacedFile { guest_path: def.guest_path.into(), content: content.into() });
+    }
+    args.append(&mut job.args);
+    args.extend(entry.extra_sched_args.iter().map(|arg| arg.to_string()));
+    Ok(SchedulerJob { args, ..job })
+}
+
+/// Files for the guest: programs, what they need, what the test names. A bare name is a file of the
+/// working directory, else it is looked up in `PATH`, which the orchestrator does.
+fn includes(entry: &KtstrTestEntry) -> Vec<PathBuf> {
+    let of_programs =
+        entry.payloads().flat_map(|p| std::iter::once(p.binary).chain(p.include_files.iter().copied()));
+    let mut include: Vec<PathBuf> = Vec::new();
+    for name in of_programs.chain(entry.extra_include_files.iter().copied()) {
+        let path = PathBuf::from(name);
+        let here = name.contains('/') || path.exists();
+        let path = if here { std::path::absolute(&path).unwrap_or(path) } else { path };
+        if !include.contains(&path) {
+            include.push(path);
+        }
+    }
+    include
+}
+
+fn kernel_args(entry: &KtstrTestEntry) -> Vec<String> {
+    let mut words: Vec<String> = Vec::new();
+    if let Some(scheduler) = entry.scheduler {
+        words.extend(scheduler.kargs.iter().map(|word| word.to_string()));
+        let sysctls = scheduler.sysctls.iter();
+        words.extend(sysctls.map(|sysctl| format!("sysctl.{}={}", sysctl.name, sysctl.value)));
+    }
+    if !entry.kaslr {
+        words.push("nokaslr".into());
+    }
+    words
+}
+
+fn expectation(entry: &KtstrTestEntry) -> Expectation {
+    let Expect { err, error_contains, error_matches, survives_storm } = entry.expect;
+    let (error_contains, error_matches) = (error_contains.map(Into::into), error_matches.map(Into::into));
+    Expectation { err, error_contains, error_matches, survives_storm }
 }
 
 fn set(variable: &str) -> Option<String> {
@@ -109,7 +186,7 @@ fn set(variable: &str) -> Option<String> {
 }
 
 /// Every test has its own seed, the same each time (FNV-1a of its name).
-fn seed_of(test: &str) -> u64 {
+pub(super) fn seed_of(test: &str) -> u64 {
     let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
     test.bytes().fold(0xcbf2_9ce4_8422_2325, mix) >> 32
 }

@@ -7,5 +7,4 @@
 mod bad_input;
 mod death;
 mod harness;
-mod topology;
 mod verdicts;

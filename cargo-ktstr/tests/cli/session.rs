@@ -121,6 +121,8 @@ impl Session {
             infrastructure: false,
             cause,
             result: None,
+            timeline: Vec::new(),
+            assert: None,
             monitor: None,
             host: None,
             notes: Vec::new(),

@@ -117,14 +117,19 @@ impl Cgroups {
 
     /// Makes sure that children of the root have `controllers`, e.g. `["cpu", "cpuset"]`.
     pub fn enable(&self, controllers: &[&'static str]) -> Result<(), CgroupError> {
-        let above = self.root.parent().unwrap_or(Path::new("/"));
-        if !above.join("cgroup.controllers").exists() {
+        let inside = |path: &Path| path.join("cgroup.controllers").exists();
+        let mut levels: Vec<&Path> =
+            self.root.ancestors().take_while(|path| inside(path) || !path.exists()).collect();
+        levels.reverse();
+        let Some((first, below)) = levels.split_first().filter(|(first, _)| inside(first)) else {
+            let above = self.root.parent().unwrap_or(Path::new("/"));
             return Err(CgroupError::NotMounted { path: above.into() });
-        }
-        if !self.root.exists() {
-            make(&self.root)?;
-        }
-        for level in [above, &self.root] {
+        };
+        enable_at(first, controllers)?;
+        for level in below {
+            if !level.exists() {
+                make(level)?;
+            }
             enable_at(level, controllers)?;
         }
         Ok(())
@@ -251,7 +256,11 @@ pub fn check_name(name: &str) -> Result<(), CgroupError> {
 
 fn enable_at(level: &Path, controllers: &[&'static str]) -> Result<(), CgroupError> {
     let offered = read(&level.join("cgroup.controllers"))?;
+    let passed_on = fs::read_to_string(level.join("cgroup.subtree_control")).unwrap_or_default();
     for controller in controllers {
+        if passed_on.split_whitespace().any(|name| name == *controller) {
+            continue;
+        }
         if !offered.split_whitespace().any(|name| name == *controller) {
             return Err(CgroupError::ControllerMissing {
                 controller,

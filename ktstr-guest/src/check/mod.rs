@@ -61,7 +61,10 @@ pub fn judge_groups(assert: &Assert, groups: Vec<Group>) -> AssertResult {
         stats.spread_pct = worst.map_or(0.0, |worst| worst.spread_pct);
         cgroups.push(stats);
     }
-    let workers = groups.into_iter().flat_map(|group| group.reports).collect();
+    let workers: Vec<WorkerReport> = groups.into_iter().flat_map(|group| group.reports).collect();
+    if !workers.is_empty() && workers.iter().all(|worker| worker.not_run.is_some()) {
+        result.outcome = Outcome::NotRun;
+    }
     result.stats = ScenarioStats { cgroups, workers, ..ScenarioStats::default() };
     result
 }

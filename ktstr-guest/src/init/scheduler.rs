@@ -41,6 +41,15 @@ pub enum SchedulerError {
         #[source]
         source: SpawnError,
     },
+    /// Its cgroup cannot be made.
+    #[error("cannot make {path}, the cgroup that the scheduler wants")]
+    CgroupParent {
+        /// The cgroup.
+        path: String,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
     /// It runs but does not attach.
     #[error("scheduler {name} did not attach within {limit_ms} ms of guest time: {STATE} says `{state}`")]
     Timeout {
@@ -115,6 +124,10 @@ impl Scheduler {
         let name = || wanted.name.clone();
         if state().is_none() {
             return Err(SchedulerError::NoSchedExt);
+        }
+        if let Some(parent) = &wanted.cgroup_parent {
+            let path = format!("/sys/fs/cgroup{parent}");
+            std::fs::create_dir_all(&path).map_err(|source| SchedulerError::CgroupParent { path, source })?;
         }
         let mut command = spawn::command(program, job);
         command.args(&wanted.args);

@@ -39,6 +39,8 @@ pub struct Ctx {
     pub scheduler: Option<String>,
     /// Names of the schedulers packed beside it, for [`super::Op::ReplaceScheduler`].
     pub staged_schedulers: Vec<String>,
+    /// Programs that run beside every scenario.
+    pub payloads: Vec<Payload>,
     /// Where workload cgroups are created.
     pub cgroups: Cgroups,
     /// The way to PID 1.
@@ -62,6 +64,7 @@ impl Ctx {
             work_type_override: None,
             scheduler: job.scheduler.as_ref().map(|scheduler| scheduler.name.clone()),
             staged_schedulers: test.staged.iter().map(|scheduler| scheduler.name.clone()).collect(),
+            payloads: Vec::new(),
             cgroups: Cgroups::under(Cgroups::ROOT),
             reporter,
             step: AtomicU32::new(0),
@@ -81,6 +84,7 @@ impl Ctx {
             work_type_override: None,
             scheduler: None,
             staged_schedulers: Vec::new(),
+            payloads: Vec::new(),
             cgroups: Cgroups::under(format!("{}-{}", Cgroups::ROOT, std::process::id())),
             reporter: Reporter::nobody(),
             step: AtomicU32::new(0),

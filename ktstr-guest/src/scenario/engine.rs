@@ -65,7 +65,7 @@ impl Plan {
             time,
         });
         let mut backdrop_ops = backdrop.ops;
-        backdrop_ops.extend(backdrop.payloads.iter().map(Op::run_payload));
+        backdrop_ops.extend(ctx.payloads.iter().chain(&backdrop.payloads).map(Op::run_payload));
         Ok(Self { backdrop: backdrop.cgroups, backdrop_ops, steps: steps.collect() })
     }
 }

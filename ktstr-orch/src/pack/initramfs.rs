@@ -131,6 +131,11 @@ impl Initramfs {
         self.executable(&staged_path(index), binary, "staged scheduler")
     }
 
+    /// A file made for this run.
+    pub fn file(&mut self, guest_path: &str, content: Vec<u8>) -> Result<(), PackError> {
+        Ok(self.tree.put(guest_path, Node::Bytes(content, 0o444))?)
+    }
+
     /// Modules in loading order, as [`crate::store::Kernel::modules`] gives them.
     pub fn modules(&mut self, modules: &[(&str, PathBuf)]) -> Result<(), PackError> {
         let mut list = String::new();

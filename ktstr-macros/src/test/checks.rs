@@ -1,0 +1,154 @@
+//! Attributes that exclude or need each other, each refused where it stands.
+
+use proc_macro2::Span;
+use quote::ToTokens;
+use syn::{Error, Expr, Result, spanned::Spanned};
+
+use super::LIMITS;
+use crate::attributes::Attributes;
+
+/// Pairs that cannot stand together, and why.
+const EXCLUDE: &[(&str, &str, &str)] = &[
+    ("performance_mode", "no_perf_mode", "one asks for what the other forbids"),
+    ("memory_mb", "memory_mib", "they are two names for the same"),
+    ("survives_storm", "expect_err", "a scheduler cannot both survive and fail"),
+    ("host_only", "scheduler", "no scheduler is started on the host"),
+    ("host_only", "performance_mode", "there is no machine to isolate"),
+    ("host_only", "expect_err", "there is no scheduler that could fail"),
+    ("host_only", "post_vm", "there is no machine whose end it could look at"),
+    ("host_only", "post_vm_unconditional", "there is no machine whose end it could look at"),
+    ("host_only", "staged_schedulers", "no scheduler is started on the host"),
+    ("expect_err", "post_vm", "it is not called after a failure; use `post_vm_unconditional`"),
+];
+
+/// What needs something else, and what for.
+const NEED: &[(&str, &str, &str)] = &[
+    ("expect_scx_bpf_error_contains", "expect_err", "it is looked for in the error that is expected"),
+    ("expect_scx_bpf_error_matches", "expect_err", "it is looked for in the error that is expected"),
+    ("survives_storm", "scheduler", "there must be a scheduler that can survive"),
+    ("extra_sched_args", "scheduler", "there must be a scheduler that takes them"),
+    ("staged_schedulers", "scheduler", "there must be a scheduler that they take over from"),
+    ("config", "scheduler", "there must be a scheduler that reads it"),
+];
+
+pub fn contradictions(attributes: &Attributes) -> Result<()> {
+    for (one, other, why) in EXCLUDE {
+        if on(attributes, one)? && on(attributes, other)? {
+            let message = format!("`{one}` and `{other}` cannot stand together: {why}");
+            return Err(Error::new(key_span(attributes, other), message));
+        }
+    }
+    for (one, needed, why) in NEED {
+        if on(attributes, one)? && !on(attributes, needed)? {
+            let message = format!("`{one}` needs `{needed}`: {why}");
+            return Err(Error::new(key_span(attributes, one), message));
+        }
+    }
+    for (min, max) in LIMITS {
+        if let (Some(low), Some(high)) = (attributes.positive_u32(min)?, attributes.positive_u32(max)?)
+            && low > high
+        {
+            let message = format!("`{min} = {low}` is above `{max} = {high}`: no machine fits");
+            return Err(Error::new(key_span(attributes, max), message));
+        }
+    }
+    own_shape_fits(attributes)?;
+    pattern(attributes)?;
+    twice(attributes)?;
+    if let Some(root) = attributes.text("workload_root_cgroup")?
+        && (!root.starts_with('/') || root == "/" || root.split('/').any(|part| part == ".."))
+    {
+        let message = "`workload_root_cgroup` begins with `/`, is not `/` itself and has no `..` in it";
+        return Err(Error::new(value_span(attributes, "workload_root_cgroup"), message));
+    }
+    Ok(())
+}
+
+/// Whether an attribute is there, and, if it is a flag, true.
+fn on(attributes: &Attributes, key: &str) -> Result<bool> {
+    const FLAGS: &[&str] = &["performance_mode", "no_perf_mode", "survives_storm", "expect_err", "host_only"];
+    if FLAGS.contains(&key) {
+        return Ok(attributes.flag(key)?.unwrap_or(false));
+    }
+    Ok(attributes.find(key).is_some())
+}
+
+fn key_span(attributes: &Attributes, key: &str) -> Span {
+    attributes.find(key).map_or_else(Span::call_site, |attribute| attribute.key.span())
+}
+
+fn value_span(attributes: &Attributes, key: &str) -> Span {
+    let value = attributes.find(key).and_then(|attribute| attribute.value.as_ref());
+    value.map_or_else(|| key_span(attributes, key), Spanned::span)
+}
+
+/// A shape that is given in full must lie within the test's own limits.
+fn own_shape_fits(attributes: &Attributes) -> Result<()> {
+    let read = |key: &str| attributes.positive_u32(key);
+    let llcs = read("llcs")?;
+    let cpus = match (llcs, read("cores")?, read("threads")?) {
+        (Some(llcs), Some(cores), Some(threads)) => {
+            Some(u64::from(llcs) * u64::from(cores) * u64::from(threads))
+        }
+        _ => None,
+    };
+    let sizes = [
+        ("llcs", llcs.map(u64::from), "LLCs"),
+        ("cpus", cpus, "CPUs"),
+        ("numa_nodes", read("numa_nodes")?.map(u64::from), "NUMA nodes"),
+    ];
+    for (what, size, name) in sizes {
+        let Some(size) = size else { continue };
+        for (prefix, wrong) in [("min", "below"), ("max", "above")] {
+            let key = format!("{prefix}_{what}");
+            let Some(limit) = read(&key)?.map(u64::from) else { continue };
+            if (prefix == "min" && size < limit) || (prefix == "max" && size > limit) {
+                let message = format!("the test's own machine has {size} {name}, {wrong} `{key} = {limit}`");
+                return Err(Error::new(value_span(attributes, &key), message));
+            }
+        }
+    }
+    if attributes.flag("requires_smt")? == Some(true) && read("threads")? == Some(1) {
+        let message = "`requires_smt` and `threads = 1` cannot stand together";
+        return Err(Error::new(value_span(attributes, "threads"), message));
+    }
+    Ok(())
+}
+
+fn pattern(attributes: &Attributes) -> Result<()> {
+    const KEY: &str = "expect_scx_bpf_error_matches";
+    let Some(pattern) = attributes.text(KEY)? else { return Ok(()) };
+    let refuse = |message: String| Err(Error::new(value_span(attributes, KEY), message));
+    match regex_lite::Regex::new(&pattern) {
+        Err(error) => refuse(format!("`{KEY}` is no regular expression: {error}")),
+        Ok(regex) if regex.is_match("") => refuse(format!("`{KEY}` matches everything, even nothing at all")),
+        Ok(_) => Ok(()),
+    }
+}
+
+/// The same program in two slots would have one name for two.
+fn twice(attributes: &Attributes) -> Result<()> {
+    let mut seen: Vec<String> = Vec::new();
+    if let Some(payload @ Expr::Path(_)) = attributes.value("payload")? {
+        seen.push(payload.to_token_stream().to_string());
+    }
+    for workload in attributes.paths("workloads", "payloads")? {
+        let name = workload.to_token_stream().to_string();
+        if seen.contains(&name) {
+            return Err(Error::new(workload.span(), format!("`{name}` is given twice")));
+        }
+        seen.push(name);
+    }
+    let mut schedulers: Vec<String> = Vec::new();
+    if let Some(scheduler @ Expr::Path(_)) = attributes.value("scheduler")? {
+        schedulers.push(scheduler.to_token_stream().to_string());
+    }
+    for staged in attributes.paths("staged_schedulers", "schedulers")? {
+        let name = staged.to_token_stream().to_string();
+        if schedulers.contains(&name) {
+            return Err(Error::new(staged.span(), format!("`{name}` is given twice")));
+        }
+        schedulers.push(name);
+    }
+    Ok(())
+}

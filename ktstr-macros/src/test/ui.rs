@@ -1,0 +1,107 @@
+//! What a user sees of a refused attribute: the message, and the words it points at.
+
+use std::str::FromStr;
+
+use proc_macro2::TokenStream;
+
+use super::expand;
+
+const GOOD: &str = "fn t(ctx: &Ctx) -> Result<AssertResult> { scenarios::steady(ctx) }";
+
+/// Attributes, the message, and the text under the marker.
+const REFUSED: &[(&str, &str, &str)] = &[
+    ("core = 2", "unknown key `core`, did you mean `cores`?", "core"),
+    ("llcs = 1, max_gap = 3", "unknown key `max_gap`, did you mean `max_gap_ms`?", "max_gap"),
+    ("cores = 2, cores = 3", "`cores` is given twice", "cores"),
+    ("cores = 0", "`cores` must be at least 1", "0"),
+    ("cores = -1", "`cores` cannot be negative", "-"),
+    ("cores = \"2\"", "`cores` must be a whole number", "\"2\""),
+    ("cores = 99999999999", "`cores` must be below 2^32", "99999999999"),
+    ("cores", "`cores` needs a value: `cores = …`", "cores"),
+    ("duration_s = 1.5", "`duration_s` must be a whole number", "1.5"),
+    ("not_stuck = 1", "`not_stuck` must be `true` or `false`", "1"),
+    ("min_page_locality = 1.5", "`min_page_locality` must be a number from 0 to 1", "1.5"),
+    (
+        "extra_include_files = \"a\"",
+        "`extra_include_files` must be a list of strings, `[\"…\", \"…\"]`",
+        "\"a\"",
+    ),
+    (
+        "scheduler = \"scx\"",
+        "`scheduler` must be the name of a scheduler declared with `declare_scheduler!`",
+        "\"scx\"",
+    ),
+    ("payload = 3", "`payload` must be the name of a payload made by `#[derive(Payload)]`", "3"),
+    ("workloads = A", "`workloads` must be a list of payloads, `[A, B]`", "A"),
+    ("workloads = [A, 2]", "`workloads` must be a list of payloads, `[A, B]`", "2"),
+    ("payload = A, workloads = [B, A]", "`A` is given twice", "A"),
+    ("scheduler = S, staged_schedulers = [S]", "`S` is given twice", "S"),
+    (
+        "performance_mode, no_perf_mode",
+        "`performance_mode` and `no_perf_mode` cannot stand together: one asks for what the other forbids",
+        "no_perf_mode",
+    ),
+    (
+        "scheduler = S, survives_storm, expect_err",
+        "`survives_storm` and `expect_err` cannot stand together: a scheduler cannot both survive and fail",
+        "expect_err",
+    ),
+    (
+        "host_only, scheduler = S",
+        "`host_only` and `scheduler` cannot stand together: no scheduler is started on the host",
+        "scheduler",
+    ),
+    (
+        "expect_scx_bpf_error_contains = \"x\"",
+        "`expect_scx_bpf_error_contains` needs `expect_err`: it is looked for in the error that is expected",
+        "expect_scx_bpf_error_contains",
+    ),
+    (
+        "expect_err, expect_scx_bpf_error_matches = \"a*\"",
+        "`expect_scx_bpf_error_matches` matches everything, even nothing at all",
+        "\"a*\"",
+    ),
+    (
+        "survives_storm",
+        "`survives_storm` needs `scheduler`: there must be a scheduler that can survive",
+        "survives_storm",
+    ),
+    ("config = \"{}\"", "`config` needs `scheduler`: there must be a scheduler that reads it", "config"),
+    ("min_cpus = 8, max_cpus = 4", "`min_cpus = 8` is above `max_cpus = 4`: no machine fits", "max_cpus"),
+    (
+        "llcs = 1, cores = 2, threads = 1, min_cpus = 4",
+        "the test's own machine has 2 CPUs, below `min_cpus = 4`",
+        "4",
+    ),
+    ("llcs = 4, max_llcs = 2", "the test's own machine has 4 LLCs, above `max_llcs = 2`", "2"),
+    ("threads = 1, requires_smt", "`requires_smt` and `threads = 1` cannot stand together", "1"),
+    (
+        "workload_root_cgroup = \"a\"",
+        "`workload_root_cgroup` begins with `/`, is not `/` itself and has no `..` in it",
+        "\"a\"",
+    ),
+    ("post_vm = |r| Ok(())", "`post_vm` must be the name of a `fn(&VmResult) -> Result<()>`", "|"),
+    (
+        "llcs = 3, numa_nodes = 2",
+        "3 LLCs cannot be divided evenly among 2 NUMA nodes; `llcs` counts the whole machine",
+        "llcs",
+    ),
+];
+
+#[test]
+fn each_refusal_names_its_reason_and_points_at_its_place() {
+    for (attributes, message, place) in REFUSED {
+        let parse = |text: &str| TokenStream::from_str(text).unwrap();
+        let error = expand(parse(attributes), parse(GOOD)).unwrap_err();
+        assert_eq!(error.to_string(), *message, "{attributes}");
+        let pointed = error.span().source_text().unwrap_or_default();
+        assert!(pointed.starts_with(place), "{attributes}: points at `{pointed}`, not `{place}`");
+    }
+}
+
+#[test]
+fn an_invalid_pattern_says_what_is_wrong_with_it() {
+    let attributes = TokenStream::from_str("expect_err, expect_scx_bpf_error_matches = \"(\"").unwrap();
+    let error = expand(attributes, TokenStream::from_str(GOOD).unwrap()).unwrap_err();
+    assert!(error.to_string().starts_with("`expect_scx_bpf_error_matches` is no regular expression: "));
+}
