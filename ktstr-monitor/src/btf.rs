@@ -56,6 +56,12 @@ pub enum FieldMissing {
         /// Its name.
         name: &'static str,
     },
+    /// No such enumeration.
+    #[error("this kernel has no `enum {name}`")]
+    Enum {
+        /// Its name.
+        name: &'static str,
+    },
     /// No such member.
     #[error("`struct {name}` of this kernel has no member `{path}`")]
     Member {
@@ -165,6 +171,29 @@ impl KernelTypes {
         let structs = self.structs(name)?;
         let names = structs[0].members.iter().filter_map(|m| self.btf.resolve_name(m).ok());
         Ok(names.filter(|name| !name.is_empty()).collect())
+    }
+
+    /// The names and values of `enum name`, in order; at most 4096 of them.
+    pub fn enumerators(&self, name: &'static str) -> Result<Vec<(String, i64)>, FieldMissing> {
+        const MAX_ENUMERATORS: usize = 4096;
+        let name_of = |member: &dyn BtfType| self.btf.resolve_name(member).ok();
+        for found in self.btf.resolve_types_by_name(name).unwrap_or_default() {
+            let all: Vec<_> = match &found {
+                Type::Enum(e) => {
+                    let members = e.members.iter().take(MAX_ENUMERATORS);
+                    // Values are kept as u32; those of signed enums are negative in two's complement.
+                    let value = |v: u32| if e.is_signed() { i64::from(v as i32) } else { i64::from(v) };
+                    members.filter_map(|m| Some((name_of(m)?, value(m.val())))).collect()
+                }
+                Type::Enum64(e) => {
+                    let members = e.members.iter().take(MAX_ENUMERATORS);
+                    members.filter_map(|m| Some((name_of(m)?, m.val() as i64))).collect()
+                }
+                _ => continue,
+            };
+            return Ok(all);
+        }
+        Err(FieldMissing::Enum { name })
     }
 
     /// How many types there are.

@@ -20,6 +20,7 @@ pub mod image;
 pub mod judge;
 pub mod kernel;
 pub mod mem;
+pub mod node;
 pub mod paging;
 pub mod render;
 pub mod report;

@@ -81,12 +81,14 @@ pub fn summary(summary: Summary, reasons: &Reasons) -> wire::MonitorSummary {
 /// Members the kernel lacks, as `struct.member`.
 pub fn absent(profile: &Profile) -> Vec<String> {
     let name = |missing: &FieldMissing| match missing {
-        FieldMissing::Struct { name } => (*name).to_owned(),
+        FieldMissing::Struct { name } | FieldMissing::Enum { name } => (*name).to_owned(),
         FieldMissing::Member { name, path }
         | FieldMissing::Ambiguous { name, path }
         | FieldMissing::Damaged { name, path, .. } => format!("{name}.{path}"),
     };
-    profile.rq.absent().chain(profile.scx.absent()).map(name).collect()
+    let layouts = profile.rq.absent().chain(profile.scx.absent()).chain(profile.state.absent());
+    let names: BTreeSet<_> = layouts.map(name).collect();
+    names.into_iter().collect()
 }
 
 /// Which reasons were told already.

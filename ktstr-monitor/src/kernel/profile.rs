@@ -4,6 +4,7 @@ use thiserror::Error;
 
 use super::rq::RqLayout;
 use super::scx::ScxLayout;
+use super::state::StateLayouts;
 use crate::addr::{Gpa, Kva};
 use crate::btf::{BtfError, FieldMissing, KernelTypes};
 use crate::image::KernelImage;
@@ -76,6 +77,8 @@ pub struct Profile {
     pub rq: RqLayout,
     /// Mirror of `struct scx_sched`.
     pub scx: ScxLayout,
+    /// Mirrors of what a capture reads.
+    pub state: StateLayouts,
 }
 
 impl Profile {
@@ -117,6 +120,7 @@ impl Profile {
             scx_root: symbols.get("scx_root"),
             rq: RqLayout::of(&types)?,
             scx: ScxLayout::of(&types),
+            state: StateLayouts::of(&types),
             symbols,
             types,
         })

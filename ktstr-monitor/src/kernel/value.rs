@@ -2,8 +2,9 @@
 
 use thiserror::Error;
 
+use super::mirror::scalar;
 use crate::addr::{CpuId, Kva};
-use crate::btf::{Field, FieldKind, FieldMissing};
+use crate::btf::{Field, FieldMissing};
 use crate::paging::{AccessError, KernelMem};
 
 /// A value, or why there is none. Nothing unreadable is ever reported as 0.
@@ -66,22 +67,12 @@ pub enum Gap {
 pub fn read_field(mem: &KernelMem<'_>, base: Kva, field: &Field, what: &'static str) -> Reading<i128> {
     let size = usize::try_from(field.size).ok().filter(|size| matches!(size, 1 | 2 | 4 | 8));
     let size = size.ok_or(Gap::NotScalar { what, size: field.size })?;
-    if field.kind == FieldKind::Aggregate {
-        return Err(Gap::NotScalar { what, size: field.size });
-    }
     let mut bytes = [0; 8];
     let at = base
         .checked_add(field.offset)
         .ok_or(Gap::Unreadable { what, source: AccessError::Wraps { kva: base, len: size } })?;
     mem.read(at, &mut bytes[..size]).map_err(|source| Gap::Unreadable { what, source })?;
-    let word = u64::from_le_bytes(bytes);
-    let (low, width) = field.bits.unwrap_or((0, (size * 8) as u8));
-    let spare = 64 - u32::from(width);
-    let top = word.checked_shl(spare.saturating_sub(u32::from(low))).unwrap_or(0);
-    Ok(match field.kind {
-        FieldKind::Signed => i128::from(top as i64 >> spare),
-        _ => i128::from(top >> spare),
-    })
+    scalar(&bytes[..size], field, what)
 }
 
 #[cfg(test)]
@@ -89,6 +80,7 @@ mod tests {
     use super::*;
     use crate::addr::Gpa;
     use crate::arch::x86_64::{Levels, PageTable};
+    use crate::btf::FieldKind;
     use crate::mem::{GuestMem, Layout};
 
     fn read(bytes: [u8; 8], size: u64, bits: Option<(u8, u8)>, kind: FieldKind) -> Reading<i128> {

@@ -42,6 +42,8 @@ pub struct Symbols {
     names: String,
     /// Sorted by name, then by position in the table.
     entries: Vec<Entry>,
+    /// Positions in `entries`, sorted by address.
+    by_address: Vec<u32>,
     source: SymbolSource,
 }
 
@@ -73,7 +75,9 @@ impl Symbols {
         }
         let text = |e: &Entry| &names[e.name as usize..][..e.len as usize];
         entries.sort_by(|a, b| text(a).cmp(text(b)));
-        Self { names, entries, source }
+        let mut by_address: Vec<u32> = (0..entries.len() as u32).collect();
+        by_address.sort_by_key(|&nth| entries[nth as usize].at);
+        Self { names, entries, by_address, source }
     }
 
     /// Where the table came from.
@@ -101,6 +105,13 @@ impl Symbols {
     /// share it.
     pub fn name_at(&self, link: Kva) -> Option<&str> {
         self.entries.iter().find(|entry| entry.at == link).map(|entry| self.text(entry))
+    }
+
+    /// The symbol at or before the link address `kva`, and how far before.
+    pub fn at(&self, kva: Kva) -> Option<(&str, u64)> {
+        let after = self.by_address.partition_point(|&nth| self.entries[nth as usize].at <= kva);
+        let entry = &self.entries[*self.by_address.get(after.checked_sub(1)?)? as usize];
+        Some((self.text(entry), kva.0 - entry.at.0))
     }
 
     /// The link address of `name`, which this monitor cannot do without.

@@ -19,7 +19,7 @@ pub const RAM: u64 = 12 << 20;
 pub const BANNER: &[u8] = b"Linux version 9.9.9 (made up for a test) #1 SMP\n\0";
 pub const COUNTERS: [&str; 3] = ["SCX_EV_SELECT_CPU_FALLBACK", "SCX_EV_DISPATCH_KEEP_LAST", "SCX_EV_MADE_UP"];
 /// Offsets of the image's variables from its start.
-pub const VARIABLES: [(&str, u64); 12] = [
+pub const VARIABLES: [(&str, u64); 14] = [
     ("_text", 0),
     ("linux_banner", 0x100),
     ("phys_base", 0x200),
@@ -29,6 +29,8 @@ pub const VARIABLES: [(&str, u64); 12] = [
     ("__cpu_online_mask", 0x240),
     ("scx_root", 0x260),
     ("__per_cpu_offset", 0x300),
+    ("init_task", INIT_TASK),
+    ("jiffies_64", 0x268),
     ("runqueues", PER_CPU + RQ),
     ("init_top_pgt", 0x2000),
     ("_end", IMAGE),
@@ -38,6 +40,21 @@ pub const PER_CPU: u64 = 0x4000;
 const RQ: u64 = 0x40;
 const STATS: u64 = 0x200;
 const IMAGE: u64 = 0x6000;
+/// Where `init_task` lies in the image.
+const INIT_TASK: u64 = 0x3000;
+/// Offsets in the made-up `struct task_struct` and `struct signal_struct`.
+pub const TASK_TASKS: u64 = 0;
+pub const TASK_THREAD_NODE: u64 = 16;
+pub const TASK_SIGNAL: u64 = 32;
+pub const TASK_PID: u64 = 40;
+pub const TASK_COMM: u64 = 48;
+pub const TASK_SCX: u64 = 64;
+pub const SIGNAL_THREADS: u64 = 8;
+/// Guest-physical address of the first task; each has its `signal_struct` at its end.
+const TASKS: u64 = 0xb0_0000;
+const TASK_STRIDE: u64 = 256;
+const TASK_SIZE: u32 = 160;
+pub const DSQ: u64 = 0xb8_0000;
 /// Guest-physical addresses, outside every place the image may be moved to.
 const TABLES: u64 = 0x10_0000;
 const AREAS: u64 = 0x90_0000;
@@ -170,6 +187,47 @@ impl Guest {
         self.write_u64(self.variable("scx_root"), self.page_offset() + SCHED);
     }
 
+    /// Kernel-virtual address of task `nth`; number 0 is `init_task`.
+    pub fn task(&self, nth: u64) -> u64 {
+        match nth {
+            0 => LINK + self.shape.shift + INIT_TASK,
+            _ => self.page_offset() + TASKS + nth * TASK_STRIDE,
+        }
+    }
+
+    /// Guest-physical address of task `nth`.
+    pub fn task_gpa(&self, nth: u64) -> u64 {
+        if nth == 0 { self.variable("init_task") } else { TASKS + nth * TASK_STRIDE }
+    }
+
+    /// Plants `count` processes of one thread each, `init_task` included, with pids from 0 on.
+    pub fn plant_tasks(&self, count: u64) {
+        for nth in 0..count {
+            let at = self.task_gpa(nth);
+            let signal = self.task(nth) + u64::from(TASK_SIZE);
+            self.write_u64(at + TASK_TASKS, self.task((nth + 1) % count) + TASK_TASKS);
+            self.write_u64(at + TASK_THREAD_NODE, signal + SIGNAL_THREADS);
+            self.write_u64(at + TASK_SIGNAL, signal);
+            self.write(at + TASK_PID, &(nth as u32).to_le_bytes());
+            self.write(at + TASK_COMM, format!("task-{nth}\0").as_bytes());
+            self.write_u64(at + u64::from(TASK_SIZE) + SIGNAL_THREADS, self.task(nth) + TASK_THREAD_NODE);
+        }
+    }
+
+    /// Plants a DSQ with the given tasks and returns its address.
+    pub fn plant_dsq(&self, tasks: &[u64]) -> u64 {
+        let head = self.page_offset() + DSQ + 16;
+        let node = |nth: &u64| self.task(*nth) + TASK_SCX + 16;
+        let nodes: Vec<u64> = std::iter::once(head).chain(tasks.iter().map(node)).collect();
+        for nth in 0..nodes.len() {
+            let gpa = if nth == 0 { DSQ + 16 } else { self.task_gpa(tasks[nth - 1]) + TASK_SCX + 16 };
+            self.write_u64(gpa, nodes[(nth + 1) % nodes.len()]);
+        }
+        self.write(DSQ + 8, &(tasks.len() as u32).to_le_bytes());
+        self.write_u64(DSQ + 32, 0x6b74);
+        self.page_offset() + DSQ
+    }
+
     fn write_image(&self) {
         let base = LOAD + self.shape.moved;
         self.write(base, &image());
@@ -248,7 +306,27 @@ pub fn btf(shape: &Shape) -> BtfWriter {
     let words = btf.array(u64_, u32_, 1);
     btf.structure("cpumask", 8, &[("bits", words, 0)]);
     let alias = btf.typedef("u32", u32_);
-    let dsq = btf.structure("scx_dispatch_q", 16, &[("nr", alias, 64)]);
+    let list = btf.structure("list_head", 16, &[("next", u64_, 0), ("prev", u64_, 64)]);
+    let members = [("nr", alias, 64), ("list", list, 128), ("id", u64_, 256)];
+    btf.structure("scx_dispatch_q", 64, &members);
+    let dsq = btf.structure("", 16, &[("nr", alias, 64)]);
+    let char_ = btf.int("char", 1, true);
+    let comm = btf.array(char_, u32_, 16);
+    let node = btf.structure("scx_dsq_list_node", 24, &[("node", list, 0), ("flags", u32_, 128)]);
+    let scx_entity = btf.structure("sched_ext_entity", 64, &[("dsq", u64_, 0), ("dsq_list", node, 128)]);
+    btf.structure("signal_struct", 32, &[("thread_head", list, SIGNAL_THREADS as u32 * 8)]);
+    btf.structure(
+        "task_struct",
+        TASK_SIZE,
+        &[
+            ("tasks", list, TASK_TASKS as u32 * 8),
+            ("thread_node", list, TASK_THREAD_NODE as u32 * 8),
+            ("signal", u64_, TASK_SIGNAL as u32 * 8),
+            ("pid", s32_, TASK_PID as u32 * 8),
+            ("comm", comm, TASK_COMM as u32 * 8),
+            ("scx", scx_entity, TASK_SCX as u32 * 8),
+        ],
+    );
     let scx: Vec<_> = [("local_dsq", dsq, 0), ("nr_running", alias, 128), ("flags", alias, 160)]
         .into_iter()
         .filter(|(name, ..)| *name != shape.without)

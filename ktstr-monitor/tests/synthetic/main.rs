@@ -9,3 +9,4 @@ mod kallsyms;
 mod kernel_file;
 mod planted;
 mod role;
+mod walks;
