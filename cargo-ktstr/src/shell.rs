@@ -89,7 +89,8 @@ fn spec(args: &ShellArgs) -> anyhow::Result<RunSpec> {
         runs_root: summary::runs_root(store.root()),
         replay,
         kernel_args: Vec::new(),
-        observe: false,
+        observe: std::env::var_os("KTSTR_OBSERVE").is_some_and(|value| value == "1"),
+        snapshots: 0,
         env: Vec::new(),
     })
 }

@@ -17,6 +17,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
+use std::time::{Duration, Instant};
 
 use libc::{c_char, c_int};
 use nix::errno::Errno;
@@ -85,12 +86,52 @@ impl Jailed {
         if self.try_wait().is_some() {
             return;
         }
-        // SAFETY: numbers and a null pointer. It fails only for a process that has ended.
-        unsafe {
-            let none = std::ptr::null::<libc::siginfo_t>();
-            libc::syscall(libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd(), libc::SIGKILL, none, 0);
-        }
+        // It fails only for a process that has ended.
+        let _ = self.signal(libc::SIGKILL);
         self.wait();
+    }
+
+    /// Stops every thread of it, and waits until they stand or `limit` has passed.
+    pub fn freeze(&mut self, limit: Duration) -> std::io::Result<()> {
+        self.signal(libc::SIGSTOP)?;
+        let deadline = Instant::now() + limit;
+        while !self.stands()? {
+            if Instant::now() > deadline {
+                self.thaw()?;
+                return Err(std::io::ErrorKind::TimedOut.into());
+            }
+            // A stop has no descriptor to wait on.
+            std::thread::sleep(Duration::from_micros(100));
+        }
+        Ok(())
+    }
+
+    /// Lets it go on.
+    pub fn thaw(&mut self) -> std::io::Result<()> {
+        self.signal(libc::SIGCONT)
+    }
+
+    /// Whether it has stopped since this was last asked; a process that has ended stands, too.
+    fn stands(&mut self) -> std::io::Result<bool> {
+        // SAFETY: an all-zero siginfo_t is a valid one.
+        let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
+        let flags = libc::WSTOPPED | libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
+        // SAFETY: the kernel writes to `info`. Nobody else reaps this child, so the id is its own.
+        let result = unsafe { libc::waitid(libc::P_PID, self.pid.unsigned_abs(), &raw mut info, flags) };
+        if result < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        // SAFETY: waitid has filled it in, or left it zero when there is nothing to tell.
+        Ok(unsafe { info.si_pid() } != 0)
+    }
+
+    fn signal(&self, signal: c_int) -> std::io::Result<()> {
+        // SAFETY: numbers and a null pointer.
+        let result = unsafe {
+            let none = std::ptr::null::<libc::siginfo_t>();
+            libc::syscall(libc::SYS_pidfd_send_signal, self.pidfd.as_raw_fd(), signal, none, 0)
+        };
+        if result < 0 { Err(std::io::Error::last_os_error()) } else { Ok(()) }
     }
 
     fn reap(&mut self, flags: WaitPidFlag) {

@@ -56,18 +56,23 @@ impl Sampler {
         self.live.as_ref()
     }
 
+    /// The kernel's description and the running kernel, looked for if it is not known yet.
+    pub fn locate(&mut self, mem: &GuestMem) -> Result<(&Profile, &LiveKernel), NotReady> {
+        let live = match self.live.take().filter(|live| live.still_holds(&self.profile, mem)) {
+            Some(live) => live,
+            None => LiveKernel::locate(&self.profile, mem)?,
+        };
+        Ok((&self.profile, self.live.insert(live)))
+    }
+
     /// Reads all CPUs, after finding the kernel if that is still to be done.
     ///
     /// When the per-CPU areas are no longer where they were the guest has started another kernel,
     /// and it is looked for anew.
     pub fn sample(&mut self, mem: &GuestMem) -> Result<Sample, NotReady> {
         let began = Instant::now();
-        let live = match self.live.take().filter(|live| live.still_holds(&self.profile, mem)) {
-            Some(live) => live,
-            None => LiveKernel::locate(&self.profile, mem)?,
-        };
-        let mut sample = read_all(&self.profile, &live, mem);
-        self.live = Some(live);
+        let (profile, live) = self.locate(mem)?;
+        let mut sample = read_all(profile, live, mem);
         sample.took = began.elapsed();
         Ok(sample)
     }

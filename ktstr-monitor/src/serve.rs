@@ -14,11 +14,14 @@
 //! can be killed at any moment.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Write as _;
 use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use ktstr_jail::{Confined, JailSpec};
+use ktstr_proto::capture::{Answer, Capture, Captured, Question, ThawNoted};
 use ktstr_proto::channel::{Channel, ChannelError, Filled, Message};
 use ktstr_proto::link::{ErrorCode, Fds, MissingFd, RemoteError, chain};
 use ktstr_proto::monitor::{
@@ -30,12 +33,18 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
 use crate::addr::{CpuId, Gpa};
+use crate::dump;
 use crate::image::{ImageError, KernelImage};
 use crate::judge::{Observation, Use};
-use crate::kernel::{Profile, ProfileError};
+use crate::kernel::scx::Scx;
+use crate::kernel::state::{KernelState, Parts};
+use crate::kernel::{NotReady, Profile, ProfileError, View};
 use crate::mem::{GuestMem, Layout, LayoutError, MapError, Region};
+use crate::query::{self, QueryError};
 use crate::report::{self, Reasons};
 use crate::sample::Sampler;
+use crate::vmcore::{self, VmcoreError};
+use crate::watch::{Sign, Watch};
 
 /// How long the peer may take to greet and to take the summary.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -102,9 +111,6 @@ fn serve() -> Result<(), ServeError> {
     let Some((id, request, fds)) = next_request(&mut channel, None)? else { return Ok(()) };
     let refused = match (confined, request) {
         (Err(error), _) => RemoteError::new(ErrorCode::Jail, &error),
-        (Ok(_), MonitorRequest::Finish(_) | MonitorRequest::Window(_) | MonitorRequest::VcpuTime(_)) => {
-            bad_request("nothing is observed yet: attach first")
-        }
         (Ok(confined), MonitorRequest::Attach(attach)) => {
             match attach_watched(&mut channel, confined, attach, fds)? {
                 None => return Ok(()),
@@ -115,6 +121,7 @@ fn serve() -> Result<(), ServeError> {
                 }
             }
         }
+        (Ok(_), _) => bad_request("nothing is observed yet: attach first"),
     };
     channel.queue_reply(id, Err(refused), Fds::default())?;
     Ok(channel.drain(PATIENCE)?)
@@ -204,6 +211,9 @@ struct Session {
     period: Duration,
     expected_cpus: u32,
     was_ready: bool,
+    /// All vCPUs stand, until told otherwise.
+    frozen: bool,
+    watch: Watch,
     last_obstacle: Option<String>,
 }
 
@@ -235,6 +245,8 @@ impl Session {
             period: Duration::from_millis(attach.period_ms.into()).max(MIN_PERIOD),
             expected_cpus: attach.cpus,
             was_ready: false,
+            frozen: false,
+            watch: Watch::default(),
             last_obstacle: None,
         };
         Ok((session, attached))
@@ -262,7 +274,22 @@ impl Session {
                     let refused = bad_request("a guest is attached already: one per monitor");
                     channel.queue_reply(id, Err(refused), Fds::default())?;
                 }
+                Some((id, MonitorRequest::Ask(ask), _)) => {
+                    self.frozen = ask.frozen;
+                    let answer = self.answer(&ask.question).map(MonitorReply::Ask);
+                    channel.queue_reply(id, answer, Fds::default())?;
+                }
+                Some((id, MonitorRequest::Capture(capture), fds)) => {
+                    self.frozen = true;
+                    self.capture(channel, id, &capture, fds)?;
+                }
+                Some((id, MonitorRequest::Thawed(thawed), _)) => {
+                    self.thaw(Duration::from_micros(thawed.stood_us));
+                    channel.queue_reply(id, Ok(MonitorReply::Thawed(ThawNoted)), Fds::default())?;
+                }
                 None if channel.is_eof() => return Ok(()),
+                // A guest that stands has nothing new to show, and its clocks are not stuck.
+                None if self.frozen => next = Instant::now() + self.period,
                 None => {
                     self.sample(channel)?;
                     // A late sample shifts the following ones instead of making them bunch up.
@@ -270,6 +297,82 @@ impl Session {
                 }
             }
         }
+    }
+
+    /// Where members lie is looked up once, before anybody waits for a capture.
+    fn warm_up(&mut self) {
+        if let Ok((profile, live)) = self.sampler.locate(&self.mem) {
+            drop(KernelState::read(profile, live, &self.mem, Parts::ALL));
+        }
+    }
+
+    fn look_for_signs(&mut self, channel: &mut Channel<MonitorLink>) -> Result<(), ServeError> {
+        let Ok((profile, live)) = self.sampler.locate(&self.mem) else { return Ok(()) };
+        for sign in self.watch.look(profile, live, &self.mem) {
+            let event = match sign {
+                Sign::Stalling(stalling) => MonitorEvent::Stalling(stalling),
+                Sign::Exiting { kind } => MonitorEvent::SchedulerExiting { kind },
+            };
+            channel.queue_event(&event, Fds::default())?;
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, question: &Question) -> Result<Answer, RemoteError> {
+        let (profile, live) = self.sampler.locate(&self.mem).map_err(|e| not_readable(&e))?;
+        let refused = |e: QueryError| RemoteError::new(ErrorCode::BadRequest, &e);
+        let (node, took) = query::answer(profile, live, &self.mem, question).map_err(refused)?;
+        let json = query::to_json(&node).map_err(refused)?;
+        Ok(Answer { json, text: node.text(), read_us: took.as_micros() as u64 })
+    }
+
+    /// Reads everything, says so, and only then writes what can be written while the guest runs.
+    fn capture(
+        &mut self,
+        channel: &mut Channel<MonitorLink>,
+        id: u32,
+        capture: &Capture,
+        fds: Fds,
+    ) -> Result<(), ServeError> {
+        let taken = self.take(capture, fds);
+        let reply = taken.as_ref().map(|taken| MonitorReply::Capture(taken.read.clone()));
+        channel.queue_reply(id, reply.map_err(RemoteError::clone), Fds::default())?;
+        if let Ok(taken) = taken {
+            channel.flush()?;
+            let written = taken.write(&capture.why).map_err(|e| format!("cannot write the capture: {e}"));
+            channel.queue_event(&MonitorEvent::CaptureWritten(written), Fds::default())?;
+        }
+        Ok(())
+    }
+
+    fn take(&mut self, capture: &Capture, mut fds: Fds) -> Result<Taken, RemoteError> {
+        let began = Instant::now();
+        let missing = |e: MissingFd| RemoteError::new(ErrorCode::BadRequest, &e);
+        let json = File::from(fds.take(capture.json, "json").map_err(missing)?);
+        let text = File::from(fds.take(capture.text, "text").map_err(missing)?);
+        let core = capture.vmcore.map(|slot| fds.take(slot, "vmcore")).transpose().map_err(missing)?;
+        let (profile, live) = self.sampler.locate(&self.mem).map_err(|e| not_readable(&e))?;
+        let state = KernelState::read(profile, live, &self.mem, Parts::ALL);
+        let view = View { profile, live, mem: live.view(&self.mem) };
+        let unwritten = |e: VmcoreError| RemoteError::new(ErrorCode::Infrastructure, &e);
+        let vmcore_bytes = match core {
+            Some(core) => vmcore::write(&view, &self.mem, &mut File::from(core)).map_err(unwritten)?,
+            None => 0,
+        };
+        let read = Captured {
+            read_us: began.elapsed().as_micros() as u64,
+            tasks: state.tasks.items.len() as u32,
+            dsqs: state.dsqs.items.len() as u32,
+            vmcore_bytes,
+        };
+        Ok(Taken { read, state, json, text })
+    }
+
+    /// Time that did not pass for the guest does not count.
+    fn thaw(&mut self, stood: Duration) {
+        self.frozen = false;
+        self.began += stood;
+        self.observation.interrupt();
     }
 
     fn set_window(&mut self, window: Window) {
@@ -292,8 +395,12 @@ impl Session {
         };
         if !self.was_ready {
             self.was_ready = true;
+            self.warm_up();
             channel.queue_event(&MonitorEvent::Ready, Fds::default())?;
             self.compare_cpus(channel, sample.cpus.len())?;
+        }
+        if let Scx::Loaded { .. } = sample.scx {
+            self.look_for_signs(channel)?;
         }
         let ran = self.vcpu_time.since_last();
         let used = match self.window_open {
@@ -328,6 +435,27 @@ impl Session {
             summary.unavailable.push(format!("the kernel never became readable: {obstacle}"));
         }
         summary
+    }
+}
+
+fn not_readable(obstacle: &NotReady) -> RemoteError {
+    RemoteError::new(ErrorCode::Unavailable, obstacle)
+}
+
+/// Everything read, and where it is to be written.
+struct Taken {
+    read: Captured,
+    state: KernelState,
+    json: File,
+    text: File,
+}
+
+impl Taken {
+    fn write(mut self, why: &str) -> std::io::Result<()> {
+        let mut json = std::io::BufWriter::new(&self.json);
+        serde_json::to_writer(&mut json, &self.state.node().with("why", why.into()))?;
+        json.flush()?;
+        self.text.write_all(dump::text(why, &self.state).as_bytes())
     }
 }
 

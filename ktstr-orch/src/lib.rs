@@ -6,6 +6,7 @@
 //! what happened. [`store`] holds kernels, [`pack`] builds initramfs archives.
 
 pub mod children;
+mod door;
 pub mod host_time;
 pub mod judge;
 pub mod pack;

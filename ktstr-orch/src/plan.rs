@@ -163,6 +163,11 @@ impl Plan {
         self.kernel.key()
     }
 
+    /// Where the decompressed kernel is.
+    pub fn kernel_file(&self) -> PathBuf {
+        self.kernel.vmlinux()
+    }
+
     /// The decompressed kernel.
     pub fn open_kernel(&self) -> Result<OwnedFd, PlanError> {
         open(&self.kernel.vmlinux()).map(OwnedFd::from)

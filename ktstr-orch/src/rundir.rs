@@ -9,6 +9,7 @@
 //! | `com2.log` | COM2 as it came |
 //! | `vmm.log`, `monitor.log` | standard error of those processes |
 //! | `sidecar.json` | the report |
+//! | `capture-N.json`, `.txt`, `.vmcore` | the guest's scheduler state at one moment, or all its memory |
 //! | `replay` | the line that repeats the run |
 
 use std::{

@@ -21,17 +21,21 @@ use ktstr_proto::{
     channel::Message,
     client::{Cancelled, ClientEvent, ClientLink, ClientReply, ClientRequest, Submitted},
     link::{ErrorCode, RemoteError, RequestFrame},
+    run::RunId,
 };
 use mio::{Events, Interest, Poll, Token, Waker, unix::SourceFd};
 
 use crate::{
+    door::Door,
     judge::Stopped,
     plan::{Plan, PlanError, plan},
-    session::{Session, State, pump},
+    session::{Asker, Session, State, pump},
 };
 
 /// A client that lets this much pile up is taken for dead.
 const CLIENT_BACKLOG: usize = 64 << 20;
+/// Observers of all runs together.
+const MAX_OBSERVERS: usize = 256;
 
 /// Why the loop cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -69,6 +73,16 @@ enum Source {
     VmmEnd(usize),
     Monitor(usize),
     MonitorEnd(usize),
+    /// The socket in the directory of a run.
+    RunListener(usize),
+    Observer(usize),
+}
+
+/// Somebody who looks at one run and cannot change it.
+struct Observer {
+    channel: Channel<ClientLink>,
+    known: bool,
+    session: usize,
 }
 
 struct Client {
@@ -82,6 +96,8 @@ struct Entry {
     /// Its vCPUs are counted against the host's CPUs.
     admitted: bool,
     registered: Vec<(Source, RawFd)>,
+    /// Where observers come in, as long as the run lasts.
+    door: Option<Door>,
 }
 
 type Planned = (usize, Result<Plan, PlanError>);
@@ -95,6 +111,7 @@ pub struct Server {
     listener: Option<(UnixListener, PathBuf)>,
     clients: BTreeMap<usize, Client>,
     sessions: BTreeMap<usize, Entry>,
+    observers: BTreeMap<usize, Observer>,
     cpus: u32,
     waker: Arc<Waker>,
     plans: (mpsc::Sender<Planned>, mpsc::Receiver<Planned>),
@@ -114,6 +131,7 @@ impl Server {
             listener: None,
             clients: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            observers: BTreeMap::new(),
             cpus,
             waker,
             plans: mpsc::channel(),
@@ -162,7 +180,7 @@ impl Server {
         let token = self.next_token;
         self.next_token += 1;
         let interest = match source {
-            Source::Client(_) | Source::Vmm(_) | Source::Monitor(_) => {
+            Source::Client(_) | Source::Vmm(_) | Source::Monitor(_) | Source::Observer(_) => {
                 Interest::READABLE | Interest::WRITABLE
             }
             _ => Interest::READABLE,
@@ -226,6 +244,8 @@ impl Server {
             Source::VmmEnd(id) => self.with(id, Session::vmm_ended),
             Source::Monitor(id) => self.with(id, Session::monitor_ready),
             Source::MonitorEnd(id) => self.with(id, Session::monitor_ended),
+            Source::RunListener(id) => self.admit_observers(id)?,
+            Source::Observer(id) => self.observer_ready(id),
         }
         Ok(())
     }
@@ -270,6 +290,9 @@ impl Server {
         if let Some(client) = self.clients.remove(&id) {
             self.unregister(Source::Client(id), client.channel.as_raw_fd());
         }
+        for entry in self.sessions.values_mut() {
+            entry.session.forget_connection(id);
+        }
         for entry in self.sessions.values_mut().filter(|e| e.client == id) {
             entry.session.stop(Stopped::Cancelled);
         }
@@ -292,7 +315,16 @@ impl Server {
     }
 
     fn request(&mut self, id: usize, frame: RequestFrame<ClientRequest>) -> Result<(), ChannelError> {
+        let asker = Asker { connection: id, request: frame.id };
         let result = match frame.request {
+            ClientRequest::Query(query) => match self.run_of(query.run.as_ref()) {
+                Ok(session) => return Ok(session.query(asker, query)),
+                Err(refused) => Err(refused),
+            },
+            ClientRequest::TakeCapture(wanted) => match self.run_of(wanted.run.as_ref()) {
+                Ok(session) => return Ok(session.capture(asker, &wanted)),
+                Err(refused) => Err(refused),
+            },
             ClientRequest::Submit(submit) => self.submit(id, submit.0).map(ClientReply::Submit),
             ClientRequest::Cancel(cancel) => {
                 let entry =
@@ -325,7 +357,14 @@ impl Server {
             queued_behind,
         };
         let id = self.new_id();
-        self.sessions.insert(id, Entry { session, client, admitted: false, registered: Vec::new() });
+        // Without a door the run is as good, only nobody can look in.
+        let door = Door::open(&submitted.run_id);
+        let door = door.inspect_err(|e| tracing::warn!("no socket for observers: {e}")).ok();
+        if let Some(door) = &door {
+            let listening = self.register(Source::RunListener(id), door.listener.as_raw_fd());
+            listening.map_err(|e| infrastructure(&e))?;
+        }
+        self.sessions.insert(id, Entry { session, client, admitted: false, registered: Vec::new(), door });
         Ok(submitted)
     }
 
@@ -342,7 +381,9 @@ impl Server {
         for id in ids {
             self.watch(id)?;
             self.deliver(id);
+            self.deliver_answers(id);
             if self.sessions.get(&id).is_some_and(|e| e.session.state() == State::Done) {
+                self.close_door(id);
                 self.sessions.remove(&id);
             }
         }
@@ -427,6 +468,136 @@ impl Server {
             self.drop_client(client_id);
         }
     }
+}
+
+/// Observers: who comes in through the socket of a run, sees that run, and changes nothing.
+impl Server {
+    fn admit_observers(&mut self, session: usize) -> Result<(), ServeError> {
+        loop {
+            let Some(door) = self.sessions.get(&session).and_then(|entry| entry.door.as_ref()) else {
+                return Ok(());
+            };
+            match door.accept() {
+                // More at a time is no audience but an attack on the run.
+                Ok(socket) if self.observers.len() >= MAX_OBSERVERS => drop(socket),
+                Ok(socket) => {
+                    let Ok(channel) = Channel::new(socket, "observer") else { continue };
+                    let id = self.new_id();
+                    self.register(Source::Observer(id), channel.as_raw_fd())?;
+                    self.observers.insert(id, Observer { channel, known: false, session });
+                    self.observer_ready(id);
+                }
+                Err(e) if e.kind() == io::ErrorKind::WouldBlock => return Ok(()),
+                Err(e) => {
+                    tracing::warn!("an observer could not be let in: {e}");
+                    return Ok(());
+                }
+            }
+        }
+    }
+
+    fn observer_ready(&mut self, id: usize) {
+        loop {
+            let Some(observer) = self.observers.get_mut(&id) else { return };
+            match pump(&mut observer.channel) {
+                Ok(Some((message, _))) => {
+                    if let Err(error) = self.observer_message(id, message) {
+                        tracing::warn!("dropping an observer: {}", ktstr_proto::link::chain(&error));
+                        return self.drop_observer(id);
+                    }
+                }
+                Ok(None) => return,
+                Err(_) => return self.drop_observer(id),
+            }
+        }
+    }
+
+    fn observer_message(&mut self, id: usize, message: Message<ClientLink>) -> Result<(), ChannelError> {
+        let observer = self.observers.get_mut(&id).expect("the caller has just read from it");
+        let session = observer.session;
+        let frame = match message {
+            Message::Hello(_) => {
+                observer.channel.queue_hello("ktstr-orch")?;
+                observer.channel.flush()?;
+                observer.channel.accept_hello(message)?;
+                observer.known = true;
+                return Ok(());
+            }
+            Message::Request(frame) if observer.known => frame,
+            _ => {
+                let what = "a frame that is no request".to_owned();
+                return Err(ChannelError::Unexpected { peer: "observer", what });
+            }
+        };
+        let asker = Asker { connection: id, request: frame.id };
+        match (frame.request, self.sessions.get_mut(&session)) {
+            (ClientRequest::Query(query), Some(entry)) => entry.session.query(asker, query),
+            (ClientRequest::TakeCapture(wanted), Some(entry)) => entry.session.capture(asker, &wanted),
+            _ => self.answer(asker, Err(refusal("observers ask and capture; they change nothing"))),
+        }
+        Ok(())
+    }
+
+    fn drop_observer(&mut self, id: usize) {
+        if let Some(observer) = self.observers.remove(&id) {
+            self.unregister(Source::Observer(id), observer.channel.as_raw_fd());
+            if let Some(entry) = self.sessions.get_mut(&observer.session) {
+                entry.session.forget_connection(id);
+            }
+        }
+    }
+
+    /// The run that a client means: by name, or the only one there is.
+    fn run_of(&mut self, run: Option<&RunId>) -> Result<&mut Session, RemoteError> {
+        let only = self.sessions.len() == 1;
+        let meant = |entry: &&mut Entry| run.map_or(only, |run| entry.session.is(run));
+        let found = self.sessions.values_mut().find(meant).map(|entry| &mut entry.session);
+        found.ok_or_else(|| refusal("no such run is under way; name one by its id"))
+    }
+
+    fn deliver_answers(&mut self, id: usize) {
+        let Some(entry) = self.sessions.get_mut(&id) else { return };
+        for (asker, result) in entry.session.take_answers() {
+            self.answer(asker, result);
+        }
+    }
+
+    fn answer(&mut self, asker: Asker, result: Result<ClientReply, RemoteError>) {
+        let id = asker.connection;
+        let observer = self.observers.get_mut(&id).map(|observer| &mut observer.channel);
+        let Some(channel) = observer.or_else(|| self.clients.get_mut(&id).map(|c| &mut c.channel)) else {
+            return;
+        };
+        let sent = channel.queue_reply(asker.request, result, Fds::default()).and_then(|()| channel.flush());
+        let behind = channel.backlog() > CLIENT_BACKLOG;
+        if sent.is_err() || behind {
+            // Whichever it is, the other one does nothing.
+            self.drop_observer(id);
+            if self.clients.contains_key(&id) {
+                self.drop_client(id);
+            }
+        }
+    }
+
+    /// The run is over: its observers are told so by the end of the connection.
+    fn close_door(&mut self, session: usize) {
+        let inside: Vec<usize> =
+            self.observers.iter().filter(|(_, o)| o.session == session).map(|(id, _)| *id).collect();
+        for id in inside {
+            if let Some(observer) = self.observers.get_mut(&id) {
+                // A last answer gets out if the observer reads; nobody waits long for one who does not.
+                let _ = observer.channel.drain(Duration::from_millis(200));
+            }
+            self.drop_observer(id);
+        }
+        if let Some(door) = self.sessions.get(&session).and_then(|entry| entry.door.as_ref()) {
+            self.unregister(Source::RunListener(session), door.listener.as_raw_fd());
+        }
+    }
+}
+
+fn refusal(message: &str) -> RemoteError {
+    RemoteError { code: ErrorCode::BadRequest, message: message.to_owned() }
 }
 
 impl Drop for Server {

@@ -9,6 +9,8 @@
 //! The session owns its two children and its directory; it never blocks. Whatever happens it ends
 //! in [`State::Done`] with exactly one report in the outbox and no process left.
 
+mod errands;
+
 use std::time::{Duration, Instant, SystemTime};
 
 use ktstr_proto::{
@@ -36,6 +38,8 @@ use crate::{
 const SUMMARY_LIMIT: Duration = Duration::from_secs(1);
 /// Sampling period of the monitor.
 const PERIOD_MS: u32 = 100;
+
+pub use errands::{Answered, Asker};
 
 /// Where a session stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -76,6 +80,7 @@ pub struct Session {
     begun: Instant,
     first_frame: Option<Instant>,
     give_up: Option<Instant>,
+    errands: errands::Errands,
     /// What the client is to be told.
     pub outbox: Vec<(ClientEvent, Fds)>,
 }
@@ -108,6 +113,7 @@ impl Session {
             begun: Instant::now(),
             first_frame: None,
             give_up: None,
+            errands: errands::Errands::default(),
             outbox: Vec::new(),
         })
     }
@@ -140,7 +146,9 @@ impl Session {
     /// When [`Self::tick`] wants to be called at the latest.
     pub fn next_deadline(&self) -> Option<Instant> {
         let host = self.host.as_ref().filter(|_| self.state == State::Running).map(|h| h.next);
-        self.give_up.into_iter().chain(host).min()
+        // The run's own deadline waits while the guest stands: an errand has one of its own.
+        let give_up = self.give_up.filter(|_| !self.errands.stands());
+        give_up.into_iter().chain(host).chain(self.errands.deadline()).min()
     }
 
     fn notice(&mut self, text: String) {
@@ -199,6 +207,7 @@ impl Session {
             seed: self.spec.seed,
         };
         self.record("vmm-start", &start);
+        self.record("kernel-file", &plan.kernel_file());
         let send = |vmm: &mut Child<VmmLink>| -> Result<(), ChannelError> {
             vmm.channel.queue_hello("ktstr-orch")?;
             vmm.channel.queue_request(VmmRequest::Start(start), fds)?;
@@ -242,6 +251,11 @@ impl Session {
             }
             _ if !self.vmm_known => self.stop(Stopped::Died(Process::Vmm, "spoke before its hello".into())),
             Message::Event(event) => self.vmm_event(event),
+            Message::Reply(reply) if self.vmm_switched(reply.id, &reply.result) => {}
+            // A stop or a start that came too late for its errand.
+            Message::Reply(reply) if matches!(reply.result, Ok(VmmReply::Pause(_) | VmmReply::Resume(_))) => {
+                self.record("vmm-late", &reply.result.ok());
+            }
             Message::Reply(reply) => match reply.result {
                 Ok(VmmReply::Start(started)) => {
                     if let Err(stopped) = self.machine_started(started, fds) {
@@ -353,7 +367,8 @@ impl Session {
                             self.record("scheduler-disabled", &reason);
                         }
                         GuestFrame::Phase(Phase::TestStarted) => self.window(Window::Restart),
-                        GuestFrame::Phase(Phase::ScenarioStarted) => {
+                        GuestFrame::Phase(phase @ Phase::ScenarioStarted) => {
+                            self.scenario_began(*phase);
                             let first = !std::mem::replace(&mut self.in_scenarios, true);
                             self.window(if first { Window::Restart } else { Window::Open });
                         }
@@ -432,26 +447,53 @@ impl Session {
             Message::Event(MonitorEvent::Unavailable(what)) => {
                 self.record("monitor-unavailable", &what);
             }
+            Message::Event(MonitorEvent::Stalling(stalling)) => {
+                self.record("stalling", &stalling);
+                self.capture_now(format!(
+                    "{}[{}] on CPU {} is runnable for {} of the watchdog's {} jiffies",
+                    stalling.comm, stalling.pid, stalling.cpu, stalling.age_jiffies, stalling.limit_jiffies
+                ));
+            }
+            Message::Event(MonitorEvent::SchedulerExiting { kind }) => {
+                self.record("scheduler-exiting", &kind);
+                self.capture_now(format!("the scheduler is being ended: {kind}"));
+            }
+            Message::Event(MonitorEvent::CaptureWritten(written)) => {
+                self.record("capture-written", &written);
+                if let Err(why) = written {
+                    self.notice(why);
+                }
+            }
             Message::Event(event) => self.record("monitor", &event),
-            Message::Reply(reply) => match reply.result {
-                Ok(MonitorReply::Finish(summary)) => {
-                    self.evidence.monitor = Some(summary);
-                    self.monitor = None;
-                    if self.state == State::Finishing {
-                        self.finish();
-                    }
-                }
-                Ok(MonitorReply::Window(_) | MonitorReply::VcpuTime(_)) => {}
-                Ok(MonitorReply::Attach(attached)) => {
-                    self.record("monitor-attached", &attached);
-                    self.monitor_attached = true;
-                    if let Some(window) = self.window {
-                        self.ask_monitor(MonitorRequest::Window(window));
-                    }
-                }
-                Err(error) => self.lose_monitor(&error.message),
+            Message::Reply(reply) => match self.monitor_answered(reply.id, reply.result) {
+                None => {}
+                Some(result) => self.monitor_replied(result),
             },
             Message::Request(_) => self.lose_monitor("asked instead of answering"),
+        }
+    }
+
+    fn monitor_replied(&mut self, result: Result<MonitorReply, RemoteError>) {
+        match result {
+            Ok(MonitorReply::Finish(summary)) => {
+                self.evidence.monitor = Some(summary);
+                self.monitor = None;
+                if self.state == State::Finishing {
+                    self.finish();
+                }
+            }
+            Ok(MonitorReply::Window(_) | MonitorReply::VcpuTime(_) | MonitorReply::Thawed(_)) => {}
+            Ok(MonitorReply::Ask(_) | MonitorReply::Capture(_)) => {
+                self.lose_monitor("answered what nobody had asked");
+            }
+            Ok(MonitorReply::Attach(attached)) => {
+                self.record("monitor-attached", &attached);
+                self.monitor_attached = true;
+                if let Some(window) = self.window {
+                    self.ask_monitor(MonitorRequest::Window(window));
+                }
+            }
+            Err(error) => self.lose_monitor(&error.message),
         }
     }
 
@@ -459,6 +501,7 @@ impl Session {
     fn lose_monitor(&mut self, how: &str) {
         self.monitor = None;
         self.record("observation-ended", &how);
+        self.monitor_lost();
         let phase = self.evidence.phase().map_or_else(|| "boot".into(), |p| format!("{p:?}"));
         self.notice(format!(
             "observation ended after {} ms (phase {phase}): ktstr-monitor {how}",
@@ -491,7 +534,8 @@ impl Session {
         if self.state == State::Running {
             self.look_at_host(now);
         }
-        if self.give_up.is_none_or(|at| now < at) {
+        self.errands_tick(now);
+        if self.errands.stands() || self.give_up.is_none_or(|at| now < at) {
             return;
         }
         match self.state {
@@ -523,6 +567,7 @@ impl Session {
             return;
         }
         self.state = State::Finishing;
+        self.abandon("the machine is gone");
         self.give_up = Some(Instant::now() + SUMMARY_LIMIT);
         match self.monitor {
             Some(_) => self.ask_monitor(MonitorRequest::Finish(Finish)),

@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    capture::{CaptureTaken, Query, QueryAnswer, TakeCapture},
     guest::LogSource,
     link::{FdSlot, Link, calls},
     run::{RunId, RunSpec},
@@ -29,6 +30,10 @@ calls! {
         Submit => Submitted,
         /// End a run early.
         Cancel => Cancelled,
+        /// Ask something about the guest of a live run.
+        Query => QueryAnswer,
+        /// Read everything of a live run's guest while it stands.
+        TakeCapture => CaptureTaken,
     }
 }
 

@@ -9,6 +9,7 @@
 //! enums encode a variant's position, so variants and fields are only ever appended, and every such
 //! change bumps [`VERSION`]. `tests/pinned.rs` holds the bytes of each version.
 
+pub mod capture;
 pub mod channel;
 pub mod client;
 pub mod codec;

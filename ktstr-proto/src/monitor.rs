@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    capture::{Answer, Ask, Capture, Captured, Stalling, ThawNoted, Thawed},
     link::{FdSlot, Link, calls},
     vmm::RamRegion,
 };
@@ -31,6 +32,12 @@ calls! {
         /// How long each vCPU has run on the host, to tell a CPU that stands still from one that
         /// the host does not run.
         VcpuTime => VcpuTimeNoted,
+        /// Answer a question about the guest as it is now.
+        Ask => Answer,
+        /// Read everything while the guest stands, and write it down.
+        Capture => Captured,
+        /// The guest stands no more.
+        Thawed => ThawNoted,
     }
 }
 
@@ -101,6 +108,15 @@ pub enum MonitorEvent {
     Sample(Sample),
     /// Something cannot be read; said once per thing.
     Unavailable(String),
+    /// A task waits for long; said once per scheduler.
+    Stalling(Stalling),
+    /// The scheduler is being ended by the kernel; said once per scheduler.
+    SchedulerExiting {
+        /// The enumerator of `scx_exit_kind`.
+        kind: String,
+    },
+    /// The files of the last capture are written, or why they are not.
+    CaptureWritten(Result<(), String>),
 }
 
 /// One look at all CPUs.

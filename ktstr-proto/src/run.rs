@@ -109,6 +109,8 @@ pub struct RunSpec {
     pub kernel_args: Vec<String>,
     /// Whether the monitor observes this run.
     pub observe: bool,
+    /// Captures taken in the scenario, evenly spread from 10 % to 90 % of its length.
+    pub snapshots: u32,
     /// Variables for the guest's processes.
     pub env: Vec<(String, String)>,
 }

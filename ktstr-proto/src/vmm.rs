@@ -132,7 +132,10 @@ pub struct Paused {
 pub struct Resume;
 /// The vCPUs run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Resumed;
+pub struct Resumed {
+    /// How long they stood, microseconds; 0 when they did not.
+    pub stood_us: u64,
+}
 /// See [`VmmRequest::Shutdown`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Shutdown;

@@ -6,8 +6,8 @@
 use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
 
 use ktstr_proto::{
-    Accel, AccelKind, FdSlot, RunId, Topology, VERSION, client::*, codec, guest::*, link::*, monitor::*,
-    ring::*, run::*, verdict::*, vmm::*,
+    Accel, AccelKind, FdSlot, RunId, Topology, VERSION, capture::*, client::*, codec, guest::*, link::*,
+    monitor::*, ring::*, run::*, verdict::*, vmm::*,
 };
 use serde::Serialize;
 
@@ -65,6 +65,7 @@ fn spec() -> RunSpec {
         replay: "line".into(),
         kernel_args: vec!["nosmt".into()],
         observe: true,
+        snapshots: 2,
         env: vec![("A".into(), "B".into())],
     }
 }
@@ -103,6 +104,10 @@ fn report() -> RunReport {
     }
 }
 
+fn captured() -> Captured {
+    Captured { read_us: 1, tasks: 2, dsqs: 3, vmcore_bytes: 4 }
+}
+
 fn start() -> Start {
     Start {
         accel: AccelKind::Tcg,
@@ -119,13 +124,30 @@ fn start() -> Start {
 }
 
 pins! {
-    ClientRequest { ClientRequest::Submit(_) => "Submit", ClientRequest::Cancel(_) => "Cancel" }
-        from [ClientRequest::Submit(Submit(spec())), ClientRequest::Cancel(Cancel(RunId("id".into())))];
-    ClientReply { ClientReply::Submit(_) => "Submit", ClientReply::Cancel(_) => "Cancel" }
-        from [
-            ClientReply::Submit(Submitted { run_id: RunId("id".into()), run_dir: "/d".into(), queued_behind: 2 }),
-            ClientReply::Cancel(Cancelled),
-        ];
+    ClientRequest {
+        ClientRequest::Submit(_) => "Submit", ClientRequest::Cancel(_) => "Cancel",
+        ClientRequest::Query(_) => "Query", ClientRequest::TakeCapture(_) => "TakeCapture",
+    } from [
+        ClientRequest::Submit(Submit(spec())), ClientRequest::Cancel(Cancel(RunId("id".into()))),
+        ClientRequest::Query(Query { run: None, question: Question::Tasks, freeze: true }),
+        ClientRequest::TakeCapture(TakeCapture { run: Some(RunId("id".into())), vmcore: true }),
+    ];
+    ClientReply {
+        ClientReply::Submit(_) => "Submit", ClientReply::Cancel(_) => "Cancel",
+        ClientReply::Query(_) => "Query", ClientReply::TakeCapture(_) => "TakeCapture",
+    } from [
+        ClientReply::Submit(Submitted { run_id: RunId("id".into()), run_dir: "/d".into(), queued_behind: 2 }),
+        ClientReply::Cancel(Cancelled),
+        ClientReply::Query(QueryAnswer { json: "1".into(), text: "1".into(), read_us: 2, stood_us: Some(3) }),
+        ClientReply::TakeCapture(CaptureTaken { path: "/p".into(), stood_us: 3, read: captured() }),
+    ];
+    Question {
+        Question::Path(_) => "Path", Question::Tasks => "Tasks", Question::Task(_) => "Task",
+        Question::Dsqs => "Dsqs", Question::Scx => "Scx", Question::Cgroups => "Cgroups",
+    } from [
+        Question::Path("rq".into()), Question::Tasks, Question::Task(7), Question::Dsqs, Question::Scx,
+        Question::Cgroups,
+    ];
     ClientEvent {
         ClientEvent::Notice(_) => "Notice", ClientEvent::Output { .. } => "Output",
         ClientEvent::Console(_) => "Console", ClientEvent::ConsoleReady(_) => "ConsoleReady",
@@ -152,7 +174,7 @@ pins! {
         VmmReply::Start(Started {
             ram: FdSlot(0), regions: vec![region()], console: None, emulator_pid: Some(4), detail: "d".into(),
         }),
-        VmmReply::Pause(Paused { took_us: 5 }), VmmReply::Resume(Resumed),
+        VmmReply::Pause(Paused { took_us: 5 }), VmmReply::Resume(Resumed { stood_us: 6 }),
         VmmReply::Shutdown(Accepted), VmmReply::Kill(Accepted),
     ];
     VmmEvent {
@@ -173,7 +195,9 @@ pins! {
     ];
     MonitorRequest {
         MonitorRequest::Attach(_) => "Attach", MonitorRequest::Finish(_) => "Finish",
-        MonitorRequest::Window(_) => "Window", MonitorRequest::VcpuTime(_) => "VcpuTime"
+        MonitorRequest::Window(_) => "Window", MonitorRequest::VcpuTime(_) => "VcpuTime",
+        MonitorRequest::Ask(_) => "Ask", MonitorRequest::Capture(_) => "Capture",
+        MonitorRequest::Thawed(_) => "Thawed",
     }
         from [
             MonitorRequest::Attach(Attach {
@@ -182,26 +206,43 @@ pins! {
             MonitorRequest::Finish(Finish),
             MonitorRequest::Window(Window::Restart),
             MonitorRequest::VcpuTime(VcpuTime { ran_ns: vec![1, 2] }),
+            MonitorRequest::Ask(Ask { question: Question::Scx, frozen: true }),
+            MonitorRequest::Capture(Capture {
+                why: "w".into(), json: FdSlot(0), text: FdSlot(1), vmcore: Some(FdSlot(2)),
+            }),
+            MonitorRequest::Thawed(Thawed { stood_us: 5 }),
         ];
     MonitorReply {
         MonitorReply::Attach(_) => "Attach", MonitorReply::Finish(_) => "Finish",
-        MonitorReply::Window(_) => "Window", MonitorReply::VcpuTime(_) => "VcpuTime"
+        MonitorReply::Window(_) => "Window", MonitorReply::VcpuTime(_) => "VcpuTime",
+        MonitorReply::Ask(_) => "Ask", MonitorReply::Capture(_) => "Capture",
+        MonitorReply::Thawed(_) => "Thawed",
     }
         from [
             MonitorReply::Attach(Attached { symbols: 1, btf_types: 2, absent: vec!["a.b".into()] }),
             MonitorReply::Finish(MonitorSummary::default()),
             MonitorReply::Window(Windowed),
             MonitorReply::VcpuTime(VcpuTimeNoted),
+            MonitorReply::Ask(Answer { json: "1".into(), text: "1".into(), read_us: 2 }),
+            MonitorReply::Capture(captured()),
+            MonitorReply::Thawed(ThawNoted),
         ];
     MonitorEvent {
         MonitorEvent::Ready => "Ready", MonitorEvent::Sample(_) => "Sample",
-        MonitorEvent::Unavailable(_) => "Unavailable",
+        MonitorEvent::Unavailable(_) => "Unavailable", MonitorEvent::Stalling(_) => "Stalling",
+        MonitorEvent::SchedulerExiting { .. } => "SchedulerExiting",
+        MonitorEvent::CaptureWritten(_) => "CaptureWritten",
     } from [
         MonitorEvent::Ready,
         MonitorEvent::Sample(Sample {
             t_ns: 1, took_us: 2, cpus: vec![CpuSample::default()], events: vec![("E".into(), 3)],
         }),
         MonitorEvent::Unavailable("u".into()),
+        MonitorEvent::Stalling(Stalling {
+            pid: 1, comm: "c".into(), cpu: 2, age_jiffies: 3, limit_jiffies: 4,
+        }),
+        MonitorEvent::SchedulerExiting { kind: "k".into() },
+        MonitorEvent::CaptureWritten(Err("e".into())),
     ];
     GuestFrame {
         GuestFrame::Hello { .. } => "Hello", GuestFrame::Phase(_) => "Phase", GuestFrame::Log(_) => "Log",

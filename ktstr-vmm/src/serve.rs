@@ -251,8 +251,8 @@ impl Server {
             VmmRequest::Start(start) => self.start(&start, fds, &mut attached).map(VmmReply::Start),
             VmmRequest::Pause(_) => self.pause().map(VmmReply::Pause),
             VmmRequest::Resume(_) => self.running("resume").and_then(|session| {
-                session.resume().map_err(|e| RemoteError::new(ErrorCode::Infrastructure, &e))?;
-                Ok(VmmReply::Resume(Resumed))
+                let stood = session.resume().map_err(|e| RemoteError::new(ErrorCode::Infrastructure, &e))?;
+                Ok(VmmReply::Resume(Resumed { stood_us: stood.as_micros() as u64 }))
             }),
             VmmRequest::Shutdown(_) => self.running("shut down").and_then(|session| {
                 if session.ask_shutdown() {

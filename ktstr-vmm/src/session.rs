@@ -5,6 +5,7 @@
 //! comes last, after everything the machine has written.
 
 use std::os::fd::BorrowedFd;
+use std::time::{Duration, Instant};
 
 use ktstr_proto::ring::{HostSignal, Mode, RingReader, RingRegion};
 
@@ -39,6 +40,8 @@ pub struct Session {
     linear: bool,
     exit: Option<Exit>,
     ended: bool,
+    /// Since when the vCPUs stand.
+    frozen: Option<Instant>,
 }
 
 impl Session {
@@ -51,7 +54,16 @@ impl Session {
     ) -> Result<Session, RingMapError> {
         let reader = RingReader::new(GuestRing::map(machine.ram(), ring)?, ring.mode);
         let linear = ring.mode == Mode::Linear;
-        Ok(Session { machine, com1, com2, ring: Some(reader), linear, exit: None, ended: false })
+        Ok(Session {
+            machine,
+            com1,
+            com2,
+            ring: Some(reader),
+            linear,
+            exit: None,
+            ended: false,
+            frozen: None,
+        })
     }
 
     /// Guest RAM.
@@ -74,12 +86,17 @@ impl Session {
 
     /// Freezes the machine.
     pub fn pause(&mut self) -> Result<(), MachineError> {
-        self.machine.pause()
+        if self.frozen.is_none() {
+            self.machine.pause()?;
+            self.frozen = Some(Instant::now());
+        }
+        Ok(())
     }
 
-    /// Lets it go on.
-    pub fn resume(&mut self) -> Result<(), MachineError> {
-        self.machine.resume()
+    /// Lets it go on, and says how long it stood. Also undoes a pause that did not come about.
+    pub fn resume(&mut self) -> Result<Duration, MachineError> {
+        self.machine.resume()?;
+        Ok(self.frozen.take().map_or(Duration::ZERO, |since| since.elapsed()))
     }
 
     /// Ends it now.

@@ -1,7 +1,7 @@
 //! From a registered test and the environment to the request for a run.
 //!
 //! Read from the environment: `KTSTR_KERNEL` (or `KTSTR_TEST_KERNEL`, which wins), `KTSTR_ACCEL`,
-//! `KTSTR_SEED`, `KTSTR_SCHEDULER`, `KTSTR_OBSERVE` (0: no monitor), `KTSTR_RUNS_ROOT` (or `KTSTR_RUNS_DIR`), `RUST_LOG` for the guest.
+//! `KTSTR_SEED`, `KTSTR_SCHEDULER`, `KTSTR_OBSERVE` (0: no monitor), `KTSTR_SNAPSHOTS` (captures per scenario), `KTSTR_RUNS_ROOT` (or `KTSTR_RUNS_DIR`), `RUST_LOG` for the guest.
 
 use std::{
     env,
@@ -108,6 +108,7 @@ pub fn spec_of(entry: &KtstrTestEntry) -> Result<RunSpec, SpecError> {
         replay,
         kernel_args: kernel_args(entry),
         observe: set("KTSTR_OBSERVE").as_deref() != Some("0"),
+        snapshots: set("KTSTR_SNAPSHOTS").and_then(|count| count.parse().ok()).unwrap_or(0),
         env: set("RUST_LOG").map(|value| ("RUST_LOG".into(), value)).into_iter().collect(),
     })
 }

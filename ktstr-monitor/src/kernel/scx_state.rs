@@ -105,14 +105,11 @@ pub fn read(view: &View<'_, '_>) -> ScxState {
         Ok(root) => view.profile.scx.read(&view.mem, view.live, root),
         Err(gap) => Scx::Unknown(gap),
     };
-    let watchdog = |copy: &SchedCopy| copy.watchdog_timeout.clone().map(|t| t as i64);
     let bypass = |copy: &SchedCopy| copy.bypass_depth.clone().map(i64::from);
     ScxState {
         enable_state: enable_state(view),
         events,
-        watchdog_timeout: inside(watchdog)
-            .map(|timeout| timeout as u64)
-            .or_else(|gap| view.word("scx_watchdog_timeout").map_err(|_| gap)),
+        watchdog_timeout: watchdog_timeout(view, loaded),
         watchdog_timestamp: view.word("scx_watchdog_timestamp"),
         nr_rejected: view.word("scx_nr_rejected"),
         bypass_depth: inside(bypass)
@@ -121,6 +118,26 @@ pub fn read(view: &View<'_, '_>) -> ScxState {
         instance,
         sched,
     }
+}
+
+/// What the watchdog tolerates, in jiffies: a member of the scheduler, or a variable in older kernels.
+pub fn watchdog_timeout(view: &View<'_, '_>, instance: Option<Kva>) -> Reading<u64> {
+    let what = "scx_sched.watchdog_timeout";
+    match (instance, view.offset("scx_sched", "watchdog_timeout")) {
+        (Some(instance), Ok(into)) => {
+            super::list::pointer(&view.mem, instance.wrapping_add(into), what).map(|timeout| timeout.0)
+        }
+        (_, Err(gap)) => view.word("scx_watchdog_timeout").map_err(|_| gap),
+        (None, Ok(_)) => Err(Gap::NoSymbol { symbol: "scx_root" }),
+    }
+}
+
+/// The enumerator of how the scheduler at `instance` ends; `SCX_EXIT_NONE` while it does not.
+pub fn exit_kind(view: &View<'_, '_>, instance: Kva) -> Reading<String> {
+    let at = instance.wrapping_add(view.offset("scx_sched", "exit_kind")?);
+    let found =
+        view.mem.read_u32(at).map_err(|source| Gap::Unreadable { what: "scx_sched.exit_kind", source })?;
+    kind(view, Ok(found as i32))
 }
 
 fn enable_state(view: &View<'_, '_>) -> Reading<String> {

@@ -62,6 +62,11 @@ impl StateLayouts {
         }
     }
 
+    /// Reads one task by its address.
+    pub(crate) fn task(&self, view: &View<'_, '_>, at: Kva) -> Reading<task_mirrors::TaskCopy> {
+        self.task.read(&view.mem, at)
+    }
+
     /// The members this kernel lacks.
     pub fn absent(&self) -> impl Iterator<Item = &FieldMissing> {
         self.task

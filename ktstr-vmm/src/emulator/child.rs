@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::ExitStatus;
+use std::time::Duration;
 
 use ktstr_jail::{JailError, JailSpec, Jailed, Program};
 use nix::errno::Errno;
@@ -120,6 +121,16 @@ impl Emulator {
     /// How the child ended, if it has.
     pub fn try_wait(&mut self) -> Option<ExitStatus> {
         self.child.try_wait()
+    }
+
+    /// Stops all its threads where they are.
+    pub fn freeze(&mut self, limit: Duration) -> std::io::Result<()> {
+        self.child.freeze(limit)
+    }
+
+    /// Lets them go on.
+    pub fn thaw(&mut self) -> std::io::Result<()> {
+        self.child.thaw()
     }
 
     /// Kills the child and reaps it.

@@ -34,6 +34,8 @@ use crate::machine::{Event, Exit, MachineError, MachineSpec, Ram, Running};
 const CONTROL_LIMIT: Duration = Duration::from_secs(30);
 /// How long to wait for the process of an emulator that has closed its control socket.
 const LAST_BREATH: Duration = Duration::from_secs(2);
+/// How long the threads of a stopped process may take until they stand.
+const FREEZE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Which emulator runs the machine and how.
 #[derive(Clone, Debug)]
@@ -123,6 +125,7 @@ pub struct Prepared {
     child: Emulator,
     qmp: Qmp,
     ram: Ram,
+    mode: Mode,
 }
 
 impl Prepared {
@@ -166,7 +169,7 @@ impl Prepared {
             fds,
         };
         let child = spawn_confined(emulator, &args::compose(&machine), &fds.all())?;
-        Ok(Prepared { child, qmp: Qmp::new(ours)?, ram })
+        Ok(Prepared { child, qmp: Qmp::new(ours)?, ram, mode: emulator.mode })
     }
 
     /// Guest RAM, so that an observer can map it before the first instruction.
@@ -278,6 +281,7 @@ pub struct EmulatedMachine {
     child: Emulator,
     qmp: Qmp,
     ram: Ram,
+    mode: Mode,
     ready: Epoll,
     events: VecDeque<Event>,
     shutdown: Option<ShutdownReason>,
@@ -288,7 +292,7 @@ pub struct EmulatedMachine {
 
 impl EmulatedMachine {
     fn new(prepared: Prepared) -> Result<EmulatedMachine, StartError> {
-        let Prepared { child, qmp, ram } = prepared;
+        let Prepared { child, qmp, ram, mode } = prepared;
         let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(resource("make the event set"))?;
         for fd in [child.pidfd(), child.stderr(), qmp.as_fd()] {
             ready.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0)).map_err(resource("fill the event set"))?;
@@ -297,6 +301,7 @@ impl EmulatedMachine {
             child,
             qmp,
             ram,
+            mode,
             ready,
             events: VecDeque::new(),
             shutdown: None,
@@ -400,12 +405,21 @@ impl Running for EmulatedMachine {
         self.events.pop_front()
     }
 
+    /// Under `tcg` the emulator stops its vCPUs and with them the guest's clocks. Under `det` that
+    /// would end the current vCPU's turn early and so change what follows; there the process itself
+    /// is stopped, which nothing in it can see: its only clock counts instructions.
     fn pause(&mut self) -> Result<(), MachineError> {
-        self.command("stop")
+        match self.mode {
+            Mode::Tcg => self.command("stop"),
+            Mode::Det { .. } => stopping("stop", self.child.freeze(FREEZE_LIMIT)),
+        }
     }
 
     fn resume(&mut self) -> Result<(), MachineError> {
-        self.command("cont")
+        match self.mode {
+            Mode::Tcg => self.command("cont"),
+            Mode::Det { .. } => stopping("continue", self.child.thaw()),
+        }
     }
 
     fn kill(&mut self) {
@@ -416,6 +430,13 @@ impl Running for EmulatedMachine {
         self.child.kill();
         self.collect();
     }
+}
+
+fn stopping(action: &str, outcome: std::io::Result<()>) -> Result<(), MachineError> {
+    outcome.map_err(|source| MachineError {
+        action: format!("{action} the emulator's process"),
+        source: Some(Box::new(source)),
+    })
 }
 
 /// Waits for the next event; `None` when `limit` has passed. For callers without an event loop.

@@ -1,0 +1,465 @@
+//! Looks into the guest that somebody asked for: one after another, the guest standing where that is
+//! wanted, and never for longer than agreed.
+//!
+//! ```text
+//!            Pause            Ask, Capture              Resume
+//! waiting ──────────▶ Stopping ──────────▶ Reading ──────────────▶ Thawing ──Resumed──▶ done
+//!    │                    │ refused, late     │ late, monitor gone     │ late
+//!    └── unfrozen ────────┼───────▶ Reading   └──────▶ Thawing         └──▶ the run ends
+//!                         └──▶ Thawing
+//! ```
+//!
+//! Whatever the monitor does while the guest stands, the guest goes on at the deadline. A reply that
+//! comes after its deadline is dropped; until it comes, nothing more is asked of the monitor.
+
+use std::{
+    fs::File,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use ktstr_proto::{
+    Fds, RunId,
+    capture::{Ask, Capture, CaptureTaken, Captured, Query, QueryAnswer, TakeCapture, Thawed},
+    client::ClientReply,
+    guest::Phase,
+    link::{ErrorCode, RemoteError},
+    monitor::{MonitorReply, MonitorRequest},
+    verdict::Process,
+    vmm::{Pause, Resume, VmmReply, VmmRequest},
+};
+
+use super::{Session, State, Stopped};
+
+/// How long the VMM may take to stop all vCPUs, or to let them go on. A busy host delays threads.
+const SWITCH_LIMIT: Duration = Duration::from_secs(15);
+/// How long the guest stands for a question or a capture, at most.
+const READ_LIMIT: Duration = Duration::from_secs(5);
+/// How long it stands while all of its memory is written to a file, at most.
+const VMCORE_LIMIT: Duration = Duration::from_secs(120);
+/// More than this are refused: who asks so much should wait for answers.
+const MAX_WAITING: usize = 64;
+/// Captures that a run takes by itself, at most.
+const MAX_AUTOMATIC: u32 = 16;
+
+/// Whoever waits for an answer: a connection of the server, and the number of its request.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Asker {
+    /// The connection.
+    pub connection: usize,
+    /// Its request.
+    pub request: u32,
+}
+
+/// An answer on its way out.
+pub type Answered = (Asker, Result<ClientReply, RemoteError>);
+
+/// What is to be done.
+#[derive(Debug)]
+enum Errand {
+    Query { asker: Asker, query: Query },
+    Capture { asker: Option<Asker>, why: String, vmcore: bool },
+}
+
+impl Errand {
+    fn asker(&self) -> Option<Asker> {
+        match self {
+            Self::Query { asker, .. } => Some(*asker),
+            Self::Capture { asker, .. } => *asker,
+        }
+    }
+
+    fn freezes(&self) -> bool {
+        match self {
+            Self::Query { query, .. } => query.freeze,
+            Self::Capture { .. } => true,
+        }
+    }
+
+    fn limit(&self) -> Duration {
+        match self {
+            Self::Capture { vmcore: true, .. } => VMCORE_LIMIT,
+            _ => READ_LIMIT,
+        }
+    }
+
+    fn name(&self) -> String {
+        match self {
+            Self::Query { .. } => "a question".into(),
+            Self::Capture { why, .. } => format!("the capture ({why})"),
+        }
+    }
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Stopping { request: u32 },
+    Reading { request: u32, frozen: bool },
+    Thawing { request: u32 },
+}
+
+/// What was found out so far.
+#[derive(Debug)]
+enum Found {
+    Answer(ktstr_proto::capture::Answer),
+    Captured { read: Captured, path: PathBuf },
+    Nothing(RemoteError),
+}
+
+#[derive(Debug)]
+struct Underway {
+    errand: Errand,
+    stage: Stage,
+    until: Instant,
+    found: Option<Found>,
+    path: PathBuf,
+}
+
+/// Errands of one run.
+#[derive(Debug, Default)]
+pub(super) struct Errands {
+    waiting: std::collections::VecDeque<Errand>,
+    underway: Option<Underway>,
+    /// A reply of the monitor that was given up on.
+    late: Option<u32>,
+    taken: u32,
+    automatic: u32,
+    /// For the server to deliver.
+    pub(super) answers: Vec<Answered>,
+    /// When captures were asked for in advance.
+    planned: std::collections::VecDeque<(Instant, String)>,
+}
+
+impl Errands {
+    /// When something is due.
+    pub(super) fn deadline(&self) -> Option<Instant> {
+        let planned = self.planned.front().map(|(at, _)| *at);
+        self.underway.as_ref().map(|underway| underway.until).into_iter().chain(planned).min()
+    }
+
+    /// Whether the guest stands, or may.
+    pub(super) fn stands(&self) -> bool {
+        self.underway.as_ref().is_some_and(|u| u.errand.freezes())
+    }
+}
+
+fn error(code: ErrorCode, message: impl Into<String>) -> RemoteError {
+    RemoteError { code, message: message.into() }
+}
+
+impl Session {
+    /// Somebody asks; the answer comes through [`Session::take_answers`].
+    pub fn query(&mut self, asker: Asker, query: Query) {
+        self.enqueue(Errand::Query { asker, query });
+    }
+
+    /// Somebody wants a capture.
+    pub fn capture(&mut self, asker: Asker, wanted: &TakeCapture) {
+        let why = "asked for".to_owned();
+        self.enqueue(Errand::Capture { asker: Some(asker), why, vmcore: wanted.vmcore });
+    }
+
+    /// The run takes a capture by itself, unless it has taken too many.
+    pub(super) fn capture_now(&mut self, why: String) {
+        if self.errands.automatic < MAX_AUTOMATIC && self.monitor_attached && self.state == State::Running {
+            self.errands.automatic += 1;
+            self.enqueue(Errand::Capture { asker: None, why, vmcore: false });
+        }
+    }
+
+    /// `count` captures, evenly spread from 10 % to 90 % of the `length` of a scenario that begins now.
+    pub(super) fn plan_captures(&mut self, count: u32, length: Duration) {
+        let now = Instant::now();
+        let part = |nth: u32| match count {
+            1 => 0.5,
+            _ => 0.1 + 0.8 * f64::from(nth) / f64::from(count - 1),
+        };
+        let planned = (0..count).map(|nth| {
+            let why = format!("snapshot {} of {count}", nth + 1);
+            (now + length.mul_f64(part(nth)), why)
+        });
+        self.errands.planned = planned.collect();
+    }
+
+    /// What the server is to deliver.
+    pub fn take_answers(&mut self) -> Vec<Answered> {
+        std::mem::take(&mut self.errands.answers)
+    }
+
+    /// Whoever asked over this connection is gone; what has begun is finished nevertheless.
+    pub fn forget_connection(&mut self, connection: usize) {
+        self.errands.waiting.retain(|errand| errand.asker().is_none_or(|a| a.connection != connection));
+    }
+
+    fn enqueue(&mut self, errand: Errand) {
+        let refused = match &self.monitor {
+            _ if self.state != State::Running => Some("the machine does not run (any more, or yet)"),
+            None => Some("no monitor observes this run (KTSTR_OBSERVE=0, or it has died)"),
+            Some(_) if !self.monitor_attached => Some("the monitor is still reading the kernel file"),
+            Some(_) if self.errands.waiting.len() >= MAX_WAITING => Some("too many questions wait already"),
+            Some(_) => None,
+        };
+        match (refused, errand.asker()) {
+            (None, _) => self.errands.waiting.push_back(errand),
+            (Some(why), Some(asker)) => {
+                self.errands.answers.push((asker, Err(error(ErrorCode::Unavailable, why))));
+            }
+            (Some(why), None) => self.notice(format!("{} was not taken: {why}", errand.name())),
+        }
+        self.next_errand();
+    }
+
+    fn next_errand(&mut self) {
+        if self.errands.underway.is_some() || self.errands.late.is_some() || self.state != State::Running {
+            return;
+        }
+        let Some(errand) = self.errands.waiting.pop_front() else { return };
+        let path = self.dir.path.join(format!("capture-{}", self.errands.taken));
+        let (until, placeholder) = (Instant::now() + SWITCH_LIMIT, Stage::Stopping { request: 0 });
+        let freezes = errand.freezes();
+        self.errands.underway = Some(Underway { errand, stage: placeholder, until, found: None, path });
+        if freezes {
+            match self.ask_vmm(VmmRequest::Pause(Pause)) {
+                Some(request) => self.set_stage(Stage::Stopping { request }, SWITCH_LIMIT),
+                None => self.abandon("the VMM is gone"),
+            }
+        } else {
+            self.read(false);
+        }
+    }
+
+    fn set_stage(&mut self, stage: Stage, limit: Duration) {
+        if let Some(underway) = &mut self.errands.underway {
+            underway.stage = stage;
+            underway.until = Instant::now() + limit;
+        }
+    }
+
+    fn ask_vmm(&mut self, request: VmmRequest) -> Option<u32> {
+        let vmm = self.vmm.as_mut()?;
+        let asked = vmm.channel.queue_request(request, Fds::default());
+        // A socket that is closed shows in its pidfd.
+        let _ = vmm.channel.flush();
+        asked.ok()
+    }
+
+    /// The guest stands, or need not: ask the monitor.
+    fn read(&mut self, frozen: bool) {
+        let Some(underway) = &self.errands.underway else { return };
+        let limit = underway.errand.limit();
+        let mut fds = Fds::default();
+        let request = match &underway.errand {
+            Errand::Query { query, .. } => {
+                Ok(MonitorRequest::Ask(Ask { question: query.question.clone(), frozen }))
+            }
+            Errand::Capture { why, vmcore, .. } => {
+                capture_request(underway.path.clone(), why, *vmcore, &mut fds).map(MonitorRequest::Capture)
+            }
+        };
+        let sent = request.and_then(|request| {
+            let monitor = self.monitor.as_mut().ok_or("the monitor is gone")?;
+            let id = monitor.channel.queue_request(request, fds).map_err(|e| e.to_string())?;
+            monitor.channel.flush().map_err(|e| e.to_string())?;
+            Ok::<_, String>(id)
+        });
+        match sent {
+            Ok(request) => self.set_stage(Stage::Reading { request, frozen }, limit),
+            Err(why) => self.found(Found::Nothing(error(ErrorCode::Infrastructure, why)), frozen),
+        }
+    }
+
+    fn found(&mut self, found: Found, frozen: bool) {
+        let Some(underway) = &mut self.errands.underway else { return };
+        underway.found = Some(found);
+        if !frozen {
+            return self.conclude(None);
+        }
+        match self.ask_vmm(VmmRequest::Resume(Resume)) {
+            Some(request) => self.set_stage(Stage::Thawing { request }, SWITCH_LIMIT),
+            // Its end is told by the pidfd and ends the run.
+            None => self.conclude(None),
+        }
+    }
+
+    /// A reply of the VMM, if it belongs to an errand.
+    pub(super) fn vmm_switched(&mut self, id: u32, result: &Result<VmmReply, RemoteError>) -> bool {
+        let Some(underway) = &self.errands.underway else { return false };
+        match (underway.stage, result) {
+            (Stage::Stopping { request }, Ok(VmmReply::Pause(_))) if request == id => self.read(true),
+            // Some vCPUs may stand, others not: all shall run.
+            (Stage::Stopping { request }, Err(why)) if request == id => {
+                self.found(Found::Nothing(why.clone()), true);
+            }
+            (Stage::Thawing { request }, Ok(VmmReply::Resume(resumed))) if request == id => {
+                self.conclude(Some(Duration::from_micros(resumed.stood_us)));
+            }
+            (Stage::Thawing { request }, Err(why)) if request == id => {
+                // The machine has ended meanwhile, or it cannot go on: its exit or the deadline tells.
+                self.record("resume-refused", why);
+                self.conclude(None);
+            }
+            _ => return false,
+        }
+        true
+    }
+
+    /// A reply of the monitor, if it belongs to an errand.
+    pub(super) fn monitor_answered(
+        &mut self,
+        id: u32,
+        result: Result<MonitorReply, RemoteError>,
+    ) -> Unclaimed {
+        if self.errands.late == Some(id) {
+            self.errands.late = None;
+            self.next_errand();
+            return None;
+        }
+        let Some(underway) = &self.errands.underway else { return Some(result) };
+        let Stage::Reading { request, frozen } = underway.stage else { return Some(result) };
+        if request != id {
+            return Some(result);
+        }
+        let path = underway.path.clone();
+        let found = match result {
+            Ok(MonitorReply::Ask(answer)) => Found::Answer(answer),
+            Ok(MonitorReply::Capture(read)) => Found::Captured { read, path },
+            Ok(_) => Found::Nothing(error(ErrorCode::Infrastructure, "the monitor answered something else")),
+            Err(why) => Found::Nothing(why),
+        };
+        self.found(found, frozen);
+        None
+    }
+
+    /// The monitor is gone: nobody will answer.
+    pub(super) fn monitor_lost(&mut self) {
+        self.errands.late = None;
+        let gone = || error(ErrorCode::Infrastructure, "the monitor died before it answered");
+        for errand in std::mem::take(&mut self.errands.waiting) {
+            if let Some(asker) = errand.asker() {
+                self.errands.answers.push((asker, Err(gone())));
+            }
+        }
+        if let Some(Underway { stage: Stage::Reading { frozen, .. }, .. }) = self.errands.underway {
+            self.found(Found::Nothing(gone()), frozen);
+        }
+    }
+
+    /// The machine is gone: what is under way ends.
+    pub(super) fn abandon(&mut self, why: &str) {
+        let gone = || error(ErrorCode::Unavailable, why);
+        let underway = self.errands.underway.take();
+        if let Some(Underway { stage: Stage::Reading { request, .. }, .. }) = underway {
+            self.errands.late = Some(request);
+        }
+        let underway = underway.map(|underway| underway.errand);
+        for errand in underway.into_iter().chain(std::mem::take(&mut self.errands.waiting)) {
+            if let Some(asker) = errand.asker() {
+                self.errands.answers.push((asker, Err(gone())));
+            }
+        }
+        self.errands.planned.clear();
+    }
+
+    /// Time has passed.
+    pub(super) fn errands_tick(&mut self, now: Instant) {
+        while let Some((_, why)) = self.errands.planned.pop_front_if(|(at, _)| *at <= now) {
+            self.capture_now(why);
+        }
+        let Some(underway) = &self.errands.underway else { return };
+        if now < underway.until {
+            return;
+        }
+        let name = underway.errand.name();
+        match underway.stage {
+            Stage::Stopping { .. } => {
+                self.notice(format!("{name} failed: the vCPUs did not stop in {} s", SWITCH_LIMIT.as_secs()));
+                let why = error(ErrorCode::Infrastructure, "the vCPUs did not stop in time");
+                self.found(Found::Nothing(why), true);
+            }
+            Stage::Reading { request, frozen } => {
+                let limit = underway.errand.limit().as_secs();
+                self.errands.late = Some(request);
+                self.notice(format!(
+                    "{name} failed: ktstr-monitor did not answer in {limit} s; the guest goes on"
+                ));
+                let why = error(ErrorCode::Infrastructure, "the monitor did not answer in time");
+                self.found(Found::Nothing(why), frozen);
+            }
+            Stage::Thawing { .. } => {
+                self.abandon("the guest did not go on");
+                let how = format!("did not let the guest go on in {} s", SWITCH_LIMIT.as_secs());
+                self.stop(Stopped::Died(Process::Vmm, how));
+            }
+        }
+    }
+
+    /// The guest runs; tell everybody.
+    fn conclude(&mut self, stood: Option<Duration>) {
+        let Some(underway) = self.errands.underway.take() else { return };
+        if let Some(stood) = stood {
+            // Time that did not pass for the guest is not taken from its deadline either.
+            self.give_up = self.give_up.map(|at| at + stood);
+            for (at, _) in &mut self.errands.planned {
+                *at += stood;
+            }
+            if self.monitor.is_some() {
+                let stood_us = stood.as_micros() as u64;
+                self.ask_monitor(MonitorRequest::Thawed(Thawed { stood_us }));
+            }
+        }
+        let stood_us = stood.map(|stood| stood.as_micros() as u64);
+        let name = underway.errand.name();
+        let asker = underway.errand.asker();
+        let result = match underway.found {
+            Some(Found::Answer(answer)) => {
+                let ktstr_proto::capture::Answer { json, text, read_us } = answer;
+                Ok(ClientReply::Query(QueryAnswer { json, text, read_us, stood_us }))
+            }
+            Some(Found::Captured { read, path }) => {
+                self.errands.taken += 1;
+                let taken = CaptureTaken { path, stood_us: stood_us.unwrap_or(0), read };
+                self.record("capture", &(&name, &taken));
+                Ok(ClientReply::TakeCapture(taken))
+            }
+            Some(Found::Nothing(why)) => Err(why),
+            None => Err(error(ErrorCode::Infrastructure, "it came to nothing")),
+        };
+        match (asker, result) {
+            (Some(asker), result) => self.errands.answers.push((asker, result)),
+            (None, Ok(_)) => {}
+            (None, Err(why)) => self.notice(format!("{name} failed: {}", why.message)),
+        }
+        self.next_errand();
+    }
+
+    /// Whether a request for this run is meant for it.
+    pub fn is(&self, run: &RunId) -> bool {
+        self.dir.id == *run
+    }
+
+    /// The scenario begins: snapshots that the test asked for are planned.
+    pub(super) fn scenario_began(&mut self, phase: Phase) {
+        if phase == Phase::ScenarioStarted
+            && let ktstr_proto::run::Job::Test(test) = &self.spec.job
+            && self.spec.snapshots > 0
+            && self.errands.planned.is_empty()
+        {
+            let (count, length) = (self.spec.snapshots, Duration::from_millis(test.duration_ms));
+            self.plan_captures(count, length);
+        }
+    }
+}
+
+/// A reply that belongs to nothing here.
+pub(super) type Unclaimed = Option<Result<MonitorReply, RemoteError>>;
+
+fn capture_request(path: PathBuf, why: &str, vmcore: bool, fds: &mut Fds) -> Result<Capture, String> {
+    let mut open = |ending: &str| {
+        let path = path.with_extension(ending);
+        let file = File::create(&path).map_err(|e| format!("cannot create {}: {e}", path.display()))?;
+        Ok::<_, String>(fds.attach(file.into()))
+    };
+    let (json, text) = (open("json")?, open("txt")?);
+    let vmcore = vmcore.then(|| open("vmcore")).transpose()?;
+    Ok(Capture { why: why.to_owned(), json, text, vmcore })
+}

@@ -1,0 +1,159 @@
+//! Looking into a guest while it runs: questions with one answer, and captures of everything.
+//!
+//! The same types travel from a client to the orchestrator ([`Query`], [`TakeCapture`]) and from
+//! there to the monitor ([`Ask`], [`Capture`]). Whether the guest stands meanwhile is between the
+//! orchestrator and the VMM; the monitor is only told.
+
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{link::FdSlot, run::RunId};
+
+/// What the names of the sockets of live runs begin with.
+pub const DOOR_PREFIX: &str = "ktstr-run/";
+
+/// The name of the socket, of the abstract kind, through which observers of a run come in: the id,
+/// without its beginning where it is longer than a name may be.
+pub fn door_name(run: &RunId) -> String {
+    /// A socket address holds 107 bytes after the NUL that marks the kind.
+    const ROOM: usize = 107 - DOOR_PREFIX.len();
+    let mut from = run.0.len().saturating_sub(ROOM);
+    while !run.0.is_char_boundary(from) {
+        from += 1;
+    }
+    format!("{DOOR_PREFIX}{}", &run.0[from..])
+}
+
+/// What somebody wants to know about the guest. Append only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Question {
+    /// Values by path: `rq[*].nr_running`, `rq[0].cfs.load.weight`, `scx.events`.
+    Path(String),
+    /// All tasks in brief.
+    Tasks,
+    /// One task in full, by thread id.
+    Task(i32),
+    /// Dispatch queues with their tasks.
+    Dsqs,
+    /// sched_ext and its scheduler.
+    Scx,
+    /// Control groups with usage and pressure.
+    Cgroups,
+}
+
+/// Asked by a client of a live run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Query {
+    /// Which run; on the socket of a run there is only one.
+    pub run: Option<RunId>,
+    /// What is asked.
+    pub question: Question,
+    /// Stop all vCPUs meanwhile, so that what is answered belongs together.
+    pub freeze: bool,
+}
+
+/// The answer to a [`Query`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct QueryAnswer {
+    /// As JSON. What is missing is `{"absent": why}` or `{"unreadable": why}`, never 0.
+    pub json: String,
+    /// For people.
+    pub text: String,
+    /// Time the reading took, microseconds.
+    pub read_us: u64,
+    /// How long the vCPUs stood, microseconds; none when they did not.
+    pub stood_us: Option<u64>,
+}
+
+/// A client asks for a capture of a live run.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TakeCapture {
+    /// Which run; on the socket of a run there is only one.
+    pub run: Option<RunId>,
+    /// Also write all of guest memory as an ELF core file.
+    pub vmcore: bool,
+}
+
+/// A capture was taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaptureTaken {
+    /// Its files without their endings: `.json`, `.txt` and, when asked for, `.vmcore`.
+    pub path: PathBuf,
+    /// How long the vCPUs stood, microseconds.
+    pub stood_us: u64,
+    /// What was read.
+    pub read: Captured,
+}
+
+/// The monitor is to answer a question.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ask {
+    /// What is asked.
+    pub question: Question,
+    /// All vCPUs stand until [`Thawed`].
+    pub frozen: bool,
+}
+
+/// The monitor's answer.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Answer {
+    /// As JSON.
+    pub json: String,
+    /// For people.
+    pub text: String,
+    /// Time the reading took, microseconds.
+    pub read_us: u64,
+}
+
+/// The monitor is to read everything; all vCPUs stand.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capture {
+    /// Why, in a few words: it heads the text.
+    pub why: String,
+    /// Where the JSON goes.
+    pub json: FdSlot,
+    /// Where the text goes.
+    pub text: FdSlot,
+    /// Where guest memory goes, if it is wanted.
+    pub vmcore: Option<FdSlot>,
+}
+
+/// Everything is read; the vCPUs may go on while the files are written.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Captured {
+    /// Time the reading took, microseconds.
+    pub read_us: u64,
+    /// Tasks read.
+    pub tasks: u32,
+    /// Dispatch queues read.
+    pub dsqs: u32,
+    /// Bytes of guest memory written as a core file.
+    pub vmcore_bytes: u64,
+}
+
+/// The vCPUs run again.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Thawed {
+    /// How long they stood, microseconds; time that did not pass for the guest.
+    pub stood_us: u64,
+}
+
+/// See [`Thawed`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ThawNoted;
+
+/// A task has been waiting for half of what the watchdog tolerates.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stalling {
+    /// Its thread id.
+    pub pid: i32,
+    /// Its name.
+    pub comm: String,
+    /// The CPU on whose list it waits.
+    pub cpu: u32,
+    /// How long it has been runnable, jiffies.
+    pub age_jiffies: u64,
+    /// What the watchdog tolerates, jiffies.
+    pub limit_jiffies: u64,
+}
