@@ -30,7 +30,7 @@ fn plant_kernel(home: &Path) {
     fs::write(dir.join("vmlinux"), "elf").unwrap();
     let metadata = serde_json::json!({
         "format": 1, "key": "k", "release": "7.2.0", "version": "7.2.0", "series": "7.2",
-        "arch": std::env::consts::ARCH, "source": {"kind": "image", "path": "/x"},
+        "arch": std::env::consts::ARCH, "source": {"kind": "package_files", "paths": ["/x"]},
         "sched_ext": true, "btf": true, "modules": [], "created": "", "ktstr": "",
         "files": {"vmlinux": {"size": 3, "sha256": ""}},
     });
