@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use ktstr_proto::{Accel, Topology};
+use ktstr_proto::{Accel, topology::Shape};
 
 /// Test harness for Linux process schedulers.
 #[derive(Debug, Parser)]
@@ -102,9 +102,10 @@ pub struct ShellArgs {
     /// Path, version, series or key of a kernel [default: newest cached with sched_ext]
     #[arg(long, value_name = "ID")]
     pub kernel: Option<String>,
-    /// NUMA nodes, last-level caches, cores per cache, threads per core
+    /// NUMA nodes, last-level caches, cores per cache, threads per core; or the name of a preset.
+    /// Nodes are described behind it: 2n4l2c1t/mem=512,1024/cxl=256/dist=10,20,30:20,10,30:30,30,10
     #[arg(long, value_name = "N,L,C,T", default_value = "1,1,1,1")]
-    pub topology: Topology,
+    pub topology: Shape,
     /// File or directory to have at /include-files/NAME; bare names are looked up in PATH
     #[arg(short, long, value_name = "PATH")]
     pub include_files: Vec<PathBuf>,

@@ -130,7 +130,12 @@ fn job(pairs: &[(&str, &str)]) -> Result<GuestJob> {
         scheduler: None,
         task: GuestTask::Exec("true".into()),
     };
-    let mut scheduler = GuestScheduler { name: String::new(), args: Vec::new(), attach_timeout_ms: 20_000 };
+    let mut scheduler = GuestScheduler {
+        name: String::new(),
+        args: Vec::new(),
+        attach_timeout_ms: 20_000,
+        cgroup_parent: None,
+    };
     for (key, value) in pairs {
         match *key {
             "topology" => job.topology = value.parse()?,

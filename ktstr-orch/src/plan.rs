@@ -60,6 +60,9 @@ pub enum PlanError {
     /// The memory given does not suffice.
     #[error(transparent)]
     Memory(#[from] memory::TooLittleMemory),
+    /// The memory cannot be divided among the nodes.
+    #[error("divide the memory among the NUMA nodes (give more with --memory-mb, or each node its own)")]
+    Numa(#[from] ktstr_proto::topology::numa::NumaError),
     /// No busybox on this host.
     #[error("no static busybox found on PATH: install the package busybox-static")]
     Busybox,
@@ -212,11 +215,11 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
     let (initramfs, size) = pack_initramfs(spec, &kernel, ring, accel, &mut notes)?;
     let load =
         memory::Load { kernel: kernel_end, initramfs: size, reserved: ring.len, cpus: spec.topology.cpus() };
-    let memory_mb = load.choose(spec.memory_mb)?;
+    let memory_mb = memory_mb(spec, &load)?;
     notes.extend(sound_emulator_note(emulator.as_ref()));
     let (boot_limit, run_limit) = limits(spec, accel);
     Ok(Plan {
-        cmdline: cmdline(spec, accel, ring),
+        cmdline: cmdline(spec, accel, ring, kernel_hz(&kernel)),
         accel,
         emulator,
         memory_mb,
@@ -228,6 +231,16 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
         kernel,
         initramfs,
     })
+}
+
+/// Memory of the whole machine in MiB. A guest must be able to boot without the nodes of memory alone.
+fn memory_mb(spec: &RunSpec, load: &memory::Load) -> Result<u32, PlanError> {
+    let mib = |mb: u64| u32::try_from(mb).unwrap_or(u32::MAX);
+    let alone = mib(spec.numa.memory_only_mb(&spec.topology));
+    let wanted = spec.memory_mb.or(spec.numa.memory_mb().map(mib));
+    let memory_mb = load.choose(wanted.map(|mb| mb.saturating_sub(alone)))?.saturating_add(alone);
+    spec.numa.shares_mb(&spec.topology, memory_mb)?;
+    Ok(memory_mb)
 }
 
 /// Probes only when the answer matters, and says in one line what was chosen and why.
@@ -330,7 +343,7 @@ fn ring_region(kernel_end: u64, accel: AccelKind) -> RingRegion {
     }
 }
 
-fn cmdline(spec: &RunSpec, accel: AccelKind, ring: RingRegion) -> String {
+fn cmdline(spec: &RunSpec, accel: AccelKind, ring: RingRegion, hz: Option<u64>) -> String {
     let verbose = matches!(&spec.job, Job::Shell(shell) if shell.dmesg);
     let mut words = vec![
         "console=ttyS0".to_owned(),
@@ -341,19 +354,30 @@ fn cmdline(spec: &RunSpec, accel: AccelKind, ring: RingRegion) -> String {
         format!("loglevel={}", if verbose { 7 } else { 5 }),
         format!("memmap={}K${:#x}", ring.len >> 10, ring.gpa),
     ];
-    match accel {
-        AccelKind::Kvm => words.push("no_timer_check".into()),
-        AccelKind::Tcg => {
-            words.extend(["tsc=reliable".into(), "no_timer_check".into()]);
-            words.extend(crate::tsc::host_khz().map(|khz| format!("tsc_early_khz={khz}")));
-        }
+    words.push("no_timer_check".into());
+    let emulated_tsc_khz = match accel {
+        AccelKind::Kvm => None,
+        AccelKind::Tcg => crate::tsc::host_khz(),
         // One instruction takes 2^2 ns, and the emulator's counter runs at 1 GHz of virtual time.
-        AccelKind::Det => {
-            words.extend(["tsc=reliable", "no_timer_check", "tsc_early_khz=1000000"].map(String::from))
-        }
+        AccelKind::Det => Some(1_000_000),
+    };
+    if accel != AccelKind::Kvm {
+        words.push("tsc=reliable".into());
+    }
+    if let Some(khz) = emulated_tsc_khz {
+        words.push(format!("tsc_early_khz={khz}"));
+        // Counter ticks per jiffy. Untold, the first CPU of every package but one measures its delay
+        // loop anew, one after the other.
+        words.extend(hz.map(|hz| format!("lpj={}", khz * 1000 / hz)));
     }
     words.extend(spec.kernel_args.iter().cloned());
     words.join(" ")
+}
+
+/// Timer interrupts per second, as the kernel was configured.
+fn kernel_hz(kernel: &Kernel) -> Option<u64> {
+    let config = fs::read_to_string(kernel.config()?).ok()?;
+    config.lines().find_map(|line| line.strip_prefix("CONFIG_HZ=")?.parse().ok()).filter(|hz| *hz > 0)
 }
 
 /// What a guest is started with and reports through is not the caller's to change.

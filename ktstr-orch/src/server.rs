@@ -349,6 +349,7 @@ impl Server {
     fn submit(&mut self, client: usize, spec: ktstr_proto::run::RunSpec) -> Result<Submitted, RemoteError> {
         let infrastructure = |e: &dyn std::error::Error| RemoteError::new(ErrorCode::Infrastructure, e);
         spec.topology.checked().map_err(|e| RemoteError::new(ErrorCode::BadRequest, &e))?;
+        spec.numa.check(&spec.topology).map_err(|e| RemoteError::new(ErrorCode::BadRequest, &e))?;
         let session = Session::open(spec).map_err(|e| infrastructure(&e))?;
         let queued_behind = self.sessions.values().filter(|e| !e.admitted).count() as u32;
         let submitted = Submitted {

@@ -197,6 +197,7 @@ impl Session {
         let start = Start {
             accel: plan.accel,
             topology: self.spec.topology,
+            numa: self.spec.numa.clone(),
             memory_mb: plan.memory_mb,
             cmdline: plan.cmdline.clone(),
             ring: plan.ring,

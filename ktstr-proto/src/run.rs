@@ -4,7 +4,10 @@ use std::{fmt, path::PathBuf, str::FromStr};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{topology::Topology, verdict::Assert};
+use crate::{
+    topology::{Numa, Topology},
+    verdict::Assert,
+};
 
 /// Which accelerator the user asked for.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
@@ -94,7 +97,9 @@ pub struct RunSpec {
     pub accel: Accel,
     /// Machine shape.
     pub topology: Topology,
-    /// Guest memory in MiB; `None` lets the orchestrator compute it.
+    /// What is special about its NUMA nodes.
+    pub numa: Numa,
+    /// Guest memory in MiB; `None` is what the nodes add up to, or lets the orchestrator compute it.
     pub memory_mb: Option<u32>,
     /// Seed of every random choice.
     pub seed: u64,

@@ -1,8 +1,18 @@
 //! The shape of a machine: NUMA nodes, last-level caches, cores, threads.
+//!
+//! Next: `preset` names shapes, `numa` says more about nodes, `shape` puts both into one line.
 
 use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Serialize};
+
+pub mod numa;
+pub mod preset;
+pub mod shape;
+
+pub use numa::Numa;
+pub use preset::{PRESETS, Preset};
+pub use shape::Shape;
 
 /// Machine shape. `llcs` counts the whole machine and is a multiple of `numa_nodes`.
 ///
@@ -49,10 +59,26 @@ pub enum TopologyError {
         cpus: u64,
     },
     /// The text is no topology.
-    #[error("`{text}` is no topology: write nodes,llcs,cores,threads (1,2,4,1) or 1n2l4c1t")]
+    #[error(
+        "`{text}` is no topology: write nodes,llcs,cores,threads (1,2,4,1), 1n2l4c1t or the name of a preset"
+    )]
     Syntax {
         /// The text given.
         text: String,
+    },
+    /// The text looks like the name of a preset, and none is called so.
+    #[error("there is no preset `{text}`; did you mean `{nearest}`?")]
+    UnknownPreset {
+        /// The text given.
+        text: String,
+        /// The likeliest of the names there are.
+        nearest: &'static str,
+    },
+    /// Too many nodes.
+    #[error("topology {shape} has {nodes} NUMA nodes, the limit is {}", numa::MAX_NODES, nodes = shape.numa_nodes)]
+    TooManyNodes {
+        /// The shape as requested.
+        shape: Topology,
     },
 }
 
@@ -79,6 +105,9 @@ impl Topology {
         let cpus = u64::from(self.llcs).saturating_mul(self.cores.into()).saturating_mul(self.threads.into());
         if cpus > MAX_CPUS.into() {
             return Err(TopologyError::TooLarge { shape: self, cpus });
+        }
+        if self.numa_nodes as usize > numa::MAX_NODES {
+            return Err(TopologyError::TooManyNodes { shape: self });
         }
         Ok(self)
     }
@@ -110,6 +139,12 @@ impl FromStr for Topology {
 
     fn from_str(text: &str) -> Result<Self, TopologyError> {
         let syntax = || TopologyError::Syntax { text: text.into() };
+        if let Some(preset) = preset::find(text) {
+            return Ok(preset.topology);
+        }
+        if text.contains('-') {
+            return Err(TopologyError::UnknownPreset { text: text.into(), nearest: preset::nearest(text) });
+        }
         let numbers: Vec<&str> = if text.contains(',') {
             text.split(',').map(str::trim).collect()
         } else {
@@ -145,6 +180,11 @@ mod tests {
         assert!(matches!(Topology::new(1, 0, 1, 1), Err(TopologyError::Zero { dimension: "llcs", .. })));
         assert!(matches!(Topology::new(2, 3, 1, 1), Err(TopologyError::Uneven { .. })));
         assert!(matches!(Topology::new(1, u32::MAX, u32::MAX, 2), Err(TopologyError::TooLarge { .. })));
+        assert!(matches!(Topology::new(65, 65, 1, 1), Err(TopologyError::TooManyNodes { .. })));
+        assert!(matches!(
+            "smt-2lcl".parse::<Topology>(),
+            Err(TopologyError::UnknownPreset { nearest: "smt-2llc", .. })
+        ));
         assert!(matches!("4".parse::<Topology>(), Err(TopologyError::Syntax { .. })));
         assert!(matches!("1,2,3".parse::<Topology>(), Err(TopologyError::Syntax { .. })));
     }

@@ -8,7 +8,7 @@ use crate::{
     link::{FdSlot, Link, calls},
     ring::RingRegion,
     run::AccelKind,
-    topology::Topology,
+    topology::{Numa, Topology},
 };
 
 /// The link itself; the orchestrator asks, the VMM serves.
@@ -63,6 +63,8 @@ pub struct Start {
     pub accel: AccelKind,
     /// Machine shape.
     pub topology: Topology,
+    /// What is special about its NUMA nodes.
+    pub numa: Numa,
     /// Guest memory, MiB.
     pub memory_mb: u32,
     /// Kernel command line, complete.

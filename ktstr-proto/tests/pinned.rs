@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
 
 use ktstr_proto::{
     Accel, AccelKind, FdSlot, RunId, Topology, VERSION, capture::*, client::*, codec, guest::*, link::*,
-    monitor::*, ring::*, run::*, verdict::*, vmm::*,
+    monitor::*, ring::*, run::*, topology::numa::*, verdict::*, vmm::*,
 };
 use serde::Serialize;
 
@@ -42,6 +42,11 @@ fn topology() -> Topology {
     Topology { numa_nodes: 1, llcs: 2, cores: 3, threads: 4 }
 }
 
+fn numa() -> Numa {
+    let access = Some(Access { latency_ns: 400, bandwidth_mbs: 16_000 });
+    Numa { nodes: vec![NumaNode { memory_mb: Some(64), access }], distances: vec![vec![10]] }
+}
+
 fn region() -> RamRegion {
     RamRegion { gpa: 0, len: 1 << 20, offset: 0 }
 }
@@ -58,6 +63,7 @@ fn spec() -> RunSpec {
         kernel: Some("k".into()),
         accel: Accel::Det,
         topology: topology(),
+        numa: numa(),
         memory_mb: Some(512),
         seed: 7,
         deadline_ms: Some(9),
@@ -112,6 +118,7 @@ fn start() -> Start {
     Start {
         accel: AccelKind::Tcg,
         topology: topology(),
+        numa: numa(),
         memory_mb: 512,
         cmdline: "c".into(),
         ring: RingRegion { gpa: 0x1000_0000, len: 0x40_0000, mode: Mode::Wrap },

@@ -24,7 +24,7 @@ fn main() -> anyhow::Result<()> {
     };
     let numbers: Vec<u32> =
         shape.split(',').map(str::parse).collect::<Result<_, _>>().context("read the shape")?;
-    let &[numa_nodes, llcs, cores_per_llc, threads_per_core] = numbers.as_slice() else {
+    let &[numa_nodes, llcs, cores, threads] = numbers.as_slice() else {
         bail!("the shape has four numbers: nodes,llcs,cores,threads");
     };
     let console = match std::env::var_os("KTSTR_CONSOLE") {
@@ -35,7 +35,8 @@ fn main() -> anyhow::Result<()> {
         None => None,
     };
     let spec = MachineSpec {
-        topology: Topology { numa_nodes, llcs, cores_per_llc, threads_per_core },
+        topology: Topology { numa_nodes, llcs, cores, threads },
+        numa: Default::default(),
         memory: memory.parse::<u64>().context("read the memory size")? << 20,
         kernel: open(kernel)?,
         initrd: vec![open(initrd)?],

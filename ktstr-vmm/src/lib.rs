@@ -4,12 +4,14 @@
 //! [`session`] is one machine with everything that leaves it ([`console`], [`ring`]); [`serve`] runs
 //! it for an orchestrator, [`standalone`] for a person.
 
+pub mod apic;
 pub mod backend;
 pub mod confine;
 pub mod console;
 pub mod emulator;
 pub mod kvm;
 pub mod machine;
+pub mod nodes;
 pub mod probe;
 pub mod ring;
 pub mod serve;

@@ -8,6 +8,8 @@
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+pub use ktstr_proto::topology::{Numa, Topology};
+
 /// A guest-physical address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Gpa(pub u64);
@@ -15,27 +17,6 @@ pub struct Gpa(pub u64);
 impl fmt::Display for Gpa {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{:#x}", self.0)
-    }
-}
-
-/// The shape of the machine. CPUs are numbered node > LLC > core > thread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Topology {
-    /// NUMA nodes; divides `llcs`.
-    pub numa_nodes: u32,
-    /// Last-level caches of the whole machine.
-    pub llcs: u32,
-    /// Cores behind each LLC.
-    pub cores_per_llc: u32,
-    /// Hardware threads of each core.
-    pub threads_per_core: u32,
-}
-
-impl Topology {
-    /// How many CPUs the shape has in all.
-    #[must_use]
-    pub fn cpus(&self) -> u32 {
-        self.llcs * self.cores_per_llc * self.threads_per_core
     }
 }
 
@@ -60,8 +41,10 @@ pub struct ConsoleFds {
 /// Everything a backend needs to start a machine.
 #[derive(Debug)]
 pub struct MachineSpec {
-    /// CPUs, caches, nodes.
+    /// CPUs and caches.
     pub topology: Topology,
+    /// What is special about the NUMA nodes.
+    pub numa: Numa,
     /// Guest RAM in bytes; a multiple of 2 MiB.
     pub memory: u64,
     /// The decompressed kernel (ELF with a PVH entry note).

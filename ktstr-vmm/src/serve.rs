@@ -318,7 +318,8 @@ fn launch(start: &Start, mut fds: Fds, attached: &mut Fds) -> Result<(Session, S
     let (console, ours) =
         if start.interactive { console_pair().map(|(a, b)| (Some(a), Some(b)))? } else { (None, None) };
     let spec = MachineSpec {
-        topology: shape(topology),
+        topology,
+        numa: start.numa.clone(),
         memory: u64::from(start.memory_mb) << 20,
         kernel: fds.take(start.kernel, "kernel")?,
         initrd: vec![fds.take(start.initrd, "initrd")?],
@@ -356,16 +357,6 @@ fn console_pair() -> Result<(ConsoleFds, OwnedFd), RefusedStart> {
         Ok((ConsoleFds { input, output: theirs.into() }, ours.into()))
     };
     pair().map_err(|source| RefusedStart::Console { source })
-}
-
-/// The machine's shape in the terms of both backends.
-pub(crate) fn shape(topology: ktstr_proto::Topology) -> machine::Topology {
-    machine::Topology {
-        numa_nodes: topology.numa_nodes,
-        llcs: topology.llcs,
-        cores_per_llc: topology.cores,
-        threads_per_core: topology.threads,
-    }
 }
 
 fn backend(start: &Start) -> Result<Backend, RefusedStart> {

@@ -102,6 +102,7 @@ pub fn spec_of(entry: &KtstrTestEntry) -> Result<RunSpec, SpecError> {
         kernel: set("KTSTR_TEST_KERNEL").or_else(|| set("KTSTR_KERNEL")),
         accel,
         topology,
+        numa: Default::default(),
         memory_mb: entry.memory_mb,
         seed,
         deadline_ms: None,

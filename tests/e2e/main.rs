@@ -7,4 +7,5 @@
 mod bad_input;
 mod death;
 mod harness;
+mod topology;
 mod verdicts;

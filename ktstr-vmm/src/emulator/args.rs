@@ -5,9 +5,9 @@
 
 use std::os::fd::{AsRawFd, BorrowedFd};
 
-use super::layout::NodeShare;
 use super::version::Version;
-use crate::machine::Topology;
+use crate::machine::{Numa, Topology};
+use crate::nodes::Node;
 
 /// How the emulator runs the vCPUs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,16 +31,22 @@ pub enum Threads {
 }
 
 impl Threads {
-    /// Several threads where the version is sound with them and both sides have more than one CPU.
+    /// Several threads where the version is sound with them, both sides have more than one CPU, and
+    /// the host's are not shared by too many: a vCPU that waits for another one spins until the host
+    /// happens to run that, where the one thread goes on to the next vCPU at once.
     #[must_use]
     pub fn choose(mode: Mode, version: Version, vcpus: u32, host_cpus: usize) -> Threads {
+        let sound = version >= Version::THREADS_SOUND;
+        let of_use = vcpus > 1 && host_cpus > 1 && vcpus as usize <= host_cpus * VCPUS_PER_HOST_CPU;
         match mode {
-            Mode::Det { .. } => Threads::Single,
-            Mode::Tcg if version >= Version::THREADS_SOUND && vcpus > 1 && host_cpus > 1 => Threads::Multi,
-            Mode::Tcg => Threads::Single,
+            Mode::Tcg if sound && of_use => Threads::Multi,
+            Mode::Tcg | Mode::Det { .. } => Threads::Single,
         }
     }
 }
+
+/// From more vCPUs for each of the host's on, one thread does better than many.
+const VCPUS_PER_HOST_CPU: usize = 8;
 
 /// Kernel parameters that an emulated machine wants beside the caller's: its clock needs no checking
 /// against timers that the host may delay, and the self-tests of the crypto library are a quarter of
@@ -54,12 +60,16 @@ pub struct Machine<'a> {
     pub mode: Mode,
     /// Threads, as chosen.
     pub threads: Threads,
-    /// CPUs, caches, nodes.
+    /// CPUs and caches.
     pub topology: &'a Topology,
+    /// Whether some CPU can only be reached in x2APIC mode.
+    pub x2apic: bool,
+    /// Distances and access figures.
+    pub numa: &'a Numa,
     /// RAM in bytes.
     pub memory: u64,
     /// RAM and CPUs per node.
-    pub nodes: &'a [NodeShare],
+    pub nodes: &'a [Node],
     /// Kernel command line.
     pub cmdline: &'a str,
     /// The descriptors the child inherits.
@@ -112,7 +122,11 @@ pub fn compose(machine: &Machine<'_>) -> Vec<String> {
     push("-cpu", cpu(machine));
     push("-smp", smp(machine.topology));
     push("-m", format!("size={}k", machine.memory >> 10));
-    for (flag, value) in accelerator(machine).into_iter().chain(memory(machine)) {
+    if machine.x2apic {
+        // Without it a kernel that sees no known hypervisor starts no CPU with an id above 254.
+        push("-device", "intel-iommu,intremap=on,eim=on".to_owned());
+    }
+    for (flag, value) in accelerator(machine).into_iter().chain(memory(machine)).chain(localities(machine)) {
         push(flag, value);
     }
     push("-kernel", path(machine.fds.kernel));
@@ -137,19 +151,14 @@ pub fn compose(machine: &Machine<'_>) -> Vec<String> {
 /// Nothing reads the HPET once the TSC is trusted, and looking for it costs boot time.
 fn board(machine: &Machine<'_>) -> String {
     let mut board = "q35,hpet=off,vmport=off,smm=off,usb=off".to_owned();
-    if machine.nodes.len() == 1 {
-        board.push_str(",memory-backend=ram0");
-    }
+    board.push_str(if machine.nodes.len() == 1 { ",memory-backend=ram0" } else { ",hmat=on" });
     board
 }
 
-/// The emulated AMD CPU lacks the leaf that says which threads share a cache, so a guest would see
-/// each thread with caches of its own; the Intel leaf says it.
+/// The emulated AMD CPU lacks the leaf that says which CPUs share a cache, so a guest would number
+/// last-level caches by CPU and see each thread with caches of its own; the Intel leaf says it.
 fn cpu(machine: &Machine<'_>) -> String {
-    let mut cpu = "max".to_owned();
-    if machine.topology.threads_per_core > 1 {
-        cpu.push_str(",vendor=GenuineIntel");
-    }
+    let mut cpu = "max,vendor=GenuineIntel".to_owned();
     if matches!(machine.mode, Mode::Det { .. }) {
         cpu.push_str(",-rdrand,-rdseed");
     }
@@ -162,8 +171,8 @@ fn smp(topology: &Topology) -> String {
         "{},sockets={},cores={},threads={}",
         topology.cpus(),
         topology.llcs,
-        topology.cores_per_llc,
-        topology.threads_per_core
+        topology.cores,
+        topology.threads
     )
 }
 
@@ -193,8 +202,38 @@ fn memory(machine: &Machine<'_>) -> Vec<(&'static str, String)> {
         }
         args.push(("-object", backend));
         if several {
-            let (first, last) = (share.first_cpu, share.last_cpu);
-            args.push(("-numa", format!("node,nodeid={node},cpus={first}-{last},memdev=ram{node}")));
+            // A node with CPUs is its own initiator; the emulator knows.
+            let place = match &share.cpus {
+                Some(cpus) => format!("cpus={}-{}", cpus.start(), cpus.end()),
+                None => format!("initiator={}", share.initiator),
+            };
+            args.push(("-numa", format!("node,nodeid={node},{place},memdev=ram{node}")));
+        }
+    }
+    args
+}
+
+/// Distances (SLIT) and access figures (HMAT) of several nodes.
+fn localities(machine: &Machine<'_>) -> Vec<(&'static str, String)> {
+    let count = machine.nodes.len();
+    let mut args = Vec::new();
+    if count == 1 {
+        return args;
+    }
+    for (from, to) in (0..count).flat_map(|from| (0..count).map(move |to| (from, to))) {
+        if from != to {
+            let distance = machine.numa.distance(from, to);
+            args.push(("-numa", format!("dist,src={from},dst={to},val={distance}")));
+        }
+    }
+    for from in (0..count).filter(|from| machine.nodes[*from].cpus.is_some()) {
+        for to in 0..count {
+            let access = machine.numa.access(machine.topology, from, to);
+            let pair = format!("hmat-lb,initiator={from},target={to},hierarchy=memory");
+            args.push(("-numa", format!("{pair},data-type=access-latency,latency={}", access.latency_ns)));
+            // The emulator counts in MiB and tells the guest the bare number.
+            let bandwidth = access.bandwidth_mbs;
+            args.push(("-numa", format!("{pair},data-type=access-bandwidth,bandwidth={bandwidth}M")));
         }
     }
     args
@@ -204,13 +243,21 @@ fn memory(machine: &Machine<'_>) -> Vec<(&'static str, String)> {
 mod tests {
     use std::os::fd::AsFd;
 
-    use super::super::layout;
+    use ktstr_proto::topology::Shape;
+
     use super::*;
+    use crate::apic::ApicIds;
+    use crate::nodes;
 
     fn line(mode: Mode, topology: Topology, console: bool) -> String {
+        compose_for(mode, &topology.into(), console)
+    }
+
+    fn compose_for(mode: Mode, shape: &Shape, console: bool) -> String {
+        let Shape { topology, numa } = shape;
         let stdin = std::io::stdin();
         let fd = stdin.as_fd();
-        let nodes = layout::nodes(&topology, 1 << 30).unwrap();
+        let nodes = nodes::divide(topology, numa, 1 << 30).unwrap();
         let fds = Inherited {
             ram: fd,
             kernel: fd,
@@ -221,10 +268,13 @@ mod tests {
             console: console.then_some(fd),
         };
         let threads = Threads::choose(mode, Version { major: 10, minor: 0, micro: 2 }, topology.cpus(), 2);
+        let x2apic = ApicIds::new(*topology).unwrap().need_x2apic();
         let machine = Machine {
             mode,
             threads,
-            topology: &topology,
+            topology,
+            x2apic,
+            numa,
             memory: 1 << 30,
             nodes: &nodes,
             cmdline: "quiet",
@@ -233,7 +283,7 @@ mod tests {
         compose(&machine).join(" ")
     }
 
-    const SMT: Topology = Topology { numa_nodes: 1, llcs: 2, cores_per_llc: 2, threads_per_core: 2 };
+    const SMT: Topology = Topology { numa_nodes: 1, llcs: 2, cores: 2, threads: 2 };
 
     #[test]
     fn tcg_shows_the_requested_shape() {
@@ -257,12 +307,12 @@ mod tests {
 
     #[test]
     fn det_counts_instructions_on_one_thread() {
-        let flat = Topology { numa_nodes: 1, llcs: 1, cores_per_llc: 4, threads_per_core: 1 };
+        let flat = Topology { numa_nodes: 1, llcs: 1, cores: 4, threads: 1 };
         let line = line(Mode::Det { seed: 7 }, flat, false);
         for part in [
             "-accel tcg,thread=single",
             "-icount shift=2,sleep=off",
-            "-cpu max,-rdrand,-rdseed",
+            "-cpu max,vendor=GenuineIntel,-rdrand,-rdseed",
             "-rtc base=2026-01-01T00:00:00,clock=vm",
             "-seed 7",
         ] {
@@ -279,10 +329,36 @@ mod tests {
             "-numa node,nodeid=0,cpus=0-3,memdev=ram0",
             "-numa node,nodeid=1,cpus=4-7,memdev=ram1",
             "-device virtconsole,chardev=hvc",
+            "hmat=on",
+            "-numa dist,src=1,dst=0,val=20",
         ] {
             assert!(line.contains(part), "{part} not in {line}");
         }
         assert!(!line.contains("memory-backend=ram0"), "{line}");
+    }
+
+    #[test]
+    fn many_cpus_need_interrupt_remapping() {
+        let remapping = "-device intel-iommu,intremap=on,eim=on";
+        assert!(compose_for(Mode::Tcg, &"max-cpu".parse().unwrap(), false).contains(remapping));
+        assert!(!compose_for(Mode::Tcg, &"near-max-llc".parse().unwrap(), false).contains(remapping));
+    }
+
+    #[test]
+    fn memory_alone_hangs_off_the_nearest_cpus() {
+        let shape = "2n2l1c1t/mem=256,512/cxl=256@400@8000/dist=10,20,30:20,10,15:30,15,10".parse().unwrap();
+        let line = compose_for(Mode::Tcg, &shape, false);
+        for part in [
+            "id=ram2,mem-path=/proc/self/fd/0,share=on,size=268435456,offset=805306368",
+            "-numa node,nodeid=1,cpus=1-1,memdev=ram1",
+            "-numa node,nodeid=2,initiator=1,memdev=ram2",
+            "-numa dist,src=2,dst=1,val=15",
+            "initiator=0,target=2,hierarchy=memory,data-type=access-latency,latency=1200",
+            "initiator=1,target=2,hierarchy=memory,data-type=access-bandwidth,bandwidth=5333M",
+        ] {
+            assert!(line.contains(part), "{part} not in {line}");
+        }
+        assert!(!line.contains("hmat-lb,initiator=2"), "{line}");
     }
 
     #[test]
@@ -293,6 +369,8 @@ mod tests {
         assert_eq!(Threads::choose(Mode::Tcg, old, 4, 2), Threads::Single);
         assert_eq!(Threads::choose(Mode::Tcg, new, 1, 2), Threads::Single);
         assert_eq!(Threads::choose(Mode::Tcg, new, 4, 1), Threads::Single);
+        assert_eq!(Threads::choose(Mode::Tcg, new, 16, 2), Threads::Multi);
+        assert_eq!(Threads::choose(Mode::Tcg, new, 17, 2), Threads::Single);
         assert_eq!(Threads::choose(Mode::Det { seed: 1 }, new, 4, 8), Threads::Single);
     }
 }

@@ -1,9 +1,9 @@
-//! Where the emulated machine puts guest RAM, and how the RAM file is divided among NUMA nodes.
+//! Where the emulated machine puts guest RAM.
 //!
 //! The q35 machine keeps everything below 4 GiB while RAM is smaller than 2.75 GiB; from there on
 //! 2 GiB stay low and the rest starts at 4 GiB. The RAM file is linear over both parts.
 
-use crate::machine::{Gpa, RamRegion, Topology};
+use crate::machine::{Gpa, RamRegion};
 
 /// RAM size from which q35 moves part of it above 4 GiB.
 const SPLIT_FROM: u64 = 0xb000_0000;
@@ -31,14 +31,6 @@ pub enum LayoutError {
         /// Requested size.
         mib: u64,
     },
-    /// A node would get nothing.
-    #[error("guest RAM of {mib} MiB cannot be divided among {nodes} NUMA nodes in steps of 2 MiB")]
-    TooSmallForNodes {
-        /// Requested size.
-        mib: u64,
-        /// Requested nodes.
-        nodes: u32,
-    },
 }
 
 /// The guest-physical regions of a RAM size.
@@ -55,36 +47,6 @@ pub fn regions(bytes: u64) -> Result<Vec<RamRegion>, LayoutError> {
         regions.push(RamRegion { gpa: Gpa(FOUR_GIB), file_offset: low, len: bytes - low });
     }
     Ok(regions)
-}
-
-/// The share of one NUMA node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct NodeShare {
-    /// Offset in the RAM file.
-    pub file_offset: u64,
-    /// Length in bytes.
-    pub len: u64,
-    /// First CPU.
-    pub first_cpu: u32,
-    /// Last CPU.
-    pub last_cpu: u32,
-}
-
-/// Divides RAM and CPUs evenly; the last node takes what does not divide.
-pub fn nodes(topology: &Topology, bytes: u64) -> Result<Vec<NodeShare>, LayoutError> {
-    let nodes = topology.numa_nodes;
-    let each = bytes / u64::from(nodes) / GRANULE * GRANULE;
-    if each == 0 {
-        return Err(LayoutError::TooSmallForNodes { mib: bytes >> 20, nodes });
-    }
-    let cpus = topology.cpus() / nodes;
-    Ok((0..nodes)
-        .map(|node| {
-            let file_offset = each * u64::from(node);
-            let len = if node + 1 == nodes { bytes - file_offset } else { each };
-            NodeShare { file_offset, len, first_cpu: node * cpus, last_cpu: (node + 1) * cpus - 1 }
-        })
-        .collect())
 }
 
 #[cfg(test)]
@@ -110,19 +72,5 @@ mod tests {
         assert_eq!(regions(MIB + 1), Err(LayoutError::Unaligned { bytes: MIB + 1 }));
         assert_eq!(regions(0), Err(LayoutError::OutOfRange { mib: 0 }));
         assert_eq!(regions(1 << 40), Err(LayoutError::OutOfRange { mib: 1 << 20 }));
-    }
-
-    #[test]
-    fn nodes_cover_everything_once() {
-        let topology = Topology { numa_nodes: 3, llcs: 3, cores_per_llc: 2, threads_per_core: 2 };
-        let shares = nodes(&topology, 1000 * MIB).unwrap();
-        assert_eq!(shares.iter().map(|s| s.len).sum::<u64>(), 1000 * MIB);
-        assert_eq!(
-            shares.iter().map(|s| (s.first_cpu, s.last_cpu)).collect::<Vec<_>>(),
-            [(0, 3), (4, 7), (8, 11)]
-        );
-        for pair in shares.windows(2) {
-            assert_eq!(pair[0].file_offset + pair[0].len, pair[1].file_offset);
-        }
     }
 }

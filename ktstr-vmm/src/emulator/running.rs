@@ -17,6 +17,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ktstr_jail::{JailError, JailSpec};
+use ktstr_proto::topology::{TopologyError, numa::NumaError};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
 use nix::sys::memfd::{MFdFlags, memfd_create};
@@ -26,8 +27,10 @@ use super::child::{ChildError, Emulator, describe};
 use super::layout::{self, LayoutError};
 use super::qmp::{Qmp, QmpError, QmpEvent, ShutdownReason};
 use super::version::Version;
+use crate::apic::ApicIds;
 use crate::confine;
 use crate::machine::{Event, Exit, MachineError, MachineSpec, Ram, Running};
+use crate::nodes;
 
 /// How long the emulator may take to answer its control socket. A host busy with other machines
 /// delays a child by seconds, not by this.
@@ -62,12 +65,26 @@ pub enum StartError {
         #[from]
         source: LayoutError,
     },
+    /// The CPUs cannot be numbered.
+    #[error("number the CPUs")]
+    Topology {
+        /// The reason.
+        #[from]
+        source: TopologyError,
+    },
+    /// RAM cannot be divided.
+    #[error("divide guest RAM among the NUMA nodes")]
+    Nodes {
+        /// The reason.
+        #[from]
+        source: NumaError,
+    },
     /// The emulator is too old for several nodes.
     #[error("{nodes} NUMA nodes need an emulator of version {need}, this one is {found}",
         need = Version::BACKEND_OFFSET)]
     TooOldForNodes {
         /// Nodes requested.
-        nodes: u32,
+        nodes: usize,
         /// Version found.
         found: Version,
     },
@@ -134,12 +151,9 @@ impl Prepared {
         if spec.console.is_some() && matches!(emulator.mode, Mode::Det { .. }) {
             return Err(StartError::InteractiveDet);
         }
-        let nodes = layout::nodes(&spec.topology, spec.memory)?;
+        let nodes = nodes::divide(&spec.topology, &spec.numa, spec.memory)?;
         if nodes.len() > 1 && emulator.version < Version::BACKEND_OFFSET {
-            return Err(StartError::TooOldForNodes {
-                nodes: spec.topology.numa_nodes,
-                found: emulator.version,
-            });
+            return Err(StartError::TooOldForNodes { nodes: nodes.len(), found: emulator.version });
         }
         let ram = Ram { regions: layout::regions(spec.memory)?, memfd: sealed_ram(spec.memory)? };
         let initrd = one_initrd(spec.initrd)?;
@@ -163,6 +177,8 @@ impl Prepared {
                 emulator.host_cpus,
             ),
             topology: &spec.topology,
+            x2apic: ApicIds::new(spec.topology)?.need_x2apic(),
+            numa: &spec.numa,
             memory: spec.memory,
             nodes: &nodes,
             cmdline: &cmdline,

@@ -7,13 +7,19 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
-use kvm_bindings::{KVM_API_VERSION, KVM_MAX_CPUID_ENTRIES, kvm_userspace_memory_region};
+use ktstr_proto::topology::{TopologyError, numa::NumaError};
+use kvm_bindings::{
+    KVM_API_VERSION, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_MAX_CPUID_ENTRIES,
+    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap,
+    kvm_userspace_memory_region,
+};
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::control::Control;
 use super::devices::console::{self, Console};
+use super::devices::ioapic::{Ioapic, PINS};
 use super::devices::serial::{Sink, Uart};
 use super::devices::virtio::{MmioTransport, QUEUE_NOTIFY};
 use super::devices::{self, Devices};
@@ -23,19 +29,24 @@ use super::port_ring::PortRing;
 use super::vcpu::{Departure, Vcpu, VcpuError};
 use super::x86_64::acpi::Description;
 use super::x86_64::boot::{self, BootError, Entry};
-use super::x86_64::cpuid::{self, ApicIds, TopologyTooLarge};
+use super::x86_64::cpuid;
 use super::x86_64::layout::{self, LayoutError};
+use crate::apic::ApicIds;
 use crate::machine::{Event, Exit, MachineError, MachineSpec, Ram, Running};
+use crate::nodes;
 
 /// Why a machine did not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The shape has no APIC ids.
     #[error("number the CPUs")]
-    Topology(#[from] TopologyTooLarge),
+    Topology(#[from] TopologyError),
     /// The RAM has no layout.
     #[error("lay out guest memory")]
     Layout(#[from] LayoutError),
+    /// The RAM cannot be divided.
+    #[error("divide guest RAM among the NUMA nodes")]
+    Nodes(#[from] NumaError),
     /// The RAM could not be had.
     #[error("get guest RAM")]
     Ram(#[from] RamError),
@@ -101,7 +112,7 @@ fn host(action: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
 pub struct KvmMachine {
     ram: Ram,
     /// Closing it would disconnect the interrupt lines.
-    _vm: VmFd,
+    _vm: Arc<VmFd>,
     control: Arc<Control>,
     doorbell: Arc<EventFd>,
     stop_io: Arc<AtomicBool>,
@@ -120,13 +131,22 @@ impl KvmMachine {
         let vm = kvm_fd.create_vm().map_err(kvm("create the VM"))?;
         vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(kvm("place KVM's identity map"))?;
         vm.set_tss_address(layout::KVM_TSS as usize).map_err(kvm("place KVM's task state segment"))?;
-        vm.create_irq_chip().map_err(kvm("create the interrupt controllers"))?;
+        let vm = Arc::new(vm);
+        let ioapic = create_interrupt_controllers(&vm, ids.need_x2apic())?;
 
         let (guest_ram, ram) = GuestRam::new(regions)?;
         let guest_ram = Arc::new(guest_ram);
         map_ram(&vm, &guest_ram)?;
         let virtio = usize::from(spec.console.is_some());
-        let description = Description { topology: spec.topology, ids: &ids, ram: &guest_ram.regions, virtio };
+        let nodes = nodes::divide(&spec.topology, &spec.numa, spec.memory)?;
+        let description = Description {
+            topology: spec.topology,
+            numa: &spec.numa,
+            nodes: &nodes,
+            ids: &ids,
+            ram: &guest_ram.regions,
+            virtio,
+        };
         let entry = boot::load(&spec, &guest_ram, &description)?;
         let vcpus = create_vcpus(&kvm_fd, &vm, &ids, spec.topology.cpus(), entry)?;
 
@@ -135,6 +155,7 @@ impl KvmMachine {
         let doorbell = Arc::new(eventfd()?);
         let (mut devices, console) = create_devices(&vm, spec, &control, &guest_ram, &doorbell)?;
         devices.port_ring = collect_serial_writes(&vm, &vcpus[0])?;
+        devices.ioapic = ioapic.map(|ioapic| (Mutex::new(ioapic), vm.clone()));
         let devices = Arc::new(devices);
         let mut machine =
             Self { ram, _vm: vm, control, doorbell, stop_io: Arc::default(), vcpus: Vec::new(), io: None };
@@ -271,6 +292,23 @@ fn check(kvm_fd: &Kvm, cpus: u32) -> Result<(), StartError> {
     Ok(())
 }
 
+/// KVM's own where they reach every CPU; else its local APICs in x2APIC mode and an I/O APIC of ours.
+fn create_interrupt_controllers(vm: &VmFd, x2apic: bool) -> Result<Option<Ioapic>, StartError> {
+    if !x2apic {
+        vm.create_irq_chip().map_err(kvm("create the interrupt controllers"))?;
+        return Ok(None);
+    }
+    let enable = |cap, arg| {
+        let mut request = kvm_enable_cap { cap, ..Default::default() };
+        request.args[0] = arg;
+        vm.enable_cap(&request)
+    };
+    enable(KVM_CAP_SPLIT_IRQCHIP, PINS as u64).map_err(kvm("create the local interrupt controllers"))?;
+    let long_ids = KVM_X2APIC_API_USE_32BIT_IDS | KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK;
+    enable(KVM_CAP_X2APIC_API, long_ids.into()).map_err(kvm("give CPUs APIC ids above 254"))?;
+    Ok(Some(Ioapic::default()))
+}
+
 fn map_ram(vm: &VmFd, ram: &GuestRam) -> Result<(), StartError> {
     for (slot, region) in ram.regions.iter().enumerate() {
         let pointer = ram.memory.get_host_address(GuestAddress(region.gpa.0));
@@ -343,5 +381,5 @@ fn create_devices(
         let transport = MmioTransport::new(console::KIND, ram.clone(), line, doorbell.clone());
         virtio.push(Mutex::new(transport.map_err(StartError::Virtio)?));
     }
-    Ok((Devices { com1, com2, virtio, port_ring: None }, spec.console.map(Console::new)))
+    Ok((Devices { com1, com2, virtio, ioapic: None, port_ring: None }, spec.console.map(Console::new)))
 }

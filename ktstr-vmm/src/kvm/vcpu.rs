@@ -109,7 +109,7 @@ impl Vcpu {
             Ok(VcpuExit::IoIn(port, data)) => devices.port_read(port, data),
             Ok(VcpuExit::IoOut(port, data)) => return devices.port_write(port, data),
             Ok(VcpuExit::MmioRead(address, data)) => devices.mmio_read(address, data),
-            Ok(VcpuExit::MmioWrite(address, data)) => devices.mmio_write(address, data),
+            Ok(VcpuExit::MmioWrite(address, data)) => return devices.mmio_write(address, data),
             // HLT is served in the kernel; the others mean "go on".
             Ok(VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_)) => {}
             Ok(VcpuExit::Shutdown) => return Some(Exit::TripleFault { cpu: Some(cpu) }),

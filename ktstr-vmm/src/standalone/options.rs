@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ktstr_proto::{AccelKind, Topology};
+use ktstr_proto::{AccelKind, topology::Shape};
 
 /// The virtual machine monitor of ktstr. Without a command it serves the orchestrator that started
 /// it, over descriptor 3.
@@ -31,9 +31,10 @@ pub struct ShellOptions {
     /// Initramfs with ktstr-guest as PID 1.
     #[arg(long)]
     pub initrd: PathBuf,
-    /// NUMA nodes, LLCs, cores per LLC, threads per core.
+    /// NUMA nodes, LLCs, cores per LLC, threads per core; or the name of a preset. Nodes are described
+    /// behind it: 2n4l2c1t/mem=512,1024/cxl=256.
     #[arg(long, default_value = "1,1,1,1", value_name = "N,L,C,T")]
-    pub topology: Topology,
+    pub topology: Shape,
     /// Guest memory in MiB.
     #[arg(long, default_value_t = 1024, value_name = "MB", value_parser = clap::value_parser!(u32).range(128..))]
     pub memory_mb: u32,
@@ -88,7 +89,7 @@ mod tests {
         let Some(Command::Shell(shell)) = Options::parse_from(shell.split(' ')).command else {
             panic!("no shell command");
         };
-        assert_eq!((shell.topology.cpus(), shell.accel), (6, AccelOption::Det));
+        assert_eq!((shell.topology.topology.cpus(), shell.accel), (6, AccelOption::Det));
         let tiny = "ktstr-vmm shell --kernel k --initrd i --memory-mb 1";
         assert!(Options::try_parse_from(tiny.split(' ')).is_err());
     }

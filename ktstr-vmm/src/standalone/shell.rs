@@ -28,7 +28,6 @@ use crate::emulator::version::VersionError;
 use crate::emulator::{EmulatorSpec, Mode, Version};
 use crate::machine::{ConsoleFds, Exit, Gpa, MachineError, MachineSpec, RingRegion as MachineRing};
 use crate::ring::RingMapError;
-use crate::serve::shape;
 use crate::session::{Output, Session};
 use crate::terminal::{RawTerminal, TerminalError};
 
@@ -171,7 +170,7 @@ fn boot(options: &ShellOptions, accel: AccelKind) -> Result<(Session, Option<Uni
     let ring = if options.memory_mb < 256 { RingRegion { gpa: 0x600_0000, ..ring } } else { ring };
     let job = GuestJob {
         ring,
-        topology: options.topology,
+        topology: options.topology.topology,
         seed: 1,
         env: Vec::new(),
         scheduler: None,
@@ -193,7 +192,8 @@ fn boot(options: &ShellOptions, accel: AccelKind) -> Result<(Session, Option<Uni
     let (com2, com2_sink) = PortOutput::new("com2")?;
     let loglevel = if options.dmesg { "loglevel=7" } else { "quiet" };
     let spec = MachineSpec {
-        topology: shape(options.topology),
+        topology: options.topology.topology,
+        numa: options.topology.numa.clone(),
         memory: u64::from(options.memory_mb) << 20,
         kernel: open("the kernel", &options.kernel)?.into(),
         initrd: vec![open("the initramfs", &options.initrd)?.into(), job_archive(&job)?],

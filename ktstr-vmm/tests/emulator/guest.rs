@@ -139,7 +139,7 @@ pub struct Boot<'a> {
     pub script: &'a str,
 }
 
-pub const FLAT: Topology = Topology { numa_nodes: 1, llcs: 1, cores_per_llc: 2, threads_per_core: 1 };
+pub const FLAT: Topology = Topology { numa_nodes: 1, llcs: 1, cores: 2, threads: 1 };
 
 impl<'a> Boot<'a> {
     pub fn new(needs: &'a Needs, script: &'a str) -> Self {
@@ -158,6 +158,7 @@ impl<'a> Boot<'a> {
         let (com1, com2) = (sink(), sink());
         let spec = MachineSpec {
             topology: self.topology,
+            numa: Default::default(),
             memory: self.memory_mib << 20,
             kernel: File::open(self.kernel).unwrap().into(),
             initrd: vec![initramfs(self.script)],

@@ -99,7 +99,7 @@ const SHAPE: &str = "cd /sys/devices/system/cpu; for c in cpu[0-9] cpu[0-9][0-9]
 #[test]
 fn the_guest_sees_the_requested_shape() {
     let Some(needs) = needs() else { return };
-    let topology = Topology { numa_nodes: 2, llcs: 2, cores_per_llc: 1, threads_per_core: 2 };
+    let topology = Topology { numa_nodes: 2, llcs: 2, cores: 1, threads: 2 };
     let mut guest = Boot { topology, ..Boot::new(&needs, SHAPE) }.start();
     assert_eq!(guest.exit(), Exit::PowerOff);
     let console = text(&guest.com1);
@@ -118,7 +118,7 @@ fn the_guest_sees_the_requested_shape() {
 #[test]
 fn llcs_of_several_cores_without_threads() {
     let Some(needs) = needs() else { return };
-    let topology = Topology { numa_nodes: 1, llcs: 2, cores_per_llc: 2, threads_per_core: 1 };
+    let topology = Topology { numa_nodes: 1, llcs: 2, cores: 2, threads: 1 };
     let mut guest = Boot { topology, ..Boot::new(&needs, SHAPE) }.start();
     assert_eq!(guest.exit(), Exit::PowerOff);
     let console = text(&guest.com1);
@@ -134,7 +134,7 @@ fn det_runs_are_equal_to_the_byte() {
                   cat /proc/self/sched /proc/sched_debug /proc/uptime /proc/interrupts 2>/dev/null; wait; poweroff -f";
     let console = || {
         let mode = Mode::Det { seed: 1 };
-        let topology = Topology { cores_per_llc: 4, ..FLAT };
+        let topology = Topology { cores: 4, ..FLAT };
         let mut guest = Boot { mode, topology, extra: "", ..Boot::new(&needs, script) }.start();
         assert_eq!(guest.exit(), Exit::PowerOff);
         text(&guest.com1)

@@ -71,6 +71,7 @@ impl Role {
         let start = Start {
             accel,
             topology: Topology::new(1, 1, 2, 1).unwrap(),
+            numa: Default::default(),
             memory_mb: 512,
             cmdline: "console=ttyS0 quiet panic=-1 rdinit=/init memmap=1M$0x8000000".into(),
             ring,
@@ -321,6 +322,7 @@ fn what_cannot_be_started_says_why() {
     let start = |accel, mode, memory_mb| Start {
         accel,
         topology: Topology { numa_nodes: 1, llcs: 1, cores: 2, threads: 1 },
+        numa: Default::default(),
         memory_mb,
         cmdline: String::new(),
         ring: RingRegion { mode, ..RING },

@@ -30,7 +30,7 @@ fn list(first: u32, count: u32) -> String {
 
 /// What the script prints on a machine of this shape.
 fn expected(shape: Topology) -> Vec<String> {
-    let Topology { numa_nodes, llcs, cores_per_llc: cores, threads_per_core: threads } = shape;
+    let Topology { numa_nodes, llcs, cores, threads } = shape;
     let mut lines = Vec::new();
     for cpu in 0..shape.cpus() {
         let (llc, core) = (cpu / (cores * threads), cpu / threads % cores);
@@ -52,12 +52,7 @@ fn expected(shape: Topology) -> Vec<String> {
 #[test]
 fn kvm_boots_every_kernel_with_the_topology_asked_for() {
     let Some(kernels) = kernels() else { return };
-    let shape = |numa_nodes, llcs, cores_per_llc, threads_per_core| Topology {
-        numa_nodes,
-        llcs,
-        cores_per_llc,
-        threads_per_core,
-    };
+    let shape = |numa_nodes, llcs, cores, threads| Topology { numa_nodes, llcs, cores, threads };
     for kernel in &kernels {
         for topology in [ONE, shape(1, 2, 1, 1), shape(2, 2, 1, 2)] {
             let mut guest = Boot { topology, ..Boot::new(kernel, TOPOLOGY_SCRIPT) }.start();

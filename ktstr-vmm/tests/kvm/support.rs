@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use ktstr_vmm::kvm::KvmMachine;
-use ktstr_vmm::machine::{ConsoleFds, Event, Exit, MachineSpec, RingRegion, Running, Topology};
+use ktstr_vmm::machine::{ConsoleFds, Event, Exit, MachineSpec, Numa, RingRegion, Running, Topology};
 use ktstr_vmm::probe::{Verdict, probe};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -16,8 +16,8 @@ use crate::guest::{initramfs, sink, text};
 /// A nested guest on an emulated CPU takes ten seconds on an idle machine.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
-pub const ONE: Topology = Topology { numa_nodes: 1, llcs: 1, cores_per_llc: 1, threads_per_core: 1 };
-pub const TWO: Topology = Topology { cores_per_llc: 2, ..ONE };
+pub const ONE: Topology = Topology { numa_nodes: 1, llcs: 1, cores: 1, threads: 1 };
+pub const TWO: Topology = Topology { cores: 2, ..ONE };
 
 /// The kernels to boot, or `None` after saying what is missing. `KTSTR_REQUIRE=kvm` makes it a failure.
 pub fn kernels() -> Option<Vec<PathBuf>> {
@@ -100,6 +100,7 @@ pub fn archive_of(name: &str, data: &[u8]) -> OwnedFd {
 pub struct Boot<'a> {
     pub kernel: &'a Path,
     pub topology: Topology,
+    pub numa: Numa,
     pub memory_mib: u64,
     pub ring: Option<RingRegion>,
     pub cmdline: &'a str,
@@ -121,6 +122,7 @@ impl<'a> Boot<'a> {
         Boot {
             kernel,
             topology: TWO,
+            numa: Default::default(),
             memory_mib: 512,
             ring: None,
             cmdline: "",
@@ -136,6 +138,7 @@ impl<'a> Boot<'a> {
         initrd.extend(self.more);
         let spec = MachineSpec {
             topology: self.topology,
+            numa: self.numa.clone(),
             memory: self.memory_mib << 20,
             kernel: File::open(self.kernel).unwrap().into(),
             initrd,

@@ -4,16 +4,20 @@
 //! `serial`, `power`, `virtio`.
 
 pub mod console;
+pub mod ioapic;
 pub mod power;
 pub mod serial;
 pub mod virtio;
 
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use kvm_ioctls::VmFd;
+
+use self::ioapic::Ioapic;
 use self::serial::Uart;
 use self::virtio::MmioTransport;
 use super::port_ring::PortRing;
-use super::x86_64::layout::{VIRTIO_MMIO, VIRTIO_MMIO_SIZE};
+use super::x86_64::layout::{IOAPIC, VIRTIO_MMIO, VIRTIO_MMIO_SIZE};
 use crate::machine::Exit;
 
 /// First port of COM1; also its transmit register.
@@ -31,6 +35,8 @@ pub struct Devices {
     pub com2: Mutex<Uart>,
     /// The virtio-mmio windows in address order.
     pub virtio: Vec<Mutex<MmioTransport>>,
+    /// The I/O APIC and the machine whose lines it routes, unless KVM has one itself.
+    pub ioapic: Option<(Mutex<Ioapic>, Arc<VmFd>)>,
     /// Serial writes on their way here, where KVM collects them.
     pub port_ring: Option<Mutex<PortRing>>,
 }
@@ -103,13 +109,31 @@ impl Devices {
         data.fill(0xff);
         if let Some((device, offset)) = self.window(address) {
             lock(device).read(offset, data);
+        } else if let Some((ioapic, _, offset)) = self.ioapic(address) {
+            lock(ioapic).read(offset, data);
         }
     }
 
-    /// The guest writes device memory.
-    pub fn mmio_write(&self, address: u64, data: &[u8]) {
+    fn ioapic(&self, address: u64) -> Option<(&Mutex<Ioapic>, &VmFd, u64)> {
+        let offset = address.checked_sub(IOAPIC.into()).filter(|offset| *offset < ioapic::SIZE)?;
+        let (ioapic, vm) = self.ioapic.as_ref()?;
+        Some((ioapic, vm, offset))
+    }
+
+    /// The guest writes device memory. The machine ends if its interrupts cannot be routed as it says.
+    pub fn mmio_write(&self, address: u64, data: &[u8]) -> Option<Exit> {
         if let Some((device, offset)) = self.window(address) {
             lock(device).write(offset, data);
+        } else if let Some((ioapic, vm, offset)) = self.ioapic(address) {
+            // Locked until KVM knows: the last writer's table is the one that holds.
+            let mut ioapic = lock(ioapic);
+            if ioapic.write(offset, data)
+                && let Err(error) = vm.set_gsi_routing(&ioapic.routing()?)
+            {
+                let detail = format!("KVM refuses the routes of the interrupt lines: {error}");
+                return Some(Exit::InternalError { detail });
+            }
         }
+        None
     }
 }

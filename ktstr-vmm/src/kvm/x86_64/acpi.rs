@@ -1,33 +1,31 @@
 //! The ACPI tables: who the CPUs are (MADT), what the machine can do (FADT), which devices there are
-//! (DSDT), and, with several nodes, what is near to what (SRAT, SLIT).
+//! (DSDT), and, with several nodes, what is near to what (SRAT, SLIT, HMAT).
 //!
 //! The machine is hardware-reduced: no PIC, no PIT, no RTC, no PM timer. That spares the guest
-//! seconds of probing, and power-off and reset are one byte written to a port each. Next: `layout`
-//! says where the tables lie, `devices::power` listens on the ports.
+//! seconds of probing, and power-off and reset are one byte written to a port each. Next: `affinity`
+//! has the tables about CPUs and nodes, `layout` says where all lie, `devices::power` listens on the
+//! ports.
 
 use acpi_tables::aml::{
     Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope,
 };
 use acpi_tables::fadt::{FADTBuilder, Flags, PmProfile};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
-use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
 use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
-use acpi_tables::slit::SLIT;
 use acpi_tables::xsdt::XSDT;
 use acpi_tables::{Aml, aml};
 
-use super::cpuid::ApicIds;
-use super::layout;
+use super::{affinity, layout};
+use crate::apic::ApicIds;
 use crate::kvm::devices::power;
-use crate::machine::{RamRegion, Topology};
+use crate::machine::{Numa, RamRegion, Topology};
+use crate::nodes::Node;
 
 const OEM: [u8; 6] = *b"KTSTR ";
 const OEM_TABLE: [u8; 8] = *b"KTSTRVMM";
 /// Sleep type written to the sleep control register to power off.
 const S5: u8 = 5;
-/// Distance between two nodes in the SLIT (10 is local).
-const REMOTE_DISTANCE: u8 = 20;
 /// FADT boot flags: no VGA, no MSI restrictions left unset, no CMOS clock.
 const NO_VGA_NO_RTC: u16 = 1 << 2 | 1 << 5;
 
@@ -36,6 +34,10 @@ const NO_VGA_NO_RTC: u16 = 1 << 2 | 1 << 5;
 pub struct Description<'a> {
     /// The machine's shape.
     pub topology: Topology,
+    /// Distances and access figures.
+    pub numa: &'a Numa,
+    /// Its nodes.
+    pub nodes: &'a [Node],
     /// Its APIC ids.
     pub ids: &'a ApicIds,
     /// Its RAM.
@@ -66,10 +68,11 @@ pub fn tables(description: &Description<'_>) -> Result<Vec<u8>, TablesTooLarge> 
     let dsdt = place(&dsdt(description.virtio));
     let mut xsdt = XSDT::new(OEM, OEM_TABLE, 1);
     xsdt.add_entry(place(&fadt(dsdt)));
-    xsdt.add_entry(place(&madt(description)));
-    if description.topology.numa_nodes > 1 {
-        xsdt.add_entry(place(&srat(description)));
-        xsdt.add_entry(place(&slit(description.topology.numa_nodes)));
+    xsdt.add_entry(place(&affinity::madt(description)));
+    if description.nodes.len() > 1 {
+        xsdt.add_entry(place(&affinity::srat(description)));
+        xsdt.add_entry(place(&affinity::slit(description)));
+        xsdt.add_entry(place(&affinity::hmat(description)));
     }
     let xsdt = place(&xsdt);
 
@@ -78,6 +81,11 @@ pub fn tables(description: &Description<'_>) -> Result<Vec<u8>, TablesTooLarge> 
     block[..rsdp.len()].copy_from_slice(&rsdp);
     let (len, room) = (block.len() as u64, layout::ACPI_END - base);
     if len > room { Err(TablesTooLarge { len, room }) } else { Ok(block) }
+}
+
+/// An empty table of a format revision.
+pub(super) fn table(signature: [u8; 4], revision: u8) -> Sdt {
+    Sdt::new(signature, 36, revision, OEM, OEM_TABLE, 1)
 }
 
 fn port(address: u16) -> GAS {
@@ -102,83 +110,6 @@ fn fadt(dsdt: u64) -> acpi_tables::fadt::FADT {
     fadt.finalize()
 }
 
-fn madt(description: &Description<'_>) -> MADT {
-    let mut madt = MADT::new(OEM, OEM_TABLE, 1, LocalInterruptController::Address(layout::LAPIC));
-    for cpu in 0..description.topology.cpus() {
-        // Both fit a byte: `ApicIds` refuses ids above 254, and there are no more CPUs than ids.
-        madt.add_structure(ProcessorLocalApic::new(
-            cpu as u8,
-            description.ids.of(cpu) as u8,
-            EnabledStatus::Enabled,
-        ));
-    }
-    madt.add_structure(IoApic::new(0, layout::IOAPIC, 0));
-    madt
-}
-
-/// RAM of each node: equal shares in address order, cut at the device hole.
-fn node_ranges(ram: &[RamRegion], nodes: u32) -> Vec<(u32, u64, u64)> {
-    let total: u64 = ram.iter().map(|r| r.len).sum();
-    let share = (total / u64::from(nodes)) & !(layout::RAM_STEP - 1);
-    let mut ranges = Vec::new();
-    for region in ram {
-        let mut offset = region.file_offset;
-        let end = region.file_offset + region.len;
-        while offset < end {
-            let node = (offset / share.max(1)).min(u64::from(nodes - 1));
-            let node_end = if node == u64::from(nodes - 1) { total } else { (node + 1) * share };
-            let stop = end.min(node_end);
-            ranges.push((node as u32, region.gpa.0 + offset - region.file_offset, stop - offset));
-            offset = stop;
-        }
-    }
-    ranges
-}
-
-fn srat(description: &Description<'_>) -> Sdt {
-    let topology = description.topology;
-    let mut srat = Sdt::new(*b"SRAT", 36, 3, OEM, OEM_TABLE, 1);
-    srat.append(1u32);
-    srat.append(0u64);
-    let cpus_per_node = topology.cpus() / topology.numa_nodes;
-    for cpu in 0..topology.cpus() {
-        let node = (cpu / cpus_per_node).to_le_bytes();
-        // Processor local APIC affinity: enabled.
-        srat.append_slice(&[
-            0,
-            16,
-            node[0],
-            description.ids.of(cpu) as u8,
-            1,
-            0,
-            0,
-            0,
-            0,
-            node[1],
-            node[2],
-            node[3],
-        ]);
-        srat.append(0u32);
-    }
-    for (node, start, len) in node_ranges(description.ram, topology.numa_nodes) {
-        let affinity = acpi_tables::srat::MemoryAffinity::new(node, start, len).enabled();
-        let mut bytes = Vec::new();
-        affinity.to_aml_bytes(&mut bytes);
-        srat.append_slice(&bytes);
-    }
-    srat
-}
-
-fn slit(nodes: u32) -> SLIT {
-    let mut slit = SLIT::new(OEM, OEM_TABLE, 1, nodes);
-    for a in 0..nodes as usize {
-        for b in 0..a {
-            slit.set_distance(a, b, REMOTE_DISTANCE);
-        }
-    }
-    slit
-}
-
 fn dsdt(virtio: usize) -> Sdt {
     let mut body = Vec::new();
     let sleep_type = Package::new(vec![&S5, &aml::ZERO, &aml::ZERO, &aml::ZERO]);
@@ -193,7 +124,7 @@ fn dsdt(virtio: usize) -> Sdt {
     let contents = Raw(devices);
     Scope::new(Path::new("_SB_"), vec![&contents]).to_aml_bytes(&mut body);
 
-    let mut dsdt = Sdt::new(*b"DSDT", 36, 6, OEM, OEM_TABLE, 1);
+    let mut dsdt = table(*b"DSDT", 6);
     dsdt.append_slice(&body);
     dsdt
 }
@@ -230,15 +161,20 @@ fn virtio_mmio(out: &mut Vec<u8>, index: u32, irq: u32) {
 
 #[cfg(test)]
 mod tests {
-    use super::*;
+    use ktstr_proto::topology::{PRESETS, Shape};
 
-    fn block(topology: Topology, memory: u64) -> Vec<u8> {
+    use super::*;
+    use crate::nodes;
+
+    fn block(shape: &str, memory: u64) -> Vec<u8> {
+        let Shape { topology, numa } = shape.parse().unwrap();
         let ids = ApicIds::new(topology).unwrap();
         let ram = layout::ram_regions(memory).unwrap();
-        tables(&Description { topology, ids: &ids, ram: &ram, virtio: 2 }).unwrap()
+        let nodes = &nodes::divide(&topology, &numa, memory).unwrap();
+        tables(&Description { topology, numa: &numa, nodes, ids: &ids, ram: &ram, virtio: 2 }).unwrap()
     }
 
-    const TWO_NODES: Topology = Topology { numa_nodes: 2, llcs: 4, cores_per_llc: 3, threads_per_core: 2 };
+    const THREE_NODES: &str = "2n4l3c2t/cxl=512/dist=10,21,30:21,10,40:30,40,10";
 
     fn u32_at(block: &[u8], at: usize) -> usize {
         u32::from_le_bytes(block[at..at + 4].try_into().unwrap()) as usize
@@ -268,28 +204,12 @@ mod tests {
 
     #[test]
     fn every_table_is_reachable_and_sums_to_zero() {
-        let names = |topology| -> Vec<_> {
-            walk(&block(topology, 4 << 30))
-                .iter()
-                .map(|t| String::from_utf8(t[..4].to_vec()).unwrap())
-                .collect()
+        let names = |shape| -> Vec<_> {
+            walk(&block(shape, 4 << 30)).iter().map(|t| String::from_utf8(t[..4].to_vec()).unwrap()).collect()
         };
-        assert_eq!(names(TWO_NODES), ["FACP", "APIC", "SRAT", "SLIT", "DSDT"]);
-        let flat = Topology { numa_nodes: 1, llcs: 1, cores_per_llc: 255, threads_per_core: 1 };
-        assert_eq!(names(flat), ["FACP", "APIC", "DSDT"]);
-    }
-
-    #[test]
-    fn the_srat_gives_every_node_its_share() {
-        let ram = layout::ram_regions(6 << 30).unwrap();
-        for nodes in [2, 3, 5] {
-            let ranges = node_ranges(&ram, nodes);
-            assert_eq!(ranges.iter().map(|r| r.2).sum::<u64>(), 6 << 30);
-            for node in 0..nodes {
-                let share: u64 = ranges.iter().filter(|r| r.0 == node).map(|r| r.2).sum();
-                assert!(share.abs_diff((6 << 30) / u64::from(nodes)) <= u64::from(nodes) * layout::RAM_STEP);
-            }
-        }
+        assert_eq!(names(THREE_NODES), ["FACP", "APIC", "SRAT", "SLIT", "HMAT", "DSDT"]);
+        assert_eq!(names("1n1l255c1t"), ["FACP", "APIC", "DSDT"]);
+        assert_eq!(names("64n64l4c2t"), ["FACP", "APIC", "SRAT", "SLIT", "HMAT", "DSDT"]);
     }
 
     #[test]
@@ -302,10 +222,20 @@ mod tests {
             );
             return;
         }
+        let mut shapes: Vec<_> = PRESETS.iter().map(|preset| preset.name).collect();
+        shapes.extend([THREE_NODES, "64n64l4c2t"]);
+        for shape in shapes {
+            println!("{shape}");
+            compile(&walk(&block(shape, 4 << 30)));
+        }
+    }
+
+    /// Takes tables apart and, where that gives a program, translates it back.
+    fn compile(tables: &[Vec<u8>]) {
         let dir = tempfile::tempdir().unwrap();
-        for table in walk(&block(TWO_NODES, 4 << 30)) {
+        for table in tables {
             let path = dir.path().join(format!("{}.dat", String::from_utf8_lossy(&table[..4])));
-            std::fs::write(&path, &table).unwrap();
+            std::fs::write(&path, table).unwrap();
             let out = std::process::Command::new("iasl").arg("-d").arg(&path).output().unwrap();
             let text =
                 format!("{}{}", String::from_utf8_lossy(&out.stdout), String::from_utf8_lossy(&out.stderr));

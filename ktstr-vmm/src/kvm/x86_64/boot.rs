@@ -259,10 +259,10 @@ mod tests {
     use std::io::Write;
 
     use super::*;
-    use crate::kvm::x86_64::cpuid::ApicIds;
+    use crate::apic::ApicIds;
     use crate::machine::{RingRegion, Topology};
 
-    const SHAPE: Topology = Topology { numa_nodes: 1, llcs: 1, cores_per_llc: 1, threads_per_core: 1 };
+    const SHAPE: Topology = Topology { numa_nodes: 1, llcs: 1, cores: 1, threads: 1 };
 
     /// A 64-bit ELF with one loadable segment at `at` and, if asked for, the PVH note.
     fn kernel(at: u64, pvh: bool) -> Vec<u8> {
@@ -296,6 +296,7 @@ mod tests {
     fn boot(change: impl FnOnce(&mut MachineSpec)) -> (Result<Entry, BootError>, GuestRam) {
         let mut spec = MachineSpec {
             topology: SHAPE,
+            numa: Default::default(),
             memory: 64 << 20,
             kernel: file(&kernel(16 << 20, true)),
             initrd: vec![file(b"first"), file(b"second")],
@@ -308,7 +309,10 @@ mod tests {
         change(&mut spec);
         let (ram, _) = GuestRam::new(layout::ram_regions(spec.memory).unwrap()).unwrap();
         let ids = ApicIds::new(SHAPE).unwrap();
-        let description = Description { topology: SHAPE, ids: &ids, ram: &ram.regions, virtio: 0 };
+        let nodes = &crate::nodes::divide(&SHAPE, &spec.numa, spec.memory).unwrap();
+        let (ram_regions, numa) = (&ram.regions, &spec.numa);
+        let description =
+            Description { topology: SHAPE, numa, nodes, ids: &ids, ram: ram_regions, virtio: 0 };
         (load(&spec, &ram, &description), ram)
     }
 

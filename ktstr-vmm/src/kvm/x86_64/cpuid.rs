@@ -1,70 +1,16 @@
 //! What CPUID tells the guest: the host's features with the topology of the requested machine.
 //!
 //! Every LLC is one package, so that each vendor's rules for finding the LLC agree whatever CPU
-//! family the host presents. APIC id = `llc << (core_bits + thread_bits) | core << thread_bits | thread`.
-//! It refuses shapes whose APIC ids need x2APIC addressing of interrupts. Next: `acpi` lists the same
-//! ids in the MADT.
+//! family the host presents. Next: `acpi` lists the same APIC ids in the MADT.
 
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
-use crate::machine::Topology;
+use crate::apic::ApicIds;
 
-/// Highest APIC id reachable without x2APIC (255 is the broadcast id).
-pub const MAX_APIC_ID: u32 = 254;
-
-/// A shape that CPUID cannot express.
-#[derive(Debug, thiserror::Error)]
-#[error(
-    "a machine of {llcs} LLCs with {cores} cores of {threads} threads needs APIC ids up to {highest}, the limit is {MAX_APIC_ID}; use fewer LLCs, or core and thread counts that are powers of two"
-)]
-pub struct TopologyTooLarge {
-    llcs: u32,
-    cores: u32,
-    threads: u32,
-    highest: u64,
-}
-
-/// APIC ids of one machine shape.
-#[derive(Clone, Copy, Debug)]
-pub struct ApicIds {
-    topology: Topology,
-    thread_bits: u32,
-    core_bits: u32,
-}
-
-impl ApicIds {
-    /// Works out the id fields, or says why the shape does not fit.
-    pub fn new(topology: Topology) -> Result<Self, TopologyTooLarge> {
-        let Topology { llcs, cores_per_llc: cores, threads_per_core: threads, .. } = topology;
-        let bits = |n: u32| 32 - n.saturating_sub(1).leading_zeros();
-        let ids = Self { topology, thread_bits: bits(threads), core_bits: bits(cores) };
-        let field =
-            |n: u32, shift: u32| u64::from(n.saturating_sub(1)).checked_shl(shift).unwrap_or(u64::MAX);
-        let highest = field(llcs, ids.thread_bits + ids.core_bits)
-            .saturating_add(field(cores, ids.thread_bits))
-            .saturating_add(u64::from(threads.saturating_sub(1)));
-        if llcs == 0 || cores == 0 || threads == 0 || highest > MAX_APIC_ID.into() {
-            return Err(TopologyTooLarge { llcs, cores, threads, highest });
-        }
-        Ok(ids)
-    }
-
-    /// The APIC id of the CPU with this sequential number.
-    #[must_use]
-    pub fn of(&self, cpu: u32) -> u32 {
-        let Topology { cores_per_llc: cores, threads_per_core: threads, .. } = self.topology;
-        let (thread, core, llc) = (cpu % threads, cpu / threads % cores, cpu / threads / cores);
-        llc << (self.core_bits + self.thread_bits) | core << self.thread_bits | thread
-    }
-
-    fn per_package(&self) -> u32 {
-        self.topology.cores_per_llc * self.topology.threads_per_core
-    }
-
-    fn package_shift(&self) -> u32 {
-        self.core_bits + self.thread_bits
-    }
-}
+/// KVM's paravirtual features (Documentation/virt/kvm/x86/cpuid.rst).
+const KVM_FEATURES: u32 = 0x4000_0001;
+/// Interrupt messages carry 15 bits of destination; `devices::ioapic` passes them on.
+const MSI_EXT_DEST_ID: u32 = 1 << 15;
 
 #[derive(Clone, Copy, PartialEq)]
 enum Vendor {
@@ -107,7 +53,7 @@ pub fn for_cpu(supported: &[kvm_cpuid_entry2], ids: &ApicIds, cpu: u32) -> Vec<k
 }
 
 fn patch(entry: &mut kvm_cpuid_entry2, vendor: Vendor, ids: &ApicIds, apic: u32) {
-    let per_package = ids.per_package();
+    let per_package = ids.topology().cpus_per_llc();
     match entry.function {
         0 => entry.eax = entry.eax.max(if vendor == Vendor::Intel { 0x1f } else { 0xd }),
         1 => {
@@ -117,6 +63,7 @@ fn patch(entry: &mut kvm_cpuid_entry2, vendor: Vendor, ids: &ApicIds, apic: u32)
             entry.ecx |= 1 << 21 | 1 << 24 | 1 << 31;
             entry.edx = entry.edx & !(1 << 28) | u32::from(per_package > 1) << 28;
         }
+        KVM_FEATURES if ids.need_x2apic() => entry.eax |= MSI_EXT_DEST_ID,
         0x8000_0000 if vendor == Vendor::Amd => entry.eax = entry.eax.clamp(0x8000_001e, 0x8000_0022),
         0x8000_0001 if vendor == Vendor::Amd => {
             // Topology extensions; legacy multi-core bit.
@@ -126,11 +73,12 @@ fn patch(entry: &mut kvm_cpuid_entry2, vendor: Vendor, ids: &ApicIds, apic: u32)
             entry.ecx = ids.package_shift() << 12 | (per_package - 1).min(255);
         }
         0x8000_001e => {
-            let core = apic >> ids.thread_bits & ((1 << ids.core_bits) - 1);
+            let core = apic >> ids.thread_bits() & ((1 << ids.core_bits()) - 1);
             entry.eax = apic;
-            entry.ebx = (ids.topology.threads_per_core - 1) << 8 | core;
-            // Families before 17h take the node id for the LLC id, so it is the LLC's number.
-            entry.ecx = apic >> ids.package_shift();
+            entry.ebx = (ids.topology().threads - 1) << 8 | core;
+            // Families before 17h take the node id for the LLC id, so it is the LLC's number, as far as
+            // its eight bits go.
+            entry.ecx = apic >> ids.package_shift() & 0xff;
         }
         _ => {}
     }
@@ -148,8 +96,8 @@ fn extended_topology(function: u32, ids: &ApicIds, apic: u32) -> [kvm_cpuid_entr
         ..Default::default()
     };
     [
-        level(0, ids.thread_bits, ids.topology.threads_per_core, 1),
-        level(1, ids.package_shift(), ids.per_package(), 2),
+        level(0, ids.thread_bits(), ids.topology().threads, 1),
+        level(1, ids.package_shift(), ids.topology().cpus_per_llc(), 2),
         level(2, 0, 0, 0),
     ]
 }
@@ -170,8 +118,8 @@ fn caches(supported: &[kvm_cpuid_entry2], vendor: Vendor, ids: &ApicIds) -> Vec<
         .map(|(index, &(kind, ebx, ecx))| {
             let host = supported.iter().find(|e| e.function == function && e.eax & 0xff == kind);
             let level = kind >> 5;
-            let sharing = 1u32 << if level == 3 { ids.package_shift() } else { ids.thread_bits };
-            let cores = if vendor == Vendor::Intel { ((1 << ids.core_bits) - 1).min(63) << 26 } else { 0 };
+            let sharing = 1u32 << if level == 3 { ids.package_shift() } else { ids.thread_bits() };
+            let cores = if vendor == Vendor::Intel { ((1 << ids.core_bits()) - 1).min(63) << 26 } else { 0 };
             kvm_cpuid_entry2 {
                 function,
                 index: index as u32,
@@ -198,16 +146,24 @@ fn caches(supported: &[kvm_cpuid_entry2], vendor: Vendor, ids: &ApicIds) -> Vec<
 mod tests {
     use std::collections::HashSet;
 
+    use ktstr_proto::topology::PRESETS;
     use proptest::prelude::*;
 
     use super::*;
+    use crate::machine::Topology;
 
     const AMD: u32 = 0x6874_7541;
     const INTEL: u32 = 0x756e_6547;
 
     fn host(vendor: u32) -> Vec<kvm_cpuid_entry2> {
         let leaf = |function, eax, ebx| kvm_cpuid_entry2 { function, eax, ebx, ..Default::default() };
-        vec![leaf(0, 0xd, vendor), leaf(1, 0xf00, 0x800), leaf(0xb, 9, 9), leaf(0x8000_0000, 0x8000_0028, 0)]
+        vec![
+            leaf(0, 0xd, vendor),
+            leaf(1, 0xf00, 0x800),
+            leaf(0xb, 9, 9),
+            leaf(KVM_FEATURES, 0, 0),
+            leaf(0x8000_0000, 0x8000_0028, 0),
+        ]
     }
 
     fn leaf(table: &[kvm_cpuid_entry2], function: u32, index: u32) -> kvm_cpuid_entry2 {
@@ -220,49 +176,52 @@ mod tests {
     fn decode(table: &[kvm_cpuid_entry2]) -> (u32, u32, u32) {
         let (smt, core) = (leaf(table, 0xb, 0), leaf(table, 0xb, 1));
         let apic = smt.edx;
-        assert_eq!(apic, leaf(table, 1, 0).ebx >> 24);
+        assert_eq!(apic & 0xff, leaf(table, 1, 0).ebx >> 24);
         (apic >> core.eax, apic >> smt.eax & ((1 << (core.eax - smt.eax)) - 1), apic & ((1 << smt.eax) - 1))
     }
 
-    proptest! {
-        #[test]
-        fn the_tables_decode_to_the_shape(llcs in 1u32..16, cores in 1u32..9, threads in 1u32..3, amd: bool) {
-            let topology = Topology { numa_nodes: 1, llcs, cores_per_llc: cores, threads_per_core: threads };
-            let Ok(ids) = ApicIds::new(topology) else { return Ok(()) };
-            let host = host(if amd { AMD } else { INTEL });
-            let mut seen = HashSet::new();
-            for cpu in 0..topology.cpus() {
-                let table = for_cpu(&host, &ids, cpu);
-                let want = (cpu / threads / cores, cpu / threads % cores, cpu % threads);
-                prop_assert_eq!(decode(&table), want);
-                prop_assert!(seen.insert(leaf(&table, 0xb, 0).edx));
-                prop_assert_eq!(leaf(&table, 0xb, 1).ebx, cores * threads);
-                prop_assert_eq!(leaf(&table, 1, 0).edx >> 28 & 1, u32::from(cores * threads > 1));
-                let l3 = leaf(&table, if amd { 0x8000_001d } else { 4 }, 3);
-                let apic = leaf(&table, 0xb, 0).edx;
-                let sharing = ((l3.eax >> 14 & 0xfff) + 1).next_power_of_two();
-                prop_assert_eq!(apic / sharing, want.0);
-                if amd {
-                    let node = leaf(&table, 0x8000_001e, 0);
-                    prop_assert_eq!((node.eax, node.ecx & 0xff, node.ebx & 0xff), (apic, want.0, want.1));
-                    prop_assert_eq!(leaf(&table, 0x8000_0008, 0).ecx >> 12 & 0xf, leaf(&table, 0xb, 1).eax);
-                    prop_assert!(leaf(&table, 0x8000_0000, 0).eax < 0x8000_0026);
-                } else {
-                    prop_assert_eq!(leaf(&table, 0x1f, 1).eax, leaf(&table, 0xb, 1).eax);
-                }
+    /// Every CPU's table decodes to its place in the shape.
+    fn check(topology: Topology, vendor: u32) {
+        let Topology { cores, threads, .. } = topology;
+        let ids = ApicIds::new(topology).unwrap();
+        let host = host(vendor);
+        let mut seen = HashSet::new();
+        for cpu in 0..topology.cpus() {
+            let table = for_cpu(&host, &ids, cpu);
+            let want = (cpu / threads / cores, cpu / threads % cores, cpu % threads);
+            assert_eq!(decode(&table), want);
+            let apic = leaf(&table, 0xb, 0).edx;
+            assert!(seen.insert(apic));
+            assert_eq!(leaf(&table, 0xb, 1).ebx, cores * threads);
+            assert_eq!(leaf(&table, 1, 0).edx >> 28 & 1, u32::from(cores * threads > 1));
+            let remapped = leaf(&table, KVM_FEATURES, 0).eax & MSI_EXT_DEST_ID != 0;
+            assert_eq!(remapped, ids.need_x2apic());
+            let l3 = leaf(&table, if vendor == AMD { 0x8000_001d } else { 4 }, 3);
+            let sharing = ((l3.eax >> 14 & 0xfff) + 1).next_power_of_two();
+            assert_eq!(apic / sharing, want.0);
+            if vendor == AMD {
+                let node = leaf(&table, 0x8000_001e, 0);
+                assert_eq!((node.eax, node.ecx & 0xff, node.ebx & 0xff), (apic, want.0, want.1));
+                assert_eq!(leaf(&table, 0x8000_0008, 0).ecx >> 12 & 0xf, leaf(&table, 0xb, 1).eax);
+                assert!(leaf(&table, 0x8000_0000, 0).eax < 0x8000_0026);
+            } else {
+                assert_eq!(leaf(&table, 0x1f, 1).eax, leaf(&table, 0xb, 1).eax);
             }
         }
     }
 
     #[test]
-    fn shapes_beyond_apic_ids_are_refused() {
-        let shape = |llcs, cores, threads| {
-            ApicIds::new(Topology { numa_nodes: 1, llcs, cores_per_llc: cores, threads_per_core: threads })
-        };
-        assert!(shape(1, 255, 1).is_ok());
-        assert!(shape(1, 256, 1).is_err());
-        assert!(shape(16, 16, 1).is_err());
-        assert!(shape(u32::MAX, u32::MAX, u32::MAX).is_err());
-        assert!(shape(0, 1, 1).is_err());
+    fn the_tables_of_all_presets_decode_to_their_shapes() {
+        for preset in &PRESETS {
+            check(preset.topology, AMD);
+            check(preset.topology, INTEL);
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn the_tables_decode_to_the_shape(llcs in 1u32..22, cores in 1u32..12, threads in 1u32..3, amd: bool) {
+            check(Topology::new(1, llcs, cores, threads).unwrap(), if amd { AMD } else { INTEL });
+        }
     }
 }
