@@ -72,8 +72,14 @@ pub enum Ty {
     },
     /// A typedef, qualifier or tag.
     Alias(Alias, TypeId),
-    /// A function; its type is a [`Ty::Proto`].
-    Func(TypeId),
+    /// A function.
+    Func {
+        /// Its [`Ty::Proto`].
+        proto: TypeId,
+        /// Whether other objects see it: then its arguments are what its type says. Those of a static
+        /// function the compiler may have changed.
+        global: bool,
+    },
     /// The type of a function.
     Proto {
         /// What it returns.
@@ -449,7 +455,7 @@ impl TypeSet {
             Type::Typedef(t) => Ty::Alias(Alias::Typedef, to(t)),
             Type::Volatile(t) | Type::Const(t) | Type::Restrict(t) => Ty::Alias(Alias::Qualifier, to(t)),
             Type::TypeTag(t) => Ty::Alias(Alias::Tag, to(t)),
-            Type::Func(func) => Ty::Func(to(func)),
+            Type::Func(func) => Ty::Func { proto: to(func), global: !func.is_static() },
             Type::FuncProto(proto) => Ty::Proto {
                 returns: TypeId(proto.return_type_id()),
                 takes: proto.parameters.iter().map(|p| (text(p), to(p))).collect(),

@@ -71,4 +71,25 @@ impl Reader<'_> {
         let index = into.checked_div(stride)?;
         (index < u64::from(map.max_entries)).then_some((index, into % stride))
     }
+
+    /// Where the kernel's inlined look-ups find values, where this kernel has them.
+    pub fn places(&self) -> Places {
+        let offset = |slot| Self::offset(slot).ok();
+        Places {
+            value: offset(&self.layout.array.value),
+            pointers: offset(&self.layout.array.pointers),
+            key: offset(&self.layout.htab_elem.key),
+        }
+    }
+}
+
+/// Distances that the verifier writes into programs.
+#[derive(Clone, Copy, Debug)]
+pub struct Places {
+    /// From an array map to its first value.
+    pub value: Option<u64>,
+    /// From a per-CPU array map to its first pointer.
+    pub pointers: Option<u64>,
+    /// From a hash's element to its key.
+    pub key: Option<u64>,
 }

@@ -331,7 +331,7 @@ fn program_json(info: &ProgramInfo) -> Json {
         .iter()
         .map(|function| {
             let name = function.ty.set.get(function.ty.id).map(|entry| entry.name.clone());
-            let is_func = matches!(function.ty.set.ty(function.ty.id), Some(Ty::Func(_)));
+            let is_func = matches!(function.ty.set.ty(function.ty.id), Some(Ty::Func { .. }));
             json!({"start": function.start, "name": name.filter(|_| is_func)})
         })
         .collect();

@@ -27,6 +27,7 @@ mod special;
 mod storage;
 mod write;
 
+pub use array::Places;
 pub use dump::{BpfState, DumpOptions, MapAnswer, MapDump, ProgramDump, follow_all, query};
 pub use follow::{Casts, Follow};
 pub use layout::BpfLayout;

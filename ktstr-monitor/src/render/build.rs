@@ -201,9 +201,19 @@ impl<'d> Renderer<'d> {
             && let Some(cast) = self.deref.cast(of, offset)
             && rest.len() >= 8
         {
-            return self.pointer(word(rest, 8) as u64, &cast.to, true, Some(cast.space), depth);
+            return self.cast(&ty, rest, &cast, depth);
         }
         self.value(&ty, rest, depth + 1)
+    }
+
+    /// A number that programs use as a pointer. What leads nowhere just now stays a number.
+    fn cast(&mut self, ty: &TypeRef, bytes: &[u8], cast: &Cast, depth: usize) -> Value {
+        let raw = word(bytes, 8) as u64;
+        let leads = |found: Found| (found.space == Space::Kernel) == (cast.space == Space::Kernel);
+        if raw != 0 && !self.deref.find(raw, &cast.to).is_ok_and(leads) {
+            return self.value(ty, bytes, depth + 1);
+        }
+        self.pointer(raw, &cast.to, true, Some(cast.space), depth)
     }
 
     fn section(&mut self, of: &TypeRef, vars: &[SectionVar], bytes: &[u8], depth: usize) -> Value {
@@ -214,8 +224,11 @@ impl<'d> Renderer<'d> {
             let rest = start.and_then(|start| bytes.get(start..));
             let value = match rest {
                 Some(rest) => {
-                    let len = rest.len().min(usize::try_from(var.size).unwrap_or(usize::MAX));
-                    self.value(&of.with(var.var), &rest[..len], depth + 1)
+                    let rest = &rest[..rest.len().min(usize::try_from(var.size).unwrap_or(usize::MAX))];
+                    match self.deref.cast(of, var.offset).filter(|_| rest.len() == 8) {
+                        Some(cast) => self.cast(&of.with(var.var), rest, &cast, depth),
+                        None => self.value(&of.with(var.var), rest, depth + 1),
+                    }
                 }
                 None => Value::Missing("it lies outside its section".to_owned()),
             };

@@ -101,6 +101,11 @@ impl Symbols {
         self.entries.get(at).filter(|e| self.text(e) == name).map(|e| e.at)
     }
 
+    /// All names with their link addresses, by name.
+    pub fn iter(&self) -> impl Iterator<Item = (&str, Kva)> {
+        self.entries.iter().map(|entry| (self.text(entry), entry.at))
+    }
+
     /// The name of the symbol at exactly that link address, the first in the alphabet where several
     /// share it.
     pub fn name_at(&self, link: Kva) -> Option<&str> {

@@ -122,6 +122,10 @@ struct plant_scalars plant_scalars SEC(".data") = {
 struct plant_node __arena *plant_list = 0;
 /* The same address, as a number. */
 u64 plant_list_number = 0;
+struct plant_node __arena *plant_second = 0;
+/* What was the second node's number, and numbers of other kinds: none of them is a pointer. */
+u64 plant_count = 0;
+u64 plant_hashed = 0;
 struct plant_node __arena *plant_ring_of_nodes = 0;
 u32 plant_done = 0;
 u64 plant_sum = 0;
@@ -154,6 +158,7 @@ static __noinline u64 follow(u32 slot)
 {
 	struct plant_casts *casts = bpf_map_lookup_elem(&plant_casts, &slot);
 	struct plant_node __arena *node;
+	struct plant_node __arena *joined;
 	struct plant_leaf __arena *leaf;
 
 	if (!casts)
@@ -166,15 +171,29 @@ static __noinline u64 follow(u32 slot)
 		if (node->next)
 			plant_sum += node->next->payload[2];
 	}
-	leaf = (struct plant_leaf __arena *)casts->branched;
+	plant_second = (struct plant_node __arena *)casts->second;
+	plant_list_number = (u64)plant_list;
+	if (plant_list)
+		plant_sum += plant_list->sum;
+	plant_count += 1;
+	plant_hashed = (casts->cookie * 0x9e3779b97f4a7c15ULL) >> 7;
+	leaf = (struct plant_leaf __arena *)casts->leaf;
+	joined = (struct plant_node __arena *)casts->joined;
 	if (casts->cookie & 1) {
 		plant_sum += 17;
 	} else {
 		plant_sum += 19;
 		bpf_get_smp_processor_id();
 	}
+	if (joined) {
+		plant_sum += joined->id;
+		plant_sum += joined->payload[1];
+		plant_sum += joined->sum;
+	}
 	if (leaf) {
 		plant_sum += leaf->depth;
+		plant_sum += leaf->width;
+		plant_sum += leaf->colour;
 		plant_sum += leaf->back;
 	}
 	return casts->mixed;
@@ -262,7 +281,6 @@ int plant(struct plant_args *args)
 		return 1;
 	node = build_list(pages);
 	plant_list = node;
-	plant_list_number = (u64)node;
 	/* Two nodes that point at each other. */
 	plant_ring_of_nodes = (struct plant_node __arena *)(pages + 2048);
 	plant_ring_of_nodes->id = 500;
@@ -288,7 +306,9 @@ int plant(struct plant_args *args)
 		casts->mixed = (u64)node;
 	else
 		casts->mixed = PLANT_MIXED_NUMBER;
-	casts->branched = (u64)leaf;
+	casts->leaf = (u64)leaf;
+	casts->joined = (u64)node->next;
+	casts->second = (u64)node->next;
 	args->task = casts->task;
 	args->first_node = (u64)node;
 

@@ -110,8 +110,15 @@ struct plant_casts {
 	u64 plain;
 	/* A number or a node: nobody may call it a pointer. */
 	u64 mixed;
-	/* A struct plant_leaf, reached behind a branch only. */
-	u64 branched;
+	/*
+	 * A struct plant_leaf, which only local variables point at: its type is not in the BTF, and
+	 * struct plant_args, which is, has scalars at the same places. Nobody may fall for it.
+	 */
+	u64 leaf;
+	/* A struct plant_node, read before a branch and used where its arms have met again. */
+	u64 joined;
+	/* A struct plant_node: it is stored where only such pointers go. */
+	u64 second;
 };
 
 struct plant_leaf {
