@@ -107,14 +107,10 @@ impl Reader<'_> {
                 (base, place) = (found.at, Place::whole(found.ty));
             }
             let next = place.step(step)?;
-            let is_member = matches!(
-                place.ty.strip().and_then(|t| Some(matches!(t.set.ty(t.id)?, Ty::Composite(_)))),
-                Some(true)
-            );
-            member = match (is_member, place.ty.strip()) {
-                (true, Some(owner)) => Some((owner, next.offset - place.offset)),
-                _ => None,
-            };
+            member = place.ty.strip().and_then(|owner| {
+                let named = matches!(owner.set.ty(owner.id)?, Ty::Composite(_) | Ty::Section { .. });
+                named.then(|| (owner, next.offset - place.offset))
+            });
             place = next;
         }
         let at = base.checked_add(place.offset).unwrap_or(Kva(u64::MAX));
