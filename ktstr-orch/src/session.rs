@@ -17,7 +17,7 @@ use ktstr_proto::{
     ChannelError, Fds, Link,
     channel::Message,
     client::ClientEvent,
-    guest::{GuestFrame, Phase},
+    guest::{GuestFrame, Phase, TestEnd},
     link::{RemoteError, chain},
     monitor::{Attach, Finish, MonitorEvent, MonitorLink, MonitorReply, MonitorRequest, VcpuTime, Window},
     ring::FrameDecoder,
@@ -366,6 +366,10 @@ impl Session {
                         GuestFrame::ScxDisabled { reason } => {
                             let reason = reason.clone();
                             self.record("scheduler-disabled", &reason);
+                            self.capture_if_none("the scheduler was disabled");
+                        }
+                        GuestFrame::TestEnded(end) if self.fails_with_scheduler(end) => {
+                            self.capture_if_none("the test failed");
                         }
                         GuestFrame::Phase(Phase::TestStarted) => self.window(Window::Restart),
                         GuestFrame::Phase(phase @ Phase::ScenarioStarted) => {
@@ -389,6 +393,15 @@ impl Session {
                 Err(error) => return self.stop(Stopped::Channel(chain(&error))),
             }
         }
+    }
+
+    fn fails_with_scheduler(&self, end: &TestEnd) -> bool {
+        let failed = match end {
+            TestEnd::Returned(result) => result.is_fail(),
+            TestEnd::Error(_) | TestEnd::Panicked { .. } => true,
+            TestEnd::Unknown(_) => false,
+        };
+        failed && matches!(&self.spec.job, Job::Test(test) if test.scheduler.is_some())
     }
 
     /// What is observed from here on counts for the verdict, or does not.
@@ -461,9 +474,7 @@ impl Session {
             }
             Message::Event(MonitorEvent::CaptureWritten(written)) => {
                 self.record("capture-written", &written);
-                if let Err(why) = written {
-                    self.notice(why);
-                }
+                self.capture_written(written);
             }
             Message::Event(event) => self.record("monitor", &event),
             Message::Reply(reply) => match self.monitor_answered(reply.id, reply.result) {

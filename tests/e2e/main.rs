@@ -7,5 +7,6 @@
 mod bad_input;
 mod death;
 mod harness;
+mod observe;
 mod topology;
 mod verdicts;

@@ -170,6 +170,11 @@ fn a_stall_is_called_a_stall() {
     assert!(matches!(report.cause, Some(Cause::SchedulerStall { .. })), "{:?}", report.cause);
     assert!(!report.scheduler_log.is_empty(), "the scheduler's log is kept");
     assert_prompt(&report);
+    // The evidence was taken before the kernel ended the scheduler and cleared its queues away.
+    let dump = std::fs::read_to_string(report.run_dir.join("capture-0.txt")).expect("a capture in time");
+    assert!(dump.lines().next().is_some_and(|line| line.contains("watchdog")), "{dump}");
+    assert!(dump.contains("state: enabled") && !dump.contains("runnable tasks that wait ==\nnone"), "{dump}");
+    assert!(report.notes.iter().any(|note| note.contains("capture-0.txt")), "{:?}", report.notes);
 }
 
 #[test]

@@ -39,8 +39,10 @@ const READ_LIMIT: Duration = Duration::from_secs(5);
 const VMCORE_LIMIT: Duration = Duration::from_secs(120);
 /// More than this are refused: who asks so much should wait for answers.
 const MAX_WAITING: usize = 64;
-/// Captures that a run takes by itself, at most.
+/// Captures that a run takes by itself because of what it sees, at most.
 const MAX_AUTOMATIC: u32 = 16;
+/// Captures planned for a scenario, at most.
+const MAX_PLANNED: u32 = 1000;
 
 /// Whoever waits for an answer: a connection of the server, and the number of its request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,18 +56,30 @@ pub struct Asker {
 /// An answer on its way out.
 pub type Answered = (Asker, Result<ClientReply, RemoteError>);
 
+/// Why a capture is taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Cause {
+    /// Somebody asked.
+    Asked(Asker),
+    /// The run was told to before it began.
+    Planned,
+    /// Something was seen that may not be seen again.
+    Seen,
+}
+
 /// What is to be done.
 #[derive(Debug)]
 enum Errand {
     Query { asker: Asker, query: Query },
-    Capture { asker: Option<Asker>, why: String, vmcore: bool },
+    Capture { cause: Cause, why: String, vmcore: bool },
 }
 
 impl Errand {
     fn asker(&self) -> Option<Asker> {
         match self {
             Self::Query { asker, .. } => Some(*asker),
-            Self::Capture { asker, .. } => *asker,
+            Self::Capture { cause: Cause::Asked(asker), .. } => Some(*asker),
+            Self::Capture { .. } => None,
         }
     }
 
@@ -122,6 +136,8 @@ pub(super) struct Errands {
     underway: Option<Underway>,
     /// A reply of the monitor that was given up on.
     late: Option<u32>,
+    /// A capture whose files are being written while the guest runs again.
+    unwritten: Option<(Cause, CaptureTaken)>,
     taken: u32,
     automatic: u32,
     /// For the server to deliver.
@@ -133,8 +149,12 @@ pub(super) struct Errands {
 impl Errands {
     /// When something is due.
     pub(super) fn deadline(&self) -> Option<Instant> {
-        let planned = self.planned.front().map(|(at, _)| *at);
+        let planned = self.planned.front().filter(|_| self.is_idle()).map(|(at, _)| *at);
         self.underway.as_ref().map(|underway| underway.until).into_iter().chain(planned).min()
+    }
+
+    fn is_idle(&self) -> bool {
+        self.underway.is_none() && self.unwritten.is_none() && self.late.is_none() && self.waiting.is_empty()
     }
 
     /// Whether the guest stands, or may.
@@ -156,14 +176,21 @@ impl Session {
     /// Somebody wants a capture.
     pub fn capture(&mut self, asker: Asker, wanted: &TakeCapture) {
         let why = "asked for".to_owned();
-        self.enqueue(Errand::Capture { asker: Some(asker), why, vmcore: wanted.vmcore });
+        self.enqueue(Errand::Capture { cause: Cause::Asked(asker), why, vmcore: wanted.vmcore });
     }
 
     /// The run takes a capture by itself, unless it has taken too many.
     pub(super) fn capture_now(&mut self, why: String) {
         if self.errands.automatic < MAX_AUTOMATIC && self.monitor_attached && self.state == State::Running {
             self.errands.automatic += 1;
-            self.enqueue(Errand::Capture { asker: None, why, vmcore: false });
+            self.enqueue(Errand::Capture { cause: Cause::Seen, why, vmcore: false });
+        }
+    }
+
+    /// The same, unless something has been captured already: for what shows when it is over.
+    pub(super) fn capture_if_none(&mut self, why: &str) {
+        if self.errands.automatic == 0 {
+            self.capture_now(why.to_owned());
         }
     }
 
@@ -210,7 +237,8 @@ impl Session {
     }
 
     fn next_errand(&mut self) {
-        if self.errands.underway.is_some() || self.errands.late.is_some() || self.state != State::Running {
+        let busy = self.errands.underway.is_some() || self.errands.unwritten.is_some();
+        if busy || self.errands.late.is_some() || self.state != State::Running {
             return;
         }
         let Some(errand) = self.errands.waiting.pop_front() else { return };
@@ -333,6 +361,9 @@ impl Session {
     /// The monitor is gone: nobody will answer.
     pub(super) fn monitor_lost(&mut self) {
         self.errands.late = None;
+        if self.errands.unwritten.is_some() {
+            self.capture_written(Err("the monitor died while it wrote a capture".into()));
+        }
         let gone = || error(ErrorCode::Infrastructure, "the monitor died before it answered");
         for errand in std::mem::take(&mut self.errands.waiting) {
             if let Some(asker) = errand.asker() {
@@ -357,13 +388,19 @@ impl Session {
                 self.errands.answers.push((asker, Err(gone())));
             }
         }
-        self.errands.planned.clear();
+        let left = std::mem::take(&mut self.errands.planned).len();
+        if left > 0 {
+            self.notice(format!("{left} snapshots were not taken: the run ended before"));
+        }
     }
 
     /// Time has passed.
     pub(super) fn errands_tick(&mut self, now: Instant) {
-        while let Some((_, why)) = self.errands.planned.pop_front_if(|(at, _)| *at <= now) {
-            self.capture_now(why);
+        if self.errands.is_idle()
+            && self.monitor_attached
+            && let Some((_, why)) = self.errands.planned.pop_front_if(|(at, _)| *at <= now)
+        {
+            self.enqueue(Errand::Capture { cause: Cause::Planned, why, vmcore: false });
         }
         let Some(underway) = &self.errands.underway else { return };
         if now < underway.until {
@@ -410,6 +447,10 @@ impl Session {
         let stood_us = stood.map(|stood| stood.as_micros() as u64);
         let name = underway.errand.name();
         let asker = underway.errand.asker();
+        let cause = match underway.errand {
+            Errand::Query { asker, .. } => Cause::Asked(asker),
+            Errand::Capture { cause, .. } => cause,
+        };
         let result = match underway.found {
             Some(Found::Answer(answer)) => {
                 let ktstr_proto::capture::Answer { json, text, read_us } = answer;
@@ -419,7 +460,8 @@ impl Session {
                 self.errands.taken += 1;
                 let taken = CaptureTaken { path, stood_us: stood_us.unwrap_or(0), read };
                 self.record("capture", &(&name, &taken));
-                Ok(ClientReply::TakeCapture(taken))
+                self.errands.unwritten = Some((cause, taken));
+                return;
             }
             Some(Found::Nothing(why)) => Err(why),
             None => Err(error(ErrorCode::Infrastructure, "it came to nothing")),
@@ -428,6 +470,25 @@ impl Session {
             (Some(asker), result) => self.errands.answers.push((asker, result)),
             (None, Ok(_)) => {}
             (None, Err(why)) => self.notice(format!("{name} failed: {}", why.message)),
+        }
+        self.next_errand();
+    }
+
+    /// The monitor has written the files of a capture, or says why it could not.
+    pub(super) fn capture_written(&mut self, written: Result<(), String>) {
+        match (self.errands.unwritten.take(), written) {
+            (Some((Cause::Asked(asker), taken)), Ok(())) => {
+                self.errands.answers.push((asker, Ok(ClientReply::TakeCapture(taken))));
+            }
+            (Some((Cause::Asked(asker), _)), Err(why)) => {
+                self.errands.answers.push((asker, Err(error(ErrorCode::Infrastructure, why))));
+            }
+            (Some((Cause::Seen, taken)), Ok(())) => {
+                let text = taken.path.with_extension("txt");
+                self.notice(format!("the guest's state at that moment is in {}", text.display()));
+            }
+            (_, Ok(())) => {}
+            (_, Err(why)) => self.notice(why),
         }
         self.next_errand();
     }
@@ -444,7 +505,8 @@ impl Session {
             && self.spec.snapshots > 0
             && self.errands.planned.is_empty()
         {
-            let (count, length) = (self.spec.snapshots, Duration::from_millis(test.duration_ms));
+            let (count, length) =
+                (self.spec.snapshots.min(MAX_PLANNED), Duration::from_millis(test.duration_ms));
             self.plan_captures(count, length);
         }
     }

@@ -1,0 +1,305 @@
+//! What is read from outside is what the guest's own files say, and looking leaves no trace.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::{Duration, Instant},
+};
+
+use ktstr_proto::{
+    Accel, Topology,
+    run::{Job, RunSpec, ShellJob},
+    verdict::Outcome,
+};
+use serde_json::Value;
+
+use crate::harness::{Live, exec, recorded_pid, run, spec, wait_for};
+
+/// A worker that is stopped after some work has constant figures; six that spin fill the queues.
+const PLANT: &str = r#"
+exec 2>&1
+echo 1 > /proc/sys/kernel/sched_schedstats
+/include-files/scx-ktstr --watchdog-ms 25000 &
+until [ "$(cat /sys/kernel/sched_ext/state)" = enabled ]; do sleep 0.1; done
+mkdir -p /sys/fs/cgroup/facts/inner
+sh -c 'echo $$ > /sys/fs/cgroup/facts/inner/cgroup.procs; i=0; while [ $i -lt 30000 ]; do i=$((i+1)); done; kill -STOP $$' &
+W=$!
+until grep -q 'State:.T' /proc/$W/status; do sleep 0.1; done
+for i in 1 2 3 4 5 6; do sh -c 'while :; do :; done' & done
+look() {
+    echo "--- $1"
+    echo "worker $W"
+    cat /proc/schedstat
+    sed 's/^/event /' /sys/kernel/sched_ext/root/events
+    sed 's/^/sched /' /proc/$W/sched
+    sed 's/^/usage /' /sys/fs/cgroup/facts/cpu.stat
+    sed 's/^/status /' /proc/$W/status
+    sed 's/^/group /' /proc/$W/cgroup
+    echo "--- end of $1"
+}
+N=0
+while [ $N -lt 15 ]; do look $N; N=$((N+1)); sleep 1; done
+"#;
+
+/// The guest's own account at one moment: lines by their first words.
+struct Account(BTreeMap<String, Vec<String>>);
+
+impl Account {
+    /// What was printed between the marks, once the last one is there.
+    fn read(output: &str, which: usize) -> Option<Self> {
+        let (_, rest) = output.split_once(&format!("--- {which}\n"))?;
+        let (lines, _) = rest.split_once(&format!("--- end of {which}\n"))?;
+        let mut account = BTreeMap::new();
+        for line in lines.lines() {
+            let words: Vec<String> =
+                line.split([' ', '\t', ':']).filter(|w| !w.is_empty()).map(str::to_owned).collect();
+            let key = match words[0].as_str() {
+                "event" | "sched" | "usage" | "status" | "group" if words.len() > 2 => words[..2].join(" "),
+                _ => words[0].clone(),
+            };
+            account.insert(key, words);
+        }
+        Some(Self(account))
+    }
+
+    fn words(&self, key: &str) -> &[String] {
+        self.0.get(key).unwrap_or_else(|| panic!("no `{key}` in {:?}", self.0.keys()))
+    }
+
+    fn number(&self, key: &str, nth: usize) -> i64 {
+        let word = &self.words(key)[nth];
+        word.parse().unwrap_or_else(|_| panic!("`{word}` of `{key}` is a number"))
+    }
+
+    /// Milliseconds with six decimals, as nanoseconds.
+    fn nanos(&self, key: &str) -> i64 {
+        let last = self.words(key).last().expect("a value");
+        let (ms, ns) = last.split_once('.').expect("a fraction");
+        ms.parse::<i64>().unwrap() * 1_000_000 + ns.parse::<i64>().unwrap()
+    }
+}
+
+fn bin(name: &str) -> PathBuf {
+    let exe = std::env::current_exe().unwrap();
+    let beside = exe.ancestors().nth(2).unwrap().join(name);
+    if beside.is_file() {
+        return beside;
+    }
+    PathBuf::from(std::env::var_os("KTSTR_BIN_DIR").expect("KTSTR_BIN_DIR names the executables")).join(name)
+}
+
+fn monitor(args: &[&str]) -> Output {
+    Command::new(bin("ktstr-monitor")).args(args).output().expect("ktstr-monitor can be run")
+}
+
+/// The answer to a question about a live run or a core file.
+fn ask(args: &[&str]) -> Value {
+    let output = monitor(args);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{args:?}: {said}");
+    serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{args:?}: {e}"))
+}
+
+fn planted(kernel: Option<&str>) -> RunSpec {
+    let mut spec = exec(PLANT);
+    spec.topology = Topology::new(1, 1, 2, 1).unwrap();
+    spec.kernel = kernel.map(str::to_owned).or(spec.kernel);
+    spec.memory_mb = Some(384);
+    spec.observe = true;
+    let include = vec![bin("scx-ktstr")];
+    spec.job = Job::Shell(ShellJob { include, exec: Some(PLANT.into()), dmesg: false, term: None });
+    spec
+}
+
+/// What the guest's processes have printed so far.
+fn printed(dir: &Path) -> String {
+    let log = fs::read_to_string(dir.join("guest.jsonl")).unwrap_or_default();
+    let text = |line: &str| {
+        let message: Value = serde_json::from_str(line).ok()?;
+        Some(message.pointer("/body/Log/text")?.as_str()?.to_owned())
+    };
+    log.lines().filter_map(text).collect()
+}
+
+fn at<'v>(value: &'v Value, path: &str) -> &'v Value {
+    value.pointer(path).unwrap_or_else(|| panic!("no {path}"))
+}
+
+fn int(value: &Value, path: &str) -> i64 {
+    let found = at(value, path);
+    found.as_i64().unwrap_or_else(|| panic!("{path} is {found}"))
+}
+
+/// `cpuN` lines of `/proc/schedstat`: word and member.
+const SCHEDSTAT: [(usize, &str); 8] = [
+    (1, "/yld_count"),
+    (3, "/sched_count"),
+    (4, "/sched_goidle"),
+    (5, "/ttwu_count"),
+    (6, "/ttwu_local"),
+    (7, "/rq_cpu_time"),
+    (8, "/rq_sched_info/run_delay"),
+    (9, "/rq_sched_info/pcount"),
+];
+
+/// Everything that moves lies between what the guest said before and after; what stands is equal.
+fn compare(capture: &Value, before: &Account, after: &Account) {
+    let between = |what: &str, low: i64, found: i64, high: i64| {
+        assert!(low <= found && found <= high, "{what}: {low} ≤ {found} ≤ {high}");
+    };
+    for (cpu, rq) in at(capture, "/rq").as_array().unwrap().iter().enumerate() {
+        let key = format!("cpu{cpu}");
+        for (word, member) in SCHEDSTAT {
+            let found = int(rq, member);
+            between(&format!("{key}{member}"), before.number(&key, word), found, after.number(&key, word));
+        }
+    }
+    let mut compared = 0;
+    for (name, value) in at(capture, "/scx/events").as_object().unwrap() {
+        let key = format!("event {name}");
+        match value.as_i64() {
+            Some(found) => between(name, before.number(&key, 2), found, after.number(&key, 2)),
+            None => assert!(!before.0.contains_key(&key), "{name} is there: {value}"),
+        }
+        compared += usize::from(value.is_i64());
+    }
+    assert!(compared >= 5, "{compared} event counters");
+
+    let pid = before.number("worker", 1);
+    let tasks = at(capture, "/tasks").as_array().unwrap();
+    let task = tasks.iter().find(|task| int(task, "/pid") == pid).expect("the worker is there");
+    assert_eq!(int(task, "/se/sum_exec_runtime"), before.nanos("sched se.sum_exec_runtime"));
+    assert_eq!(before.nanos("sched se.sum_exec_runtime"), after.nanos("sched se.sum_exec_runtime"));
+    let switches = int(task, "/nvcsw") + int(task, "/nivcsw");
+    assert_eq!(switches, before.number("sched nr_switches", 2));
+    assert_eq!(int(task, "/se/nr_migrations"), before.number("sched se.nr_migrations", 2));
+    assert_eq!(int(task, "/prio"), before.number("sched prio", 2));
+    assert_eq!(int(task, "/policy"), before.number("sched policy", 2));
+    assert_eq!(at(task, "/cpus_mask"), before.words("status Cpus_allowed_list")[2].as_str());
+    assert_eq!(at(task, "/cgroup"), "/facts/inner");
+    assert_eq!(at(task, "/state"), "T (stopped)");
+    assert_eq!(at(task, "/class"), "ext");
+
+    let groups = at(capture, "/cgroups").as_array().unwrap();
+    let usage = |path: &str| {
+        let group = groups.iter().find(|group| at(group, "/path") == path).expect("the group is there");
+        int(group, "/usage_ns") / 1000
+    };
+    assert_eq!(usage("/facts"), before.number("usage usage_usec", 2));
+    assert_eq!(usage("/facts/inner"), before.number("usage usage_usec", 2));
+
+    // Six tasks on two CPUs: some wait, on the scheduler's own queue, and the queue's count is right.
+    let queues = at(capture, "/dsq").as_array().unwrap();
+    let listed = queues.iter().map(|q| at(q, "/tasks").as_array().unwrap().len() as i64);
+    let counted: i64 = queues.iter().map(|q| int(q, "/nr")).sum();
+    assert_eq!(listed.sum::<i64>(), counted);
+    assert!(counted >= 3, "{counted} tasks wait");
+    let shared = queues.iter().filter(|q| at(q, "/kind") == "user" || at(q, "/kind") == "global");
+    assert!(shared.map(|q| int(q, "/nr")).sum::<i64>() >= 1, "{queues:?}");
+}
+
+fn facts(kernel: Option<&str>) {
+    let root = tempfile::tempdir().unwrap();
+    let live = Live::start(planted(kernel), root.path());
+    let dir = live.dir.clone();
+    let run = dir.to_str().unwrap();
+    let limit = Duration::from_secs(240);
+    wait_for("the guest's account", limit, || Account::read(&printed(&dir), 0));
+
+    let taken = ask(&["capture", run, "--vmcore", "--json"]);
+    let path = at(&taken, "/path").as_str().unwrap().to_owned();
+    println!("capture: {taken}");
+    let text = wait_for("the capture's text", Duration::from_secs(20), || {
+        fs::read_to_string(format!("{path}.txt")).ok().filter(|text| text.contains("== all "))
+    });
+    assert!(text.contains("scx-ktstr") && text.contains("/facts/inner"), "{text}");
+    let capture: Value = serde_json::from_slice(&fs::read(format!("{path}.json")).unwrap()).unwrap();
+
+    // The core file of the same moment answers the same.
+    let kernel = kernel_file(&dir);
+    let core = format!("{path}.vmcore");
+    let from_core = |question| ask(&["query", "--core", &core, "--kernel", &kernel, question, "--json"]);
+    let members = |member: &str| -> Value {
+        at(&capture, "/rq").as_array().unwrap().iter().map(|rq| at(rq, member).clone()).collect()
+    };
+    assert_eq!(from_core("rq[*].nr_switches"), members("/nr_switches"));
+    assert_eq!(from_core("rq[*].clock"), members("/clock"));
+    assert_eq!(
+        from_core("tasks").as_array().unwrap().len(),
+        at(&capture, "/tasks").as_array().unwrap().len()
+    );
+
+    // Ten who ask at once all get their answer.
+    let began = Instant::now();
+    std::thread::scope(|scope| {
+        let asked = (0..10).map(|_| scope.spawn(|| ask(&["query", run, "rq[*].nr_running", "--json"])));
+        let answers: Vec<Value> = asked.collect::<Vec<_>>().into_iter().map(|t| t.join().unwrap()).collect();
+        assert!(answers.iter().all(|answer| answer.as_array().is_some_and(|cpus| cpus.len() == 2)));
+    });
+    println!("ten questions answered in {:?}", began.elapsed());
+
+    // A monitor that hangs while the guest stands does not keep it standing.
+    let pid = nix::unistd::Pid::from_raw(recorded_pid(&dir, "monitor-pid", "/value") as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::SIGSTOP).unwrap();
+    let refused = monitor(&["query", run, "tasks", "--freeze"]);
+    nix::sys::signal::kill(pid, nix::sys::signal::SIGCONT).unwrap();
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("did not answer in time"), "{said}");
+
+    let (report, _) = live.end();
+    let report = report.expect("a report");
+    assert_eq!(report.exit_status, Some(0), "{:?}", report.cause);
+    assert!(report.notes.iter().any(|note| note.contains("the guest goes on")), "{:?}", report.notes);
+    let printed = printed(&dir);
+    let accounts: Vec<_> = (0..).map_while(|nth| Account::read(&printed, nth)).collect();
+    assert_eq!(accounts.len(), 15, "the guest went on to the end");
+    let jiffies = int(&capture, "/jiffies");
+    let is_later = |account: &Account| account.number("timestamp", 1) >= jiffies;
+    let later = accounts.iter().position(is_later).expect("the guest went on after the capture");
+    compare(&capture, &accounts[later - 1], &accounts[later]);
+}
+
+/// The kernel that a run used: the orchestrator's store has it under its key.
+fn kernel_file(dir: &Path) -> String {
+    let found = wait_for("kernel in the log", Duration::from_secs(10), || {
+        let log = fs::read_to_string(dir.join("events.jsonl")).ok()?;
+        let line = log.lines().find(|line| line.contains("\"what\":\"kernel-file\""))?;
+        let event: Value = serde_json::from_str(line).ok()?;
+        Some(event.pointer("/value")?.as_str()?.to_owned())
+    });
+    assert!(Path::new(&found).is_file(), "{found}");
+    found
+}
+
+#[test]
+fn what_is_read_is_what_the_guest_says() {
+    facts(None);
+}
+
+#[test]
+fn what_is_read_of_an_older_series_is_what_the_guest_says() {
+    facts(Some("6.18"));
+}
+
+#[test]
+fn under_det_captures_leave_no_trace() {
+    let root = tempfile::tempdir().unwrap();
+    let trace = |snapshots: u32| {
+        let mut spec = spec("eevdf", Accel::Det);
+        spec.snapshots = snapshots;
+        spec.runs_root = root.path().join(snapshots.to_string());
+        let report = run(spec);
+        assert_eq!(report.outcome, Outcome::Pass, "{:?}", report.cause);
+        let captures = fs::read_dir(&report.run_dir).unwrap().flatten();
+        let is_text = |e: &fs::DirEntry| e.path().extension().is_some_and(|ending| ending == "txt");
+        let taken = captures.filter(is_text).count();
+        println!("{snapshots} asked for, {taken} captures taken");
+        assert!(taken >= snapshots.min(30) as usize, "{taken} of {snapshots}");
+        ["console.log", "guest.jsonl"].map(|name| fs::read(report.run_dir.join(name)).unwrap())
+    };
+    let none = trace(0);
+    assert!(trace(1) == none, "one capture left a trace");
+    assert!(trace(100) == none, "a hundred captures left a trace");
+}
