@@ -10,3 +10,4 @@ mod harness;
 mod observe;
 mod topology;
 mod verdicts;
+mod work_types;

@@ -204,6 +204,7 @@ struct Head {
     stop: AtomicU32,
     phase: AtomicU32,
     left: AtomicU32,
+    prepared: AtomicU32,
 }
 
 /// The shared mapping.
@@ -291,6 +292,11 @@ impl Board {
     /// Workers that have not finished; futex.
     pub fn left(&self) -> &AtomicU32 {
         &self.head().left
+    }
+
+    /// Workers that have the CPU and the policy of their kind; futex.
+    pub fn prepared(&self) -> &AtomicU32 {
+        &self.head().prepared
     }
 
     /// Tells all workers to stop.

@@ -3,7 +3,7 @@
 //! Loops spin on arithmetic, not on the CPU's pause instruction: under emulation that leaves the
 //! translated code each time, and the figures would say more about the emulator than about the guest.
 
-use std::{hint::black_box, time::Duration};
+use std::hint::black_box;
 
 use super::sys::cpu_ns;
 
@@ -41,25 +41,26 @@ impl Burner {
         self.state = compute(self.state, steps);
     }
 
-    /// Computes and notes how fast that was; the CPU time it took.
-    fn measured(&mut self, steps: u64) -> u64 {
+    /// Computes and notes how fast that was.
+    fn measured(&mut self, steps: u64) {
         let before = cpu_ns();
         self.compute(steps);
         let took = cpu_ns().saturating_sub(before);
         self.steps_per_us = (steps * 1000 / took.max(1)).clamp(1, 100_000);
-        took
     }
 
-    /// Computes for so much CPU time of the calling thread; units of work done.
-    pub fn burst(&mut self, time: Duration) -> u64 {
-        let wanted = time.as_nanos() as u64;
-        let (mut burnt, mut steps) = (0, 0);
-        while burnt < wanted {
-            let chunk = (self.steps_per_us * (wanted - burnt).min(CHUNK_NS) / 1000).max(16);
-            burnt += self.measured(chunk);
+    /// Computes until the calling thread has had so much CPU time in all; units of work done.
+    pub fn burn_until(&mut self, cpu_time_ns: u64) -> u64 {
+        let mut steps = 0u64;
+        loop {
+            let left = cpu_time_ns.saturating_sub(cpu_ns());
+            if left == 0 {
+                return steps.div_ceil(STEPS_PER_UNIT);
+            }
+            let chunk = (self.steps_per_us * left.min(CHUNK_NS) / 1000).max(16);
+            self.measured(chunk);
             steps += chunk;
         }
-        steps.div_ceil(STEPS_PER_UNIT)
     }
 }
 
@@ -70,12 +71,11 @@ mod tests {
     #[test]
     fn a_burst_takes_the_cpu_time_asked_for() {
         let mut burner = Burner::new(1);
-        burner.burst(Duration::from_millis(1));
         let before = cpu_ns();
-        for _ in 0..20 {
-            burner.burst(Duration::from_millis(1));
+        for burst in 1..=20 {
+            burner.burn_until(before + burst * 1_000_000);
         }
         let took = (cpu_ns() - before) as f64 / 1e6;
-        assert!((19.5..24.0).contains(&took), "20 ms asked for, {took:.2} ms burnt");
+        assert!((20.0..24.0).contains(&took), "20 ms asked for, {took:.2} ms burnt");
     }
 }

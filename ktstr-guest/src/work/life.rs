@@ -31,6 +31,9 @@ pub(super) const PANICKED: i32 = 101;
 /// A worker that waits for the start looks this often whether its parent is still there.
 const PARENT_CHECK: Duration = Duration::from_millis(200);
 
+/// How long workers wait for each other before they begin.
+const PREPARATION: Duration = Duration::from_secs(1);
+
 /// What the parent says on the `go` word.
 pub(super) const GO: u32 = 1;
 /// The parent has given up.
@@ -129,17 +132,36 @@ fn worker(birth: &Birth<'_>, index: usize, links: &Links) -> bool {
     let member = board.member_line(place.group, place.position);
     member.pid.store(pid, SeqCst);
     member.tid.store(tid, SeqCst);
+    let prepared = kinds::prepare(&config.work_type, place);
+    await_prepared(board);
     let blocking = if config.work_type.never_blocks() { Blocking::Never } else { Blocking::Sometimes };
     let seed = config.seed.wrapping_add(index as u64);
     let meter = Meter::start(board, index, blocking);
     let mut worker = Worker { meter, rng: Rng::new(seed), burner: Burner::new(seed), place, links, board };
-    if let Err(not_run) = kinds::run(&config.work_type, &mut worker) {
+    if let Err(not_run) = prepared.and_then(|()| kinds::run(&config.work_type, &mut worker)) {
         not_run.note(slot);
     }
     slot.early.store(!board.stopped(), Relaxed);
     member.tid.store(0, SeqCst);
     worker.meter.finish();
     true
+}
+
+/// Waits until every worker has the CPU and the policy of its kind; not for those that do not come.
+fn await_prepared(board: &Board) {
+    let (prepared, all) = (board.prepared(), board.slots() as u32);
+    if prepared.fetch_add(1, SeqCst) + 1 >= all {
+        sys::futex_wake(prepared, u32::MAX);
+        return;
+    }
+    let until = sys::now_ns() + PREPARATION.as_nanos() as u64;
+    loop {
+        let seen = prepared.load(SeqCst);
+        if seen >= all || board.stopped() || sys::now_ns() >= until {
+            return;
+        }
+        sys::futex_wait(prepared, seen, PREPARATION);
+    }
 }
 
 /// Blocks until told to begin; false when the parent gave up or is gone.

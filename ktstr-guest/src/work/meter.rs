@@ -62,6 +62,7 @@ pub(super) struct Meter<'a> {
     kernel: Kernel,
     kernel_at_ns: u64,
     blocked_ns: u64,
+    unblocked_ns: u64,
     work_units: u64,
     iterations: u64,
     start_migrations: Option<u64>,
@@ -87,6 +88,7 @@ impl<'a> Meter<'a> {
             kernel: Kernel::default(),
             kernel_at_ns: 0,
             blocked_ns: 0,
+            unblocked_ns: 0,
             work_units: 0,
             iterations: 0,
             start_migrations: kernel_migrations(),
@@ -121,17 +123,18 @@ impl<'a> Meter<'a> {
     pub fn blocking<T>(&mut self, call: impl FnOnce() -> T) -> T {
         let before = now_ns();
         let value = call();
-        let took = now_ns().saturating_sub(before);
+        self.unblocked_ns = now_ns();
+        let took = self.unblocked_ns.saturating_sub(before);
         self.blocked_ns += took;
         self.figures().record(Series::Block, took);
         value
     }
 
-    /// Notes that a wait which began at `since_ns` is over and the waker stamped `stamp_ns`. A stamp from
-    /// before the wait means that nobody had to be woken.
+    /// Notes that a wait which began at `since_ns` ended with the last blocking call, and the waker stamped
+    /// `stamp_ns`. A stamp from before the wait means that nobody had to be woken.
     pub fn woken(&mut self, since_ns: u64, stamp_ns: u64) {
         if stamp_ns >= since_ns && stamp_ns != 0 {
-            self.record(Series::Wake, now_ns().saturating_sub(stamp_ns));
+            self.record(Series::Wake, self.unblocked_ns.saturating_sub(stamp_ns));
         }
     }
 
@@ -369,6 +372,7 @@ mod tests {
         let board = Board::new(1, 1).unwrap();
         let mut meter = Meter::start(&board, 0, Blocking::Sometimes);
         let now = now_ns();
+        meter.blocking(|| ());
         meter.woken(now, now - 1);
         meter.woken(now, 0);
         meter.woken(now - 5_000_000, now - 4_000_000);

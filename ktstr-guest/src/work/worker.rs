@@ -130,16 +130,19 @@ impl<'a> Worker<'a> {
         self.meter.did(steps.div_ceil(super::burn::STEPS_PER_UNIT).max(1), 0);
     }
 
-    /// Computes for so much CPU time, counted as work.
+    /// Computes for so much CPU time, counted as work; what measuring costs is part of it.
     pub fn burst(&mut self, time: Duration) {
-        let mut left = time;
         // In slices, so that a long burst can be stopped and measured.
-        while !left.is_zero() && !self.stopped() {
-            let slice = left.min(Duration::from_millis(2));
-            let units = self.burner.burst(slice);
+        const SLICE_NS: u64 = 2_000_000;
+        let until = sys::cpu_ns() + time.as_nanos() as u64;
+        loop {
+            let now = sys::cpu_ns();
+            if now >= until || self.stopped() {
+                break;
+            }
+            let units = self.burner.burn_until(until.min(now + SLICE_NS));
             self.meter.did(units, 0);
             self.meter.checkpoint();
-            left -= slice;
         }
     }
 

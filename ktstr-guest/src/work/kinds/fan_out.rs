@@ -12,7 +12,7 @@ use crate::work::{
 };
 
 /// Pause of an epoll producer between two bursts, in which consumers run dry and sleep.
-const BETWEEN_BURSTS: Duration = Duration::from_micros(200);
+const BETWEEN_BURSTS: Duration = Duration::from_millis(1);
 
 /// Lines of the group: the generation that receivers wait for, and how many are done with theirs.
 const GENERATION: usize = 0;
@@ -152,7 +152,7 @@ pub(super) fn epoll(w: &mut Worker<'_>, burst: u32) -> Done {
                 w.meter.woken(since, w.member(producer).stamp.swap(0, SeqCst));
                 // Another consumer may have been faster.
                 if w.links.events[producer].read().is_ok() {
-                    w.compute(256);
+                    w.compute(64);
                     w.meter.did(0, 1);
                 }
             }

@@ -13,7 +13,7 @@ use crate::{
         PiMode, cpus,
         not_run::Missing,
         sys::{futex_lock_pi, futex_unlock_pi, futex_wait, futex_wake, now_ns},
-        worker::{Done, WAIT_SLICE, Worker},
+        worker::{Done, Place, WAIT_SLICE, Worker},
     },
 };
 
@@ -68,6 +68,19 @@ pub(super) fn contention(w: &mut Worker<'_>, hold_iters: u64, work_iters: u64) -
 }
 
 /// All of a group on one CPU: the high ones first, then the medium, then the low ones.
+pub(super) fn take_priority(place: Place, high: u32, medium: u32) -> Done {
+    let allowed = cpus::allowed();
+    let cpu = *allowed.get(place.group % allowed.len().max(1)).ok_or(Missing::Policy)?;
+    set_affinity(0, &[cpu]).map_err(|errno| Missing::Policy.because(errno))?;
+    let position = place.position as u32;
+    let priority = match position {
+        _ if position < high => 30,
+        _ if position < high + medium => 20,
+        _ => 10,
+    };
+    SchedPolicy::Fifo(priority).apply(0, None).map_err(|errno| Missing::Priority.because(errno))
+}
+
 pub(super) fn inversion(
     w: &mut Worker<'_>,
     (high, medium): (u32, u32),
@@ -76,19 +89,8 @@ pub(super) fn inversion(
 ) -> Done {
     /// Pause of high and medium workers, so that lower ones get to the lock at all, nanoseconds.
     const PAUSE_NS: u64 = 1_000_000;
-    let allowed = cpus::allowed();
-    let cpu = *allowed.get(w.place.group % allowed.len().max(1)).ok_or(Missing::Policy)?;
-    set_affinity(0, &[cpu]).map_err(|errno| Missing::Policy.because(errno))?;
     let position = w.place.position as u32;
     let (is_high, is_medium) = (position < high, position >= high && position < high + medium);
-    let priority = if is_high {
-        30
-    } else if is_medium {
-        20
-    } else {
-        10
-    };
-    SchedPolicy::Fifo(priority).apply(0, None).map_err(|errno| Missing::Priority.because(errno))?;
     while !w.stopped() {
         w.compute(work_iters);
         if !is_medium {

@@ -23,7 +23,7 @@ pub(super) fn page_faults(w: &mut Worker<'_>, region_kib: u32, touches: u32, spi
     while !w.stopped() {
         for _ in 0..touches {
             let page = w.rng.below(pages) as usize;
-            region.touch(page * PAGE);
+            region.write(page * PAGE);
             w.burner.compute(spin_iters);
         }
         region.advise(MmapAdvise::MADV_DONTNEED).map_err(refused)?;

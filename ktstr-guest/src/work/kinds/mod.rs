@@ -24,8 +24,27 @@ pub use io::DISK_ENV;
 
 use super::{
     WorkType,
-    worker::{Done, Worker},
+    worker::{Done, Place, Worker},
 };
+
+/// Takes the CPU and the policy that a kind of work gives its members, before any of them begins: one that
+/// is pinned where a real-time task spins would not come to change its own policy.
+pub(super) fn prepare(work_type: &WorkType, place: Place) -> Done {
+    match work_type {
+        WorkType::SmtSiblingSpin => spin::take_sibling(place),
+        WorkType::AsymmetricWaker { waker_class, wakee_class, .. } => {
+            pair::take_class(place, waker_class, wakee_class)
+        }
+        WorkType::PriorityInversion { high_count, medium_count, .. } => {
+            lock::take_priority(place, *high_count, *medium_count)
+        }
+        WorkType::PreemptStorm { .. } => realtime::take_priority(place, 1, realtime::STORM_PRIORITY),
+        WorkType::RtStarvation { rt_workers, rt_priority, .. } => {
+            realtime::take_priority(place, *rt_workers, *rt_priority)
+        }
+        _ => Ok(()),
+    }
+}
 
 /// Works until told to stop, or says what is missing.
 pub(super) fn run(work_type: &WorkType, w: &mut Worker<'_>) -> Done {
@@ -50,9 +69,7 @@ pub(super) fn run(work_type: &WorkType, w: &mut Worker<'_>) -> Done {
         WorkType::PipeIo { burst_iters } => pair::pipe(w, *burst_iters, None),
         WorkType::CachePipe { size_kib, burst_iters } => pair::pipe(w, *burst_iters, Some(*size_kib)),
         WorkType::FutexPingPong { spin_iters } => pair::futex(w, *spin_iters),
-        WorkType::AsymmetricWaker { waker_class, wakee_class, burst_iters } => {
-            pair::asymmetric(w, waker_class, wakee_class, *burst_iters)
-        }
+        WorkType::AsymmetricWaker { burst_iters, .. } => pair::futex(w, *burst_iters),
         WorkType::SignalStorm { signals_per_iter, work_iters } => {
             pair::signals(w, *signals_per_iter, *work_iters)
         }
@@ -98,8 +115,8 @@ pub(super) fn run(work_type: &WorkType, w: &mut Worker<'_>) -> Done {
         WorkType::PreemptStorm { rt_burst_iters, rt_sleep_us, .. } => {
             realtime::preempt_storm(w, *rt_burst_iters, *rt_sleep_us)
         }
-        WorkType::RtStarvation { rt_workers, rt_priority, burst_iters, .. } => {
-            realtime::starvation(w, *rt_workers, *rt_priority, *burst_iters)
+        WorkType::RtStarvation { rt_workers, burst_iters, .. } => {
+            realtime::starvation(w, *rt_workers, *burst_iters)
         }
         WorkType::TimerLatency { interval_us } => sleep::timer_latency(w, *interval_us),
         WorkType::NetTraffic { interval_us, frame_bytes } => net::traffic(w, *interval_us, *frame_bytes),

@@ -8,7 +8,7 @@ use crate::{
     work::{
         not_run::Missing,
         sys::signal_thread,
-        worker::{Done, Worker},
+        worker::{Done, Place, Worker},
     },
 };
 
@@ -62,15 +62,10 @@ pub(super) fn futex(w: &mut Worker<'_>, spin_iters: u64) -> Done {
     }
 }
 
-pub(super) fn asymmetric(
-    w: &mut Worker<'_>,
-    waker: &SchedPolicy,
-    wakee: &SchedPolicy,
-    burst_iters: u64,
-) -> Done {
-    let policy = if w.place.position == 0 { waker } else { wakee };
-    policy.apply(0, None).map_err(|errno| Missing::Policy.because(errno))?;
-    futex(w, burst_iters)
+/// The first of a pair begins as the one that wakes.
+pub(super) fn take_class(place: Place, waker: &SchedPolicy, wakee: &SchedPolicy) -> Done {
+    let policy = if place.position == 0 { waker } else { wakee };
+    policy.apply(0, None).map_err(|errno| Missing::Policy.because(errno))
 }
 
 /// Signals go to the partner's thread, from the moment it is there.

@@ -7,19 +7,26 @@ use crate::{
     attributes::SchedPolicy,
     work::{
         not_run::Missing,
-        worker::{Done, Worker},
+        worker::{Done, Place, Worker},
     },
 };
 
 /// Priority of the worker that interrupts.
-const STORM_PRIORITY: u32 = 50;
+pub(super) const STORM_PRIORITY: u32 = 50;
+
+/// Real-time workers come first in a group.
+pub(super) fn take_priority(place: Place, rt_workers: u32, priority: u32) -> Done {
+    if place.position >= rt_workers as usize {
+        return Ok(());
+    }
+    SchedPolicy::Fifo(priority).apply(0, None).map_err(|errno| Missing::Priority.because(errno))
+}
 
 /// The first of a group interrupts, the others spin.
 pub(super) fn preempt_storm(w: &mut Worker<'_>, burst_iters: u64, sleep_us: u64) -> Done {
     if w.place.position > 0 {
         return spin::spin_wait(w);
     }
-    SchedPolicy::Fifo(STORM_PRIORITY).apply(0, None).map_err(|errno| Missing::Priority.because(errno))?;
     while !w.stopped() {
         w.compute(burst_iters);
         w.sleep(Duration::from_micros(sleep_us));
@@ -29,12 +36,10 @@ pub(super) fn preempt_storm(w: &mut Worker<'_>, burst_iters: u64, sleep_us: u64)
     Ok(())
 }
 
-/// Real-time workers come first in a group.
-pub(super) fn starvation(w: &mut Worker<'_>, rt_workers: u32, priority: u32, burst_iters: u64) -> Done {
+pub(super) fn starvation(w: &mut Worker<'_>, rt_workers: u32, burst_iters: u64) -> Done {
     if w.place.position >= rt_workers as usize {
         return spin::spin_wait(w);
     }
-    SchedPolicy::Fifo(priority).apply(0, None).map_err(|errno| Missing::Priority.because(errno))?;
     while !w.stopped() {
         w.compute(burst_iters);
         w.meter.did(0, 1);

@@ -11,7 +11,7 @@ use crate::{
         not_run::Missing,
         region::Region,
         sys::now_ns,
-        worker::{Done, Worker},
+        worker::{Done, Place, Worker},
     },
 };
 
@@ -47,11 +47,14 @@ pub(super) fn yield_heavy(w: &mut Worker<'_>, steps: u64) -> Done {
 }
 
 /// Each group sits on one core; groups are spread over the cores that have siblings.
-pub(super) fn smt_sibling_spin(w: &mut Worker<'_>) -> Done {
+pub(super) fn take_sibling(place: Place) -> Done {
     let cores = cpus::sibling_groups(&cpus::allowed());
-    let core = cores.get(w.place.group % cores.len().max(1)).ok_or(Missing::SmtSiblings)?;
-    let cpu = core[w.place.position % core.len()];
-    set_affinity(0, &[cpu]).map_err(|errno| Missing::SmtSiblings.because(errno))?;
+    let core = cores.get(place.group % cores.len().max(1)).ok_or(Missing::SmtSiblings)?;
+    let cpu = core[place.position % core.len()];
+    set_affinity(0, &[cpu]).map_err(|errno| Missing::SmtSiblings.because(errno))
+}
+
+pub(super) fn smt_sibling_spin(w: &mut Worker<'_>) -> Done {
     while !w.stopped() {
         let start = now_ns();
         for _ in 0..PAUSES_PER_UNIT {

@@ -1,0 +1,174 @@
+//! Each kind of work does to a real kernel what its documentation says, with the kernel as witness; and
+//! the same seed does the same work under `det`.
+//!
+//! One boot runs all kinds, a moment each. The table it prints is the one in `docs/work-types.md`; with
+//! `KTSTR_WRITE_DOCS=1` the run writes it there.
+
+mod bench;
+mod claims;
+#[cfg(target_arch = "x86_64")]
+mod registers;
+mod trace;
+
+use std::{collections::BTreeSet, fs, path::Path};
+
+use ktstr::prelude::*;
+use ktstr_proto::{Accel, verdict::Outcome};
+
+use crate::harness::{run, run_with_output, spec};
+
+/// What precedes each row of the table in the guest's output.
+const ROW: &str = "work-type-row ";
+
+#[ktstr_test(numa_nodes = 2, llcs = 2, cores = 1, threads = 2, memory_mb = 1024, duration_s = 60, ignore)]
+fn every_kind_of_work(ctx: &Ctx) -> Result<AssertResult> {
+    ctx.cgroups.enable(&["cpu", "cpuset"])?;
+    let mut group = CgroupGroup::new(&ctx.cgroups);
+    group.add(bench::CGROUP)?;
+    let tracer = trace::Tracer::start()?;
+    let mut failures = Vec::new();
+    for claim in claims::claims() {
+        let name = claim.run.label();
+        let seen = bench::run(ctx, &tracer, claim.run, |_| Ok(()))?;
+        match (claim.check)(&seen) {
+            Ok(evidence) => println!("{ROW}{}", seen.row(&evidence)),
+            Err(error) => {
+                println!("{name}: {error:#}\n{:#?}", seen.reports);
+                failures.push(format!("{name}: {error:#}"));
+            }
+        }
+    }
+    #[cfg(target_arch = "x86_64")]
+    widths(ctx, &tracer, &mut failures)?;
+    group.remove()?;
+    let left: Vec<_> =
+        fs::read_dir(ctx.cgroups.root())?.flatten().filter(|entry| entry.path().is_dir()).collect();
+    ensure!(left.is_empty(), "cgroups are left: {left:?}");
+    ensure!(failures.is_empty(), "{}", failures.join("; "));
+    Ok(AssertResult::pass())
+}
+
+/// The registers of `AluHot` are as wide as asked for.
+#[cfg(target_arch = "x86_64")]
+fn widths(ctx: &Ctx, tracer: &trace::Tracer, failures: &mut Vec<String>) -> Result<()> {
+    let lane = |lane: u32| 0x9e37_79b1u32 + 2 * lane;
+    let (low, high) = ([0, 1, 2, 3].map(lane), [4, 5, 6, 7].map(lane));
+    for (width, uses_low, uses_high) in [
+        (SimdWidth::Scalar, false, false),
+        (SimdWidth::Vec128, true, false),
+        (SimdWidth::Vec256, true, true),
+        (SimdWidth::Widest, true, true),
+    ] {
+        let mut vectors = Vec::new();
+        let seen = bench::run(ctx, tracer, bench::Run::of(WorkType::AluHot { width }), |handle| {
+            vectors.push(registers::vector4(handle.tids()[0])?);
+            Ok(())
+        })?;
+        let count = |found: fn(&registers::Vector) -> [u32; 4], wanted| {
+            vectors.iter().filter(|vector| found(vector) == wanted).count()
+        };
+        let (lows, highs) = (count(|v| v.0, low), count(|v| v.1, high));
+        // Between two units of work the clock is read; then the register may hold something else.
+        let used = |hits: usize, uses: bool| if uses { hits * 2 > vectors.len() } else { hits == 0 };
+        if used(lows, uses_low) && used(highs, uses_high) {
+            let bits = [64, 128, 256][usize::from(uses_low) + usize::from(uses_high)];
+            println!("{ROW}{}", seen.row(&format!("registers of {bits} bits in use")));
+        } else {
+            let of = vectors.len();
+            failures.push(format!("AluHot {width:?}: 128 bits in {lows}, 256 in {highs} of {of} looks"));
+        }
+    }
+    Ok(())
+}
+
+#[ktstr_test(
+    llcs = 1,
+    cores = 2,
+    threads = 1,
+    duration_s = 1,
+    max_gap_ms = 60000,
+    max_spread_pct = 100,
+    ignore
+)]
+fn seeded_work(ctx: &Ctx) -> Result<AssertResult> {
+    // Alone, and in time that passes by instructions, a duty cycle is what was asked for.
+    let alone = WorkloadConfig { workers: 1, work_type: WorkType::bursty(), ..WorkloadConfig::default() };
+    let mut alone = WorkloadHandle::spawn(alone)?;
+    alone.start()?;
+    std::thread::sleep(Duration::from_millis(590));
+    let duty = alone.stop_and_collect()[0].duty.context("a duty cycle")?;
+    ensure!((duty.requested_pct - duty.achieved_pct).abs() < 2.0, "{duty:?}");
+    let kinds = [
+        WorkType::SpinWait,
+        WorkType::pipe_io(),
+        WorkType::affinity_churn(),
+        WorkType::page_fault_churn(),
+        WorkType::IoRandRead,
+        WorkType::mutex_contention(),
+        WorkType::ForkExit,
+        WorkType::bursty(),
+    ];
+    let def = |(number, kind): (usize, WorkType)| {
+        CgroupDef::named(format!("cg_{number}")).workers(kind.group_size()).work_type(kind)
+    };
+    execute_defs(ctx, kinds.into_iter().enumerate().map(def).collect())
+}
+
+/// Rows of the table that the guest printed.
+fn rows(output: &str) -> Vec<&str> {
+    output.lines().filter_map(|line| line.strip_prefix(ROW)).collect()
+}
+
+fn kind_of(row: &str) -> &str {
+    row.trim_start_matches("| ").split(' ').next().unwrap_or_default()
+}
+
+#[test]
+fn on_tcg_every_kind_of_work_does_what_it_says() {
+    let (report, output) = run_with_output(spec("every_kind_of_work", Accel::Tcg));
+    assert!(
+        !report.infrastructure && report.outcome == Outcome::Pass,
+        "{:?}\n{:#?}\n{output}",
+        report.cause,
+        report.result.map(|result| result.details)
+    );
+    let shown: BTreeSet<&str> = rows(&output).into_iter().map(kind_of).collect();
+    let missing: Vec<&str> = WorkType::ALL_NAMES.into_iter().filter(|name| !shown.contains(name)).collect();
+    assert!(missing.is_empty(), "not tried: {missing:?}");
+    let page = Path::new(env!("CARGO_MANIFEST_DIR")).join("docs/work-types.md");
+    let mut text = fs::read_to_string(&page).expect("the page on work types");
+    if std::env::var_os("KTSTR_WRITE_DOCS").is_some() {
+        let about = format!("Kernel {}, {}.", report.kernel, report.accel_detail);
+        text = with_table(&text, &about, &rows(&output));
+        fs::write(&page, &text).expect("the page can be written");
+    }
+    // Figures differ from run to run; the kinds do not.
+    let documented: BTreeSet<&str> =
+        text.lines().filter(|line| line.starts_with("| ")).map(kind_of).collect();
+    let missing: Vec<&&str> = shown.iter().filter(|name| !documented.contains(*name)).collect();
+    assert!(missing.is_empty(), "docs/work-types.md lacks {missing:?}: run this with KTSTR_WRITE_DOCS=1");
+}
+
+/// The page with another table between its marks.
+fn with_table(text: &str, about: &str, rows: &[&str]) -> String {
+    let (begin, end) = ("<!-- table: begin -->\n", "<!-- table: end -->");
+    let (before, rest) = text.split_once(begin).expect("the mark before the table");
+    let (_, after) = rest.split_once(end).expect("the mark after the table");
+    let head = "| work type | workers | iterations/s | gave up CPU/s | lost CPU/s | migrations/s | wake p50 / p99, µs | kernel evidence |\n|---|---|---|---|---|---|---|---|\n";
+    format!("{before}{begin}{about}\n\n{head}{}\n{end}{after}", rows.join("\n"))
+}
+
+#[test]
+fn on_det_the_same_seed_does_the_same_work() {
+    let work = |seed: u64| {
+        let mut spec = spec("seeded_work", Accel::Det);
+        spec.seed = seed;
+        let report = run(spec);
+        assert!(!report.infrastructure, "{:?}", report.cause);
+        report.result.expect("the test delivers figures").stats.workers
+    };
+    let first = work(7);
+    assert_eq!(first.len(), 12);
+    assert!(first.iter().all(|worker| worker.work_units > 0), "{first:#?}");
+    assert_eq!(first, work(7), "two runs of one seed differ");
+}
