@@ -43,6 +43,7 @@ extern "C" fn before_main() {
         let code = catch_unwind(|| run(&name.to_string_lossy())).unwrap_or(NO_REPORT);
         std::process::exit(code);
     }
+    crate::gauntlet::before_main();
 }
 
 /// Runs one registered test; the exit status.

@@ -20,6 +20,7 @@ extern crate self as ktstr;
 
 pub mod client;
 pub mod executables;
+pub mod gauntlet;
 mod guest_entry;
 pub mod host;
 pub mod prelude;

@@ -307,7 +307,7 @@ fn wrapped(out: &mut String, prefix: &str, text: &str) {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use ktstr_proto::{
         RunId, Topology,
         run::AccelKind,
@@ -316,7 +316,7 @@ mod tests {
 
     use super::*;
 
-    fn sample() -> RunReport {
+    pub(crate) fn sample() -> RunReport {
         let mut result = AssertResult::fail(
             DetailKind::Gap,
             "tid 71 stuck 4210ms on cpu2 at +3000ms (threshold 3000ms) in cg_0",

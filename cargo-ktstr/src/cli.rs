@@ -72,15 +72,19 @@ pub fn accel(option: Option<Accel>) -> anyhow::Result<Accel> {
 /// `test …`.
 #[derive(Debug, Args)]
 pub struct TestArgs {
-    /// Path, version, series or key of a kernel [default: newest cached with sched_ext]
+    /// Path, version, series or key of a kernel; given more than once, every test runs on each
+    /// [default: newest cached with sched_ext]
     #[arg(long, value_name = "ID")]
-    pub kernel: Option<String>,
+    pub kernel: Vec<String>,
     /// What runs the virtual CPUs: auto, kvm, tcg or det [default: $KTSTR_ACCEL or auto]
     #[arg(long)]
     pub accel: Option<Accel>,
     /// Seed of everything random
     #[arg(long, value_name = "N")]
     pub seed: Option<u64>,
+    /// Run each test with so many seeds and report each way to fail once
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub seeds: Option<u32>,
     /// Exit with an error when such verdicts occur
     #[arg(long, value_enum, value_name = "VERDICT")]
     pub deny: Vec<Deny>,

@@ -89,6 +89,7 @@ fn spec(args: &ShellArgs) -> anyhow::Result<RunSpec> {
         deadline_ms: None,
         runs_root: summary::runs_root(store.root()),
         replay,
+        vary: false,
         kernel_args: Vec::new(),
         observe: std::env::var_os("KTSTR_OBSERVE").is_some_and(|value| value == "1"),
         snapshots: 0,

@@ -21,18 +21,15 @@ use crate::summary::Summary;
 pub fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     let mut command = nextest()?;
     command.arg("run").args(&args.nextest);
-    if let Some(selector) = &args.kernel {
-        let store = kernel::open_store()?;
-        let kernel = kernel::find(&store, Some(selector))?;
-        command.env("KTSTR_KERNEL", kernel.key());
-        // It would win over the choice made here.
-        command.env_remove("KTSTR_TEST_KERNEL");
-    }
+    choose_kernels(&mut command, &args.kernel)?;
     if let Some(accel) = args.accel {
         command.env("KTSTR_ACCEL", accel.to_string());
     }
     if let Some(seed) = args.seed {
         command.env("KTSTR_SEED", seed.to_string());
+    }
+    if let Some(seeds) = args.seeds {
+        command.env("KTSTR_SEEDS", seeds.to_string());
     }
     let root = runs_root()?;
     command.env("KTSTR_RUNS_ROOT", &root);
@@ -41,6 +38,25 @@ pub fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     eprint!("{}", summary.render());
     eprintln!("runs: {}", root.display());
     Ok(conclude(&summary, status.success(), &args.deny).into())
+}
+
+/// One kernel is used for every test, several make each test one per kernel.
+fn choose_kernels(command: &mut Command, selectors: &[String]) -> anyhow::Result<()> {
+    if selectors.is_empty() {
+        return Ok(());
+    }
+    let store = kernel::open_store()?;
+    // All are looked up before the first test runs.
+    let found: Vec<_> =
+        selectors.iter().map(|selector| kernel::find(&store, Some(selector))).collect::<Result<_, _>>()?;
+    // It would win over the choice made here.
+    command.env_remove("KTSTR_TEST_KERNEL");
+    command.env("KTSTR_KERNEL", found[0].key());
+    match selectors {
+        [_] => command.env_remove("KTSTR_KERNELS"),
+        several => command.env("KTSTR_KERNELS", several.join(",")),
+    };
+    Ok(())
 }
 
 fn nextest() -> anyhow::Result<Command> {

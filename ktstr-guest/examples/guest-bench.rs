@@ -126,6 +126,7 @@ fn job(pairs: &[(&str, &str)]) -> Result<GuestJob> {
         ring: region(pairs)?,
         topology: Topology::new(1, 1, 2, 1)?,
         seed: 1,
+        jitter_us: 0,
         env: Vec::new(),
         scheduler: None,
         task: GuestTask::Exec("true".into()),

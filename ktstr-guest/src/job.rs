@@ -60,6 +60,7 @@ mod tests {
             ring: RingRegion { gpa: 0x1000_0000, len: 4 << 20, mode: Mode::Wrap },
             topology: Topology { numa_nodes: 1, llcs: 1, cores, threads: 1 },
             seed: 3,
+            jitter_us: 0,
             env: vec![("A".into(), "b".into())],
             scheduler: None,
             task: GuestTask::Exec("true".into()),

@@ -343,6 +343,16 @@ fn ring_region(kernel_end: u64, accel: AccelKind) -> RingRegion {
     }
 }
 
+/// Nanoseconds of an instruction under `det`, as powers of two: what a seed may choose.
+const SHIFTS: [u8; 3] = [2, 1, 3];
+/// The longest that PID 1 computes for a seed's sake, microseconds.
+const MOST_JITTER_US: u64 = 20_000;
+
+/// How fast the CPUs are under `det`.
+pub fn instruction_shift(spec: &RunSpec) -> u8 {
+    if spec.vary { SHIFTS[(spec.seed % SHIFTS.len() as u64) as usize] } else { SHIFTS[0] }
+}
+
 fn cmdline(spec: &RunSpec, accel: AccelKind, ring: RingRegion, hz: Option<u64>) -> String {
     let verbose = matches!(&spec.job, Job::Shell(shell) if shell.dmesg);
     let mut words = vec![
@@ -485,7 +495,16 @@ fn guest_job(spec: &RunSpec, ring: RingRegion, accel: AccelKind) -> GuestJob {
             None => GuestTask::Shell(shell.term.clone()),
         },
     };
-    GuestJob { ring, topology: spec.topology, seed: spec.seed, env: spec.env.clone(), scheduler, task }
+    let jitter_us = if spec.vary { ((spec.seed / SHIFTS.len() as u64) % MOST_JITTER_US) as u32 } else { 0 };
+    GuestJob {
+        ring,
+        topology: spec.topology,
+        seed: spec.seed,
+        jitter_us,
+        env: spec.env.clone(),
+        scheduler,
+        task,
+    }
 }
 
 #[cfg(test)]

@@ -206,6 +206,7 @@ impl Session {
             emulator: plan.emulator.clone(),
             interactive: plan.interactive,
             seed: self.spec.seed,
+            instruction_shift: crate::plan::instruction_shift(&self.spec),
         };
         self.record("vmm-start", &start);
         self.record("kernel-file", &plan.kernel_file());

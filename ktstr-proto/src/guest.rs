@@ -34,6 +34,9 @@ pub struct GuestJob {
     pub topology: Topology,
     /// Seed of every random choice.
     pub seed: u64,
+    /// How long PID 1 computes before it starts the scheduler, microseconds: under `det` everything
+    /// after it is interleaved differently.
+    pub jitter_us: u32,
     /// Variables for the guest's processes.
     pub env: Vec<(String, String)>,
     /// Scheduler to start before the task; its arguments and name.

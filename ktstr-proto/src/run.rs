@@ -103,6 +103,9 @@ pub struct RunSpec {
     pub memory_mb: Option<u32>,
     /// Seed of every random choice.
     pub seed: u64,
+    /// Under `det`: whether the seed also chooses how fast the CPUs are and how long the boot takes,
+    /// so that other seeds give other interleavings.
+    pub vary: bool,
     /// Wall-clock limit for the whole run, milliseconds; `None` derives it from the job.
     pub deadline_ms: Option<u64>,
     /// Directory under which the run's own directory is created.

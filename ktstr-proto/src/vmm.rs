@@ -81,6 +81,8 @@ pub struct Start {
     pub interactive: bool,
     /// Seed handed to the emulator.
     pub seed: u64,
+    /// Under `det` one instruction takes 2 to the power of this, nanoseconds.
+    pub instruction_shift: u8,
 }
 
 /// Where the emulator is and what it needs to see inside its jail.

@@ -66,6 +66,7 @@ fn spec() -> RunSpec {
         numa: numa(),
         memory_mb: Some(512),
         seed: 7,
+        vary: true,
         deadline_ms: Some(9),
         runs_root: "/r".into(),
         replay: "line".into(),
@@ -127,6 +128,7 @@ fn start() -> Start {
         emulator: Some(Emulator { program: "/q".into(), version: (10, 0), files: vec![] }),
         interactive: false,
         seed: 5,
+        instruction_shift: 2,
     }
 }
 

@@ -363,7 +363,7 @@ fn backend(start: &Start) -> Result<Backend, RefusedStart> {
     let mode = match start.accel {
         AccelKind::Kvm => return Ok(Backend::Kvm),
         AccelKind::Tcg => Mode::Tcg,
-        AccelKind::Det => Mode::Det { seed: start.seed },
+        AccelKind::Det => Mode::Det { seed: start.seed, shift: start.instruction_shift },
     };
     let emulator = start.emulator.as_ref().ok_or(RefusedStart::NoEmulator { accel: start.accel })?;
     let (major, minor) = emulator.version;

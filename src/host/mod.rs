@@ -6,6 +6,7 @@
 
 mod constraints;
 mod entry;
+mod seeds;
 mod spec;
 mod vm_result;
 
@@ -26,7 +27,8 @@ pub use entry::{
     DEFAULT_DURATION_S, Expect, Invalid, KTSTR_TESTS, KtstrTestEntry, PostVm, Shape, config_gate,
 };
 use ktstr_guest::scenario::Ctx;
-pub use spec::{SpecError, spec_of};
+pub(crate) use spec::state_dir;
+pub use spec::{SpecError, Variant, spec_of, spec_of_variant};
 pub use vm_result::VmResult;
 
 use crate::{client::Session, guest_entry, render};
@@ -39,34 +41,43 @@ const SILENCE: Duration = Duration::from_secs(1800);
 /// # Panics
 /// When the verdict is fail or inconclusive, or the infrastructure failed; the report is printed before.
 pub fn run(entry: &KtstrTestEntry) {
-    if entry.performance_mode && std::env::var_os("KTSTR_NO_PERF_MODE").is_none_or(|value| value.is_empty()) {
-        let name = entry.full_name();
-        print!(
-            "{}",
-            render::not_run(
-                &name,
-                "performance_mode: this build cannot isolate a machine on its host; KTSTR_NO_PERF_MODE=1 runs it without"
-            )
-        );
-        return;
-    }
     if entry.host_only {
         return run_on_host(entry);
     }
-    let judged = match carry_out(entry) {
+    if let Err(why) = run_variant(entry, &Variant::of(entry)) {
+        // The report is the message: a panic message with a location in ktstr would only distract.
+        std::panic::resume_unwind(Box::new(format!("{}: {why}", entry.full_name())));
+    }
+}
+
+/// Runs a test as `variant` says and prints its report; the error is the verdict in a few words.
+pub fn run_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<(), String> {
+    if entry.performance_mode && std::env::var_os("KTSTR_NO_PERF_MODE").is_none_or(|value| value.is_empty()) {
+        print!(
+            "{}",
+            render::not_run(
+                &variant.name,
+                "performance_mode: this build cannot isolate a machine on its host; KTSTR_NO_PERF_MODE=1 runs it without"
+            )
+        );
+        return Ok(());
+    }
+    let judged = match carry_out(entry, variant) {
         Ok((_, report)) if entry.allow_inconclusive && inconclusive(&report) => Ok(render::report(&report)),
         Ok((spec, report)) => judge(&spec, &report, std::env::var("KTSTR_REQUIRE").ok().as_deref()),
         Err(error) => Err((
             "infrastructure failure".to_owned(),
-            render::infrastructure(&entry.full_name(), &ktstr_proto::link::chain(&*error)),
+            render::infrastructure(&variant.name, &ktstr_proto::link::chain(&*error)),
         )),
     };
     match judged {
-        Ok(text) => print!("{text}"),
+        Ok(text) => {
+            print!("{text}");
+            Ok(())
+        }
         Err((why, text)) => {
             eprint!("{text}");
-            // The report is the message: a panic message with a location in ktstr would only distract.
-            std::panic::resume_unwind(Box::new(format!("{}: {why}", entry.full_name())));
+            Err(why)
         }
     }
 }
@@ -137,9 +148,32 @@ fn look_at(entry: &KtstrTestEntry, report: RunReport) -> RunReport {
     vm.report
 }
 
-fn carry_out(entry: &KtstrTestEntry) -> Result<(RunSpec, RunReport), Box<dyn std::error::Error>> {
-    let spec = spec_of(entry)?;
-    let mut session = Session::start(&format!("test {}", entry.full_name()))?;
+fn carry_out(
+    entry: &KtstrTestEntry,
+    variant: &Variant,
+) -> Result<(RunSpec, RunReport), Box<dyn std::error::Error>> {
+    let spec = spec_of_variant(entry, variant)?;
+    let Some(count) = seeds::wanted()? else { return run_once(entry, spec) };
+    let mut ends = seeds::Ends::default();
+    for spec in seeds::requests(&spec, count) {
+        let seed = spec.seed;
+        let (_, report) = run_once(entry, spec)?;
+        let text = render::report(&report);
+        if ends.add(report) {
+            eprintln!("seed {seed} ends in a new way:\n{text}");
+        }
+    }
+    print!("{}", ends.summary());
+    let worst = ends.worst().ok_or("no seed was tried")?.clone();
+    Ok((spec, worst))
+}
+
+/// Has one run carried out.
+fn run_once(
+    entry: &KtstrTestEntry,
+    spec: RunSpec,
+) -> Result<(RunSpec, RunReport), Box<dyn std::error::Error>> {
+    let mut session = Session::start(&format!("test {}", spec.name))?;
     let report = session.run(spec.clone(), SILENCE, |event, _| match event {
         ClientEvent::Notice(line) => eprintln!("ktstr: {line}"),
         ClientEvent::Output { source: LogSource::Stdout, text } => print!("{text}"),
@@ -148,6 +182,10 @@ fn carry_out(entry: &KtstrTestEntry) -> Result<(RunSpec, RunReport), Box<dyn std
         // are in the report when they matter.
         _ => {}
     })?;
+    if let (false, Some(accel)) = (report.infrastructure, report.accel) {
+        let took = Duration::from_millis(report.host_ms.1);
+        crate::gauntlet::note(&state_dir(), &spec.name, &accel.to_string(), took);
+    }
     Ok((spec, look_at(entry, report)))
 }
 
@@ -178,8 +216,25 @@ fn required(accel: Accel, list: &str) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// A test that is registered nowhere.
+    pub(crate) fn entry(name: &'static str, constraints: Constraints) -> &'static KtstrTestEntry {
+        let (modules, name) = name.rsplit_once("::").unwrap_or(("", name));
+        let module_path: &'static str = match modules {
+            "" => "krate",
+            modules => Box::leak(format!("krate::{modules}").into_boxed_str()),
+        };
+        Box::leak(Box::new(KtstrTestEntry {
+            name,
+            module_path,
+            package: "p",
+            duration_s: 1,
+            constraints,
+            ..KtstrTestEntry::DEFAULT
+        }))
+    }
 
     #[test]
     fn what_is_required_is_chosen_by_accelerator() {

@@ -9,7 +9,7 @@ use std::{
 };
 
 use ktstr_proto::{
-    Accel,
+    Accel, Topology,
     run::{Expectation, Job, PlacedFile, RunSpec, SchedulerJob, TestJob, UnknownAccel},
     topology::TopologyError,
 };
@@ -64,17 +64,52 @@ pub enum SpecError {
     OwnExecutable(#[source] std::io::Error),
 }
 
+/// In what a run differs from the test as declared.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Variant {
+    /// The name under which the test harness lists it.
+    pub name: String,
+    /// Another machine.
+    pub topology: Option<Topology>,
+    /// A kernel of its own, as the user named it.
+    pub kernel: Option<String>,
+}
+
+impl Variant {
+    /// No difference.
+    pub fn of(entry: &KtstrTestEntry) -> Self {
+        Self { name: entry.full_name(), topology: None, kernel: None }
+    }
+
+    /// Its name where there is one kernel, which is then named by `KTSTR_KERNEL`.
+    fn base_name(&self, entry: &KtstrTestEntry) -> String {
+        match (&self.topology, &self.kernel, self.name.rsplit_once('/')) {
+            (None, ..) => entry.full_name(),
+            (Some(_), Some(_), Some((base, _))) => base.to_owned(),
+            _ => self.name.clone(),
+        }
+    }
+}
+
 /// The request for a run of `entry`.
 pub fn spec_of(entry: &KtstrTestEntry) -> Result<RunSpec, SpecError> {
+    spec_of_variant(entry, &Variant::of(entry))
+}
+
+/// The request for a run of `entry` with what `variant` changes.
+pub fn spec_of_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<RunSpec, SpecError> {
     let test = entry.full_name();
     entry.validate().map_err(|source| SpecError::Invalid { test: test.clone(), source })?;
-    let topology = entry.topology().map_err(|source| SpecError::Shape { test: test.clone(), source })?;
+    let topology = match variant.topology {
+        Some(topology) => topology,
+        None => entry.topology().map_err(|source| SpecError::Shape { test: test.clone(), source })?,
+    };
     let binary = env::current_exe().map_err(SpecError::OwnExecutable)?;
     let accel: Accel =
         set("KTSTR_ACCEL").map_or(Ok(Accel::Auto), |text| text.parse()).map_err(SpecError::Accel)?;
     let seed = match set("KTSTR_SEED") {
         Some(value) => value.parse().map_err(|_| SpecError::Seed { value })?,
-        None => seed_of(&test),
+        None => seed_of(&variant.name),
     };
     let mut files = Vec::new();
     let mut include = includes(entry);
@@ -84,9 +119,9 @@ pub fn spec_of(entry: &KtstrTestEntry) -> Result<RunSpec, SpecError> {
     };
     let staged =
         entry.staged_schedulers.iter().map(|scheduler| plain_job(scheduler)).collect::<Result<_, _>>()?;
-    let replay = replay(entry, &test, seed, set("KTSTR_SCHEDULER").as_deref());
+    let replay = replay(entry, &variant.base_name(entry), seed, set("KTSTR_SCHEDULER").as_deref());
     Ok(RunSpec {
-        name: test.clone(),
+        name: variant.name.clone(),
         runs_root: runs_root(&binary),
         job: Job::Test(TestJob {
             binary,
@@ -99,7 +134,7 @@ pub fn spec_of(entry: &KtstrTestEntry) -> Result<RunSpec, SpecError> {
             files,
             expect: expectation(entry),
         }),
-        kernel: set("KTSTR_TEST_KERNEL").or_else(|| set("KTSTR_KERNEL")),
+        kernel: variant.kernel.clone().or_else(|| set("KTSTR_TEST_KERNEL")).or_else(|| set("KTSTR_KERNEL")),
         accel,
         topology,
         numa: Default::default(),
@@ -108,6 +143,7 @@ pub fn spec_of(entry: &KtstrTestEntry) -> Result<RunSpec, SpecError> {
         deadline_ms: None,
         replay,
         kernel_args: kernel_args(entry),
+        vary: set("KTSTR_VARY").as_deref() == Some("1"),
         observe: set("KTSTR_OBSERVE").as_deref() != Some("0"),
         snapshots: set("KTSTR_SNAPSHOTS").and_then(|count| count.parse().ok()).unwrap_or(0),
         env: set("RUST_LOG").map(|value| ("RUST_LOG".into(), value)).into_iter().collect(),
@@ -195,10 +231,12 @@ pub(super) fn seed_of(test: &str) -> u64 {
 
 /// The line that repeats the run; the orchestrator fills in kernel and accelerator.
 fn replay(entry: &KtstrTestEntry, test: &str, seed: u64, scheduler: Option<&str>) -> String {
+    // What must be asked for to run.
+    let ignored = if test.starts_with("gauntlet/") { " --run-ignored all" } else { "" };
     let scheduler = scheduler.map(|path| format!("KTSTR_SCHEDULER={path} ")).unwrap_or_default();
     format!(
         "{scheduler}KTSTR_KERNEL={{kernel}} KTSTR_ACCEL={{accel}} KTSTR_SEED={seed} \
-         cargo nextest run -p {} -E 'test(={test})'",
+         cargo nextest run -p {} -E 'test(={test})'{ignored}",
         entry.package
     )
 }
@@ -210,6 +248,12 @@ fn runs_root(exe: &Path) -> PathBuf {
     let root =
         told.unwrap_or_else(|| target_of(exe).unwrap_or_else(|| PathBuf::from("target")).join("ktstr/runs"));
     std::path::absolute(&root).unwrap_or(root)
+}
+
+/// Where is kept what outlives a run: beside the runs, and the same wherever those are told to go.
+pub(crate) fn state_dir() -> PathBuf {
+    let exe = env::current_exe().unwrap_or_default();
+    target_of(&exe).map_or_else(|| runs_root(&exe), |target| target.join("ktstr"))
 }
 
 /// The target directory: cargo marks it with a `CACHEDIR.TAG`.
@@ -225,6 +269,20 @@ mod tests {
     fn seeds_differ_between_tests_and_not_between_runs() {
         assert_eq!(seed_of("demo"), seed_of("demo"));
         assert_ne!(seed_of("demo"), seed_of("demo2"));
+    }
+
+    #[test]
+    fn a_cell_is_replayed_by_its_name_without_the_kernel() {
+        let entry = crate::host::tests::entry("t", crate::host::Constraints::NONE);
+        let shape = Topology { numa_nodes: 1, llcs: 1, cores: 4, threads: 1 };
+        let cell = |name: &str, topology, kernel: Option<&str>| {
+            let variant = Variant { name: name.into(), topology, kernel: kernel.map(str::to_owned) };
+            replay(entry, &variant.base_name(entry), 7, None)
+        };
+        let of_preset = cell("gauntlet/t/4cpu/kernel_6_18", Some(shape), Some("6.18"));
+        assert!(of_preset.ends_with("-E 'test(=gauntlet/t/4cpu)' --run-ignored all"), "{of_preset}");
+        let of_kernel = cell("ktstr/t/kernel_6_18", None, Some("6.18"));
+        assert!(of_kernel.ends_with("-E 'test(=t)'"), "{of_kernel}");
     }
 
     #[test]

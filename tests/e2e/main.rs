@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod death;
+mod gauntlet;
 mod harness;
 mod observe;
 mod topology;

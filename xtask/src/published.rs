@@ -14,9 +14,9 @@ pub struct PublishedArgs {
     /// The crate that holds the scheduler
     #[arg(default_value = "scx_bpfland")]
     scheduler: String,
-    /// Kernel to judge it on; its kfuncs must be callable there
-    #[arg(long, default_value = "6.18")]
-    kernel: String,
+    /// Series to judge it on, as 6.18 [default: the newest]
+    #[arg(long)]
+    kernel: Option<String>,
     /// Only print what is missing and what would be installed
     #[arg(long)]
     no_install: bool,
@@ -41,10 +41,12 @@ pub fn command(args: &PublishedArgs) -> Result<u8> {
         workspace::step(&format!("build {}", args.scheduler), &mut install)?;
     }
     workspace::build_executables()?;
-    workspace::ensure_kernel(Some(&args.kernel))?;
+    workspace::ensure_kernel(args.kernel.as_deref())?;
     let mut test = workspace::cargo();
     test.args(["test", "-q", "-p", "ktstr", "--test", "e2e", "a_published_scheduler", "--", "--nocapture"])
-        .env("KTSTR_PUBLISHED_SCHEDULER", &binary)
-        .env("KTSTR_KERNEL", &args.kernel);
+        .env("KTSTR_PUBLISHED_SCHEDULER", &binary);
+    if let Some(kernel) = &args.kernel {
+        test.env("KTSTR_KERNEL", kernel);
+    }
     Ok(u8::from(!workspace::timed(&format!("judge {}", args.scheduler), &mut test)?.success()))
 }

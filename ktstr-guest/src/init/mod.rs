@@ -30,6 +30,7 @@ use std::{
     path::Path,
     process::ExitCode,
     sync::{Mutex, PoisonError},
+    time::Duration,
 };
 
 use ktstr_proto::{
@@ -146,6 +147,7 @@ impl Init {
         self.interactive = matches!(job.task, GuestTask::Shell(_));
         let Some(out) = &mut self.out else { return Ok(()) };
         let mut watch = step("watch", Watch::new(kmsg))?;
+        system::compute_for(Duration::from_micros(job.jitter_us.into()));
         let scheduler = match &job.scheduler {
             None => None,
             Some(wanted) => match Scheduler::attach(&mut watch, out, job, wanted) {

@@ -6,6 +6,14 @@ use ktstr_proto::topology::Topology;
 
 use super::clock;
 
+/// Keeps this CPU computing: under `det` that is a number of instructions, and shifts all that follows.
+pub fn compute_for(time: std::time::Duration) {
+    let began = std::time::Instant::now();
+    while began.elapsed() < time {
+        std::hint::spin_loop();
+    }
+}
+
 /// The shell commands are run with.
 pub const SHELL: &str = "/bin/sh";
 const BUSYBOX: &str = "/bin/busybox";

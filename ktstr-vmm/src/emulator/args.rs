@@ -18,6 +18,8 @@ pub enum Mode {
     Det {
         /// Seeds the emulator's own random numbers.
         seed: u64,
+        /// One instruction takes 2 to the power of this, nanoseconds.
+        shift: u8,
     },
 }
 
@@ -182,8 +184,8 @@ fn accelerator(machine: &Machine<'_>) -> Vec<(&'static str, String)> {
         Threads::Multi => "multi",
     };
     let mut args = vec![("-accel", format!("tcg,thread={thread}"))];
-    if let Mode::Det { seed } = machine.mode {
-        args.push(("-icount", "shift=2,sleep=off".to_owned()));
+    if let Mode::Det { seed, shift } = machine.mode {
+        args.push(("-icount", format!("shift={shift},sleep=off")));
         args.push(("-rtc", "base=2026-01-01T00:00:00,clock=vm".to_owned()));
         args.push(("-seed", seed.to_string()));
     }
@@ -308,7 +310,7 @@ mod tests {
     #[test]
     fn det_counts_instructions_on_one_thread() {
         let flat = Topology { numa_nodes: 1, llcs: 1, cores: 4, threads: 1 };
-        let line = line(Mode::Det { seed: 7 }, flat, false);
+        let line = line(Mode::Det { seed: 7, shift: 2 }, flat, false);
         for part in [
             "-accel tcg,thread=single",
             "-icount shift=2,sleep=off",
@@ -371,6 +373,6 @@ mod tests {
         assert_eq!(Threads::choose(Mode::Tcg, new, 4, 1), Threads::Single);
         assert_eq!(Threads::choose(Mode::Tcg, new, 16, 2), Threads::Multi);
         assert_eq!(Threads::choose(Mode::Tcg, new, 17, 2), Threads::Single);
-        assert_eq!(Threads::choose(Mode::Det { seed: 1 }, new, 4, 8), Threads::Single);
+        assert_eq!(Threads::choose(Mode::Det { seed: 1, shift: 2 }, new, 4, 8), Threads::Single);
     }
 }

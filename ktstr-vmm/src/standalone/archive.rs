@@ -77,6 +77,7 @@ mod tests {
             ring: RingRegion { gpa: 0x800_0000, len: 1 << 20, mode: Mode::Wrap },
             topology: Topology::new(1, 1, 1, 1).unwrap(),
             seed: 1,
+            jitter_us: 0,
             env: Vec::new(),
             scheduler: None,
             task: GuestTask::Exec("true".into()),

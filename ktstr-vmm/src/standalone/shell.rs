@@ -172,6 +172,7 @@ fn boot(options: &ShellOptions, accel: AccelKind) -> Result<(Session, Option<Uni
         ring,
         topology: options.topology.topology,
         seed: 1,
+        jitter_us: 0,
         env: Vec::new(),
         scheduler: None,
         task: match &options.exec {
@@ -219,7 +220,7 @@ fn backend(options: &ShellOptions, accel: AccelKind) -> Result<Backend, ShellErr
     let mode = match accel {
         AccelKind::Kvm => return Ok(Backend::Kvm),
         AccelKind::Tcg => Mode::Tcg,
-        AccelKind::Det => Mode::Det { seed: 1 },
+        AccelKind::Det => Mode::Det { seed: 1, shift: 2 },
     };
     Ok(Backend::Emulator(EmulatorSpec {
         program: options.emulator.clone(),

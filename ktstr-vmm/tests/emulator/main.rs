@@ -133,7 +133,7 @@ fn det_runs_are_equal_to_the_byte() {
     let script = "(i=0; while [ $i -lt 3000 ]; do i=$((i+1)); done; cat /proc/self/sched) & \
                   cat /proc/self/sched /proc/sched_debug /proc/uptime /proc/interrupts 2>/dev/null; wait; poweroff -f";
     let console = || {
-        let mode = Mode::Det { seed: 1 };
+        let mode = Mode::Det { seed: 1, shift: 2 };
         let topology = Topology { cores: 4, ..FLAT };
         let mut guest = Boot { mode, topology, extra: "", ..Boot::new(&needs, script) }.start();
         assert_eq!(guest.exit(), Exit::PowerOff);

@@ -84,6 +84,7 @@ impl Role {
             }),
             interactive,
             seed: 1,
+            instruction_shift: 2,
         };
         self.call(start, fds)
     }
@@ -335,6 +336,7 @@ fn what_cannot_be_started_says_why() {
         }),
         interactive: false,
         seed: 1,
+        instruction_shift: 2,
     };
     let refused = |start, fds| match Role::spawn().call(start, fds) {
         Err(error) => ktstr_proto::link::chain(&error),

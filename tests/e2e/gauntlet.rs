@@ -1,0 +1,73 @@
+//! The cells of a gauntlet as the test harness sees them: listed, chosen and run by name.
+
+use std::process::{Command, Output};
+
+/// This executable as nextest would start it.
+fn harness(args: &[&str], env: &[(&str, &str)]) -> Output {
+    let mut command = Command::new(std::env::current_exe().unwrap());
+    command.args(args).env("NEXTEST", "1").env("KTSTR_ACCEL", "tcg");
+    command.env_remove("KTSTR_KERNELS").env_remove("KTSTR_BUDGET_SECS").envs(env.iter().copied());
+    command.output().unwrap()
+}
+
+fn listed(args: &[&str], env: &[(&str, &str)]) -> (Vec<String>, String) {
+    let args: Vec<&str> = ["--list", "--format", "terse"].iter().chain(args).copied().collect();
+    let output = harness(&args, env);
+    assert!(output.status.success(), "{output:?}");
+    let names = String::from_utf8(output.stdout).unwrap();
+    let names = names.lines().filter_map(|line| line.strip_suffix(": test")).map(str::to_owned).collect();
+    (names, String::from_utf8(output.stderr).unwrap())
+}
+
+const CELL: &str = "gauntlet/verdicts::eevdf/4cpu-2llc-nosmt";
+
+#[test]
+fn cells_are_listed_beside_the_tests_and_ignored() {
+    let (all, _) = listed(&[], &[]);
+    let (ignored, _) = listed(&["--ignored"], &[]);
+    for names in [&all, &ignored] {
+        assert!(names.iter().any(|name| name == CELL), "{names:?}");
+    }
+    let own = "gauntlet::cells_are_listed_beside_the_tests_and_ignored".to_owned();
+    assert!(all.contains(&own) && !ignored.contains(&own));
+    let two_nodes = all.iter().filter(|name| name.contains("/2numa-")).count();
+    assert_eq!(two_nodes, 0, "several nodes must be asked for");
+}
+
+#[test]
+fn several_kernels_replace_the_plain_tests() {
+    let (all, _) = listed(&[], &[("KTSTR_KERNELS", "6.18,7.2")]);
+    for name in ["ktstr/verdicts::eevdf/kernel_6_18", &format!("{CELL}/kernel_7_2")] {
+        assert!(all.iter().any(|listed| listed == name), "{name}");
+    }
+    assert!(!all.contains(&"verdicts::eevdf".to_owned()));
+}
+
+#[test]
+fn a_budget_chooses_and_says_what_it_left_out() {
+    let (all, said) = listed(&[], &[("KTSTR_BUDGET_SECS", "100")]);
+    let (ignored, _) = listed(&["--ignored"], &[("KTSTR_BUDGET_SECS", "100")]);
+    let cells = |names: &[String]| names.iter().filter(|name| name.starts_with("gauntlet/")).count();
+    assert!((1..20).contains(&cells(&all)), "{all:?}");
+    assert_eq!(cells(&ignored), 0, "what was chosen runs without being asked for");
+    let left_out = said.trim().rsplit("left out: ").next().unwrap();
+    let left_out = std::fs::read_to_string(left_out).unwrap();
+    assert!(left_out.lines().count() > 20, "{left_out}");
+    assert!(left_out.lines().all(|name| !all.contains(&name.to_owned())));
+}
+
+#[test]
+fn a_cell_runs_on_its_own_machine() {
+    let output = harness(&["--exact", CELL, "--nocapture", "--ignored"], &[]);
+    let said = String::from_utf8_lossy(&output.stdout);
+    assert!(output.status.success(), "{output:?}");
+    assert!(said.contains(&format!("'{CELL}' [sched=EEVDF] [topo=1n2l2c1t] PASS")), "{said}");
+    assert!(said.contains(&format!("-E 'test(={CELL})' --run-ignored all")), "{said}");
+}
+
+#[test]
+fn a_cell_that_is_not_there_is_an_error() {
+    let output = harness(&["--exact", "gauntlet/verdicts::eevdf/no-such-preset"], &[]);
+    assert_eq!(output.status.code(), Some(101));
+    assert!(String::from_utf8_lossy(&output.stderr).contains("no-such-preset"), "{output:?}");
+}
