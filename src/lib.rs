@@ -18,6 +18,7 @@
 
 extern crate self as ktstr;
 
+pub mod claims;
 pub mod client;
 pub mod executables;
 pub mod gauntlet;

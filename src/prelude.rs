@@ -27,7 +27,10 @@ pub use ktstr_proto::{
 };
 
 pub use crate::{
-    Scheduler, Sysctl,
+    Scheduler, Sysctl, claim, claim_present, claim_seq, claim_set,
+    claims::{
+        AbsoluteThresholds, Verdict, all_of, any_of, assert_scx_events_clean, assert_thresholds, claim_better,
+    },
     host::{Constraints, VmResult},
     scenario::{
         execute_defs, execute_scenario, execute_scenario_with, execute_steps, execute_steps_with, judge,

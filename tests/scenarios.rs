@@ -185,9 +185,11 @@ fn operations_do_what_they_say(ctx: &Ctx) -> Result<AssertResult> {
     let stats = &result.stats;
     ensure!(stats.phases.len() == 9, "baseline and eight steps: {:#?}", stats.phases);
     let frozen = stats.phase_cgroup(Phase::step(2), "base").context("base in step 2")?;
-    ensure!(frozen.cpu_time_ns < 100_000_000, "frozen workers worked: {frozen:?}");
+    // Two workers could have had twice the phase's time; they are frozen after its beginning.
+    let phase_ns = stats.phase(Phase::step(2)).map_or(0, |phase| phase.duration_ms() * 1_000_000);
+    ensure!(frozen.cpu_time_ns < phase_ns / 2, "frozen workers worked: {frozen:?} in {phase_ns} ns");
     let after = stats.phase_cgroup(Phase::step(3), "base").context("base in step 3")?;
-    ensure!(after.cpu_time_ns > frozen.cpu_time_ns, "thawed workers did not work: {after:?}");
+    ensure!(after.iterations > 0, "thawed workers did not work: {after:?}");
     ensure!(stats.phase_cgroup(Phase::step(6), "churn").is_some(), "the loop made workers");
     ensure!(stats.phase_cgroup(Phase::step(0), "guest").is_none(), "step-local cgroups stay in their step");
     for worker in &stats.workers {

@@ -11,7 +11,7 @@ use std::{
         fd::{FromRawFd, RawFd},
         unix::net::UnixStream,
     },
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
 };
 
 use ktstr_proto::{
@@ -80,9 +80,9 @@ pub enum ReportError {
 }
 
 /// The test process's end. Frames of several threads do not mix.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Reporter {
-    stream: Option<Mutex<UnixStream>>,
+    stream: Option<Arc<Mutex<UnixStream>>>,
 }
 
 impl Reporter {
@@ -107,7 +107,7 @@ impl Reporter {
 
     /// Reports through a given stream.
     pub fn new(stream: UnixStream) -> Self {
-        Self { stream: Some(Mutex::new(stream)) }
+        Self { stream: Some(Arc::new(Mutex::new(stream))) }
     }
 
     /// Tells nobody: there is no PID 1 of ktstr on a host.

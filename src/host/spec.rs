@@ -1,7 +1,9 @@
 //! From a registered test and the environment to the request for a run.
 //!
 //! Read from the environment: `KTSTR_KERNEL` (or `KTSTR_TEST_KERNEL`, which wins), `KTSTR_ACCEL`,
-//! `KTSTR_SEED`, `KTSTR_SCHEDULER`, `KTSTR_OBSERVE` (0: no monitor), `KTSTR_SNAPSHOTS` (captures per scenario), `KTSTR_RUNS_ROOT` (or `KTSTR_RUNS_DIR`), `RUST_LOG` for the guest.
+//! `KTSTR_SEED`, `KTSTR_SCHEDULER`, `KTSTR_OBSERVE` (0: no monitor), `KTSTR_SNAPSHOTS` (captures per scenario),
+//! `KTSTR_RUNS_ROOT` (or `KTSTR_RUNS_DIR`), `RUST_LOG` for the guest, `KTSTR_GUEST_ENV` (`A=b,C=d`: more
+//! variables for the guest).
 
 use std::{
     env,
@@ -146,7 +148,7 @@ pub fn spec_of_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<RunS
         vary: set("KTSTR_VARY").as_deref() == Some("1"),
         observe: set("KTSTR_OBSERVE").as_deref() != Some("0"),
         snapshots: set("KTSTR_SNAPSHOTS").and_then(|count| count.parse().ok()).unwrap_or(0),
-        env: set("RUST_LOG").map(|value| ("RUST_LOG".into(), value)).into_iter().collect(),
+        env: guest_env(),
     })
 }
 
@@ -217,6 +219,14 @@ fn expectation(entry: &KtstrTestEntry) -> Expectation {
     let Expect { err, error_contains, error_matches, survives_storm } = entry.expect;
     let (error_contains, error_matches) = (error_contains.map(Into::into), error_matches.map(Into::into));
     Expectation { err, error_contains, error_matches, survives_storm }
+}
+
+/// Variables for the guest's processes.
+fn guest_env() -> Vec<(String, String)> {
+    let log = set("RUST_LOG").map(|value| ("RUST_LOG".to_owned(), value));
+    let more = set("KTSTR_GUEST_ENV").unwrap_or_default();
+    let pairs = more.split(',').filter_map(|pair| pair.split_once('='));
+    log.into_iter().chain(pairs.map(|(name, value)| (name.to_owned(), value.to_owned()))).collect()
 }
 
 fn set(variable: &str) -> Option<String> {

@@ -3,22 +3,34 @@
 //! Every finding says what was seen against what was allowed. Refuses to judge what it cannot
 //! measure: a cgroup whose workers have no wall time is inconclusive, not fair.
 
+mod rates;
+
 use std::time::Duration;
 
 use ktstr_proto::verdict::{
     Assert, AssertResult, CgroupStats, DetailKind, Outcome, ScenarioStats, WorkerExit, WorkerReport,
 };
 
-use crate::scenario::cpu_list;
+use crate::scenario::{TestTopology, cpu_list};
 
 /// All findings and figures of `reports`, which are ordered by cgroup.
 pub fn judge(assert: &Assert, reports: Vec<WorkerReport>) -> AssertResult {
     let groups = reports.chunk_by(|a, b| a.cgroup == b.cgroup && a.work_type == b.work_type);
-    judge_groups(assert, groups.map(|reports| Group { reports: reports.to_vec(), lived: None }).collect())
+    judge_groups(
+        assert,
+        None,
+        groups.map(|reports| Group { reports: reports.to_vec(), lived: None }).collect(),
+    )
 }
 
+/// Balancing takes its time: so much more or less on the CPU is not held against a scheduler, however
+/// short the workers lived.
+const BALANCING: Duration = Duration::from_millis(500);
+/// A worker that ran so long made progress, even if its first unit of work was too much for it.
+const RAN_NS: u64 = 2_000_000;
+
 /// A worker that lived shorter may not have had its turn yet.
-const SHORT_LIFE: Duration = Duration::from_millis(200);
+const SHORT_LIFE: Duration = Duration::from_secs(1);
 
 /// Workers that were told the same.
 #[derive(Debug, Clone, Default)]
@@ -29,9 +41,9 @@ pub struct Group {
     pub lived: Option<Duration>,
 }
 
-/// As [`judge`], with workers grouped by what they were told: only those of one group that may use the
+/// As [`judge`], with the machine and with workers grouped by what they were told: only those of one group that may use the
 /// same CPUs can be compared for fairness. Groups are ordered by cgroup.
-pub fn judge_groups(assert: &Assert, groups: Vec<Group>) -> AssertResult {
+pub fn judge_groups(assert: &Assert, topo: Option<&TestTopology>, groups: Vec<Group>) -> AssertResult {
     let mut result = AssertResult::pass();
     let mut all = groups.iter().flat_map(|group| &group.reports).peekable();
     if all.peek().is_some() && all.all(|worker| worker.not_run.is_some()) {
@@ -40,10 +52,18 @@ pub fn judge_groups(assert: &Assert, groups: Vec<Group>) -> AssertResult {
     let mut cgroups: Vec<CgroupStats> = Vec::new();
     for group in &groups {
         let mut assert = *assert;
-        if group.lived.is_some_and(|lived| lived < SHORT_LIFE) {
+        // A worker may be kept waiting as long as the largest gap; one that did not live so long and
+        // never ran may have been starved, or not.
+        let patience = Duration::from_millis(assert.max_gap_ms.unwrap_or(0)).max(SHORT_LIFE);
+        let starved = match group.lived {
+            Some(lived) if lived < SHORT_LIFE => Outcome::Pass,
+            Some(lived) if lived < patience => Outcome::Inconclusive,
+            _ => Outcome::Fail,
+        };
+        if starved == Outcome::Pass {
             assert.not_stuck = None;
         }
-        group.reports.iter().for_each(|worker| judge_worker(&assert, worker, &mut result));
+        group.reports.iter().for_each(|worker| judge_worker(&assert, starved, worker, &mut result));
     }
     let name = |group: &Group| group.reports.first().map(|worker| worker.cgroup.clone());
     for same_cgroup in groups.chunk_by(|a, b| name(a) == name(b)) {
@@ -51,9 +71,15 @@ pub fn judge_groups(assert: &Assert, groups: Vec<Group>) -> AssertResult {
             same_cgroup.iter().flat_map(|group| &group.reports).cloned().collect();
         let mut stats = cgroup_stats(&members);
         let mut worst: Option<CgroupStats> = None;
-        for peers in same_cgroup.iter().flat_map(|group| peers(&group.reports)) {
+        let all_peers = same_cgroup
+            .iter()
+            .flat_map(|group| peers(&group.reports).into_iter().map(|peers| (group.lived, peers)));
+        for (lived, peers) in all_peers {
             let theirs = cgroup_stats(&peers);
-            judge_fairness(assert, &peers, &theirs, &mut result);
+            let mut assert = *assert;
+            assert.max_spread_pct = assert.max_spread_pct.map(|limit| limit + balancing_pct(lived));
+            judge_fairness(&assert, &peers, &theirs, &mut result);
+            rates::judge(&assert, topo, &peers, &mut result);
             if worst.as_ref().is_none_or(|worst| worst.spread_pct < theirs.spread_pct) {
                 worst = Some(theirs);
             }
@@ -67,6 +93,11 @@ pub fn judge_groups(assert: &Assert, groups: Vec<Group>) -> AssertResult {
     }
     result.stats = ScenarioStats { cgroups, workers, ..ScenarioStats::default() };
     result
+}
+
+/// [`BALANCING`] as a share of the time the workers lived, percentage points.
+fn balancing_pct(lived: Option<Duration>) -> f64 {
+    lived.map_or(0.0, |lived| BALANCING.as_secs_f64() * 100.0 / lived.as_secs_f64().max(0.001))
 }
 
 /// Those of a group that do the same and may use the same CPUs.
@@ -84,7 +115,8 @@ fn peers(group: &[WorkerReport]) -> Vec<Vec<WorkerReport>> {
     peers
 }
 
-fn judge_worker(assert: &Assert, worker: &WorkerReport, result: &mut AssertResult) {
+/// `starved` is how it counts when the worker never ran.
+fn judge_worker(assert: &Assert, starved: Outcome, worker: &WorkerReport, result: &mut AssertResult) {
     let WorkerReport { tid, cgroup, work_type, .. } = worker;
     if let Some(reason) = &worker.not_run {
         let message = format!("{work_type} in {cgroup} was not run: {reason}");
@@ -105,9 +137,12 @@ fn judge_worker(assert: &Assert, worker: &WorkerReport, result: &mut AssertResul
         let message = format!("tid {tid} ({work_type} in {cgroup}) {how}");
         result.push(DetailKind::WorkerDied, Outcome::Fail, message);
     }
-    if assert.not_stuck == Some(true) && worker.work_units == 0 {
-        let message = format!("tid {tid} made no progress (0 work units) in {cgroup}");
-        result.push(DetailKind::NoProgress, Outcome::Fail, message);
+    if assert.not_stuck == Some(true) && worker.work_units == 0 && worker.cpu_time_ns < RAN_NS {
+        let (ran_us, wall_ms) = (worker.cpu_time_ns / 1000, worker.wall_time_ns / 1_000_000);
+        let message = format!(
+            "tid {tid} made no progress (0 work units, {ran_us}us of CPU time in {wall_ms}ms) in {cgroup}"
+        );
+        result.push(DetailKind::NoProgress, starved, message);
     }
     let gap_ms = worker.max_gap_ns / 1_000_000;
     if let Some(threshold) = assert.max_gap_ms.filter(|threshold| gap_ms > *threshold) {
@@ -144,7 +179,7 @@ fn judge_fairness(assert: &Assert, members: &[WorkerReport], stats: &CgroupStats
         let (workers, cpus) = (stats.workers, stats.cpus);
         let message = format!(
             "unfair cgroup {name}: spread={spread:.1}% ({lo:.1}-{hi:.1}%) {workers} workers on {cpus} cpus \
-             (threshold {threshold}%)"
+             (threshold {threshold:.0}%)"
         );
         result.push(DetailKind::Spread, Outcome::Fail, message);
     }
@@ -229,10 +264,13 @@ mod tests {
         let message = "tid 7 stuck 4000ms on cpu2 at +5000ms (threshold 3000ms) in a".into();
         assert_eq!(findings(vec![stuck]), [(DetailKind::Gap, message)]);
 
-        let idle = WorkerReport { work_units: 0, ..worker(8, "a", SECOND) };
+        let idle = WorkerReport { work_units: 0, ..worker(8, "a", 0) };
         assert_eq!(
             findings(vec![idle]),
-            [(DetailKind::NoProgress, "tid 8 made no progress (0 work units) in a".into())]
+            [(
+                DetailKind::NoProgress,
+                "tid 8 made no progress (0 work units, 0us of CPU time in 1000ms) in a".into()
+            )]
         );
 
         let astray =
@@ -276,9 +314,20 @@ mod tests {
         let idle = || vec![WorkerReport { work_units: 0, ..worker(8, "a", 0) }];
         let judged = |ms| {
             let group = Group { reports: idle(), lived: Some(Duration::from_millis(ms)) };
-            judge_groups(&Assert::default_checks(), vec![group])
+            judge_groups(&Assert::default_checks(), None, vec![group])
         };
-        assert!(judged(20).is_pass() && judged(900).is_fail());
+        assert!(judged(20).is_pass() && judged(2000).is_inconclusive() && judged(5000).is_fail());
+    }
+
+    #[test]
+    fn fairness_is_judged_by_what_balancing_can_do_in_the_time() {
+        let judged = |ms| {
+            let reports = vec![worker(1, "a", SECOND / 10 * 3), worker(2, "a", SECOND / 10 * 8)];
+            let group = Group { reports, lived: Some(Duration::from_millis(ms)) };
+            judge_groups(&Assert::default_checks(), None, vec![group])
+        };
+        assert!(judged(1000).is_pass(), "35% and half of a second");
+        assert!(judged(10_000).is_fail(), "35% and a twentieth");
     }
 
     #[test]
@@ -288,9 +337,9 @@ mod tests {
         let pinned = vec![alone(1, 0, SECOND / 10), alone(2, 0, SECOND / 10), alone(3, 1, SECOND)];
         let pinned: Vec<_> =
             pinned.into_iter().map(|w| WorkerReport { cpus_used: w.cpus_allowed.clone(), ..w }).collect();
-        assert!(judge_groups(&Assert::default_checks(), vec![group(pinned)]).is_pass());
+        assert!(judge_groups(&Assert::default_checks(), None, vec![group(pinned)]).is_pass());
         let two = vec![group(vec![worker(1, "a", SECOND / 10)]), group(vec![worker(2, "a", SECOND)])];
-        let judged = judge_groups(&Assert::default_checks(), two);
+        let judged = judge_groups(&Assert::default_checks(), None, two);
         assert!(judged.is_pass() && judged.stats.cgroups.len() == 1, "{judged:?}");
     }
 

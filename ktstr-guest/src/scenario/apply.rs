@@ -371,20 +371,24 @@ impl Engine<'_> {
     fn set_affinity(&mut self, cgroup: &str, intent: &AffinityIntent) -> Result<(), ScenarioError> {
         let allowed = self.allowed(cgroup);
         let failed = |source| ScenarioError::Work { cgroup: cgroup.into(), source };
-        let inside = self.workers.iter_mut().filter(|worker| worker.cgroup == cgroup);
+        let Self { workers, random, ctx, .. } = self;
         let mut number = 0;
-        for worker in inside {
-            for index in 0..worker.affinity.len() {
-                let cpus = intent
-                    .resolve(&self.ctx.topo, &allowed, number, &mut self.random)
+        for worker in workers.iter_mut().filter(|worker| worker.cgroup == cgroup) {
+            for own in &mut worker.affinity {
+                *own = intent
+                    .resolve(&ctx.topo, &allowed, number, random)
                     .map_err(|source| ScenarioError::Affinity { cgroup: cgroup.into(), source })?;
-                let asked = if cpus.is_empty() { self.ctx.topo.all_cpus() } else { &cpus };
-                worker.handle.set_affinity(index, asked).map_err(failed)?;
-                worker.affinity[index] = cpus;
                 number += 1;
             }
         }
+        // Before the kernel moves anyone, so that no worker is blamed for where it is put.
         self.widen();
+        for worker in self.workers.iter().filter(|worker| worker.cgroup == cgroup) {
+            for (index, cpus) in worker.affinity.iter().enumerate() {
+                let asked = if cpus.is_empty() { self.ctx.topo.all_cpus() } else { cpus };
+                worker.handle.set_affinity(index, asked).map_err(failed)?;
+            }
+        }
         Ok(())
     }
 

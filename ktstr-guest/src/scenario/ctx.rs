@@ -2,7 +2,10 @@
 
 use std::{
     path::Path,
-    sync::atomic::{AtomicU32, Ordering::Relaxed},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering::Relaxed},
+    },
     time::Duration,
 };
 
@@ -19,7 +22,7 @@ use crate::{
 };
 
 /// The machine, the limits and the means of one test.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Ctx {
     /// Name of the test.
     pub name: String,
@@ -45,7 +48,7 @@ pub struct Ctx {
     pub cgroups: Cgroups,
     /// The way to PID 1.
     pub reporter: Reporter,
-    step: AtomicU32,
+    step: Arc<AtomicU32>,
 }
 
 impl Ctx {
@@ -67,8 +70,14 @@ impl Ctx {
             payloads: Vec::new(),
             cgroups: Cgroups::under(Cgroups::ROOT),
             reporter,
-            step: AtomicU32::new(0),
+            step: Arc::default(),
         }
+    }
+
+    /// The same context with another scenario length, for a part of a test.
+    #[must_use]
+    pub fn lasting(&self, duration: Duration) -> Self {
+        Self { duration, ..self.clone() }
     }
 
     /// A context on the running system, whatever schedules it: nothing is told to anybody, and cgroups
@@ -87,7 +96,7 @@ impl Ctx {
             payloads: Vec::new(),
             cgroups: Cgroups::under(format!("{}-{}", Cgroups::ROOT, std::process::id())),
             reporter: Reporter::nobody(),
-            step: AtomicU32::new(0),
+            step: Arc::default(),
         })
     }
 

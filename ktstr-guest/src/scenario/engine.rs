@@ -198,6 +198,7 @@ impl Engine<'_> {
     fn enter(&mut self, index: u32, label: String) {
         self.ctx.enter_step(index);
         let Self { phases, workers, .. } = self;
+        workers.iter().for_each(|worker| worker.handle.enter_phase(index));
         phases.next(index, label, workers);
     }
 
@@ -280,13 +281,13 @@ impl Engine<'_> {
             lived.push(worker.started.map_or(Duration::ZERO, |started| started.elapsed()));
         }
         for (worker, lived) in over.into_iter().zip(lived) {
-            let Running { handle, allowed, frozen, origin, order, affinity, .. } = worker;
+            let Running { handle, allowed, frozen, origin, order, .. } = worker;
             let mut reports = handle.stop_and_collect();
             self.phases.finish(&origin, order, &reports);
             for (index, report) in reports.iter_mut().enumerate() {
                 report.cpus_allowed = match allowed.get(index) {
                     Some(Some(cpus)) => cpus.iter().copied().collect(),
-                    _ => affinity.get(index).cloned().unwrap_or_default(),
+                    _ => Vec::new(),
                 };
                 // What was frozen on purpose is nobody's fault.
                 report.max_gap_ns = report.max_gap_ns.saturating_sub(frozen.1.as_nanos() as u64);
@@ -334,7 +335,7 @@ impl Engine<'_> {
         self.note(format!("{workers} workers stopped"))?;
         self.done.sort_by_key(|(order, _)| *order);
         let groups = std::mem::take(&mut self.done).into_iter().map(|(_, group)| group).collect();
-        let mut result = check::judge_groups(assert, groups);
+        let mut result = check::judge_groups(assert, Some(&self.ctx.topo), groups);
         result.merge(std::mem::replace(&mut self.found, AssertResult::pass()));
         result.stats.phases = phases;
         result.stats.payloads = std::mem::take(&mut self.measured);
