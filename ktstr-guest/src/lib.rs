@@ -3,6 +3,7 @@
 pub mod attributes;
 pub mod cgroup;
 pub mod check;
+pub mod cpu;
 pub mod init;
 pub mod job;
 pub mod report;

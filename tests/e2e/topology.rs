@@ -9,7 +9,7 @@ use std::time::Instant;
 use ktstr_proto::{
     Accel,
     run::RunSpec,
-    topology::{PRESETS, Shape},
+    topology::{PRESETS, Shape, Topology},
     verdict::Outcome,
 };
 use view::{SCRIPT, View};
@@ -67,8 +67,56 @@ fn det_shows_the_same_machine() {
     show("2n2l1c2t/cxl=128", Accel::Det);
 }
 
+/// Boots without SMT, switches it on, takes a CPU away while the monitor looks on, gives it back.
+const HOTPLUG: &str = "\
+cd /sys/devices/system/cpu; online() { echo $1 $(cat online); }; \
+online boot; echo control $(cat smt/control); \
+echo on >smt/control; online smt-on; \
+echo 0 >cpu3/online; online taken; echo alone $(cat cpu2/topology/thread_siblings_list); \
+taskset 8 true 2>/dev/null || echo nothing runs there; sleep 3; \
+echo 1 >cpu3/online; online given; echo together $(cat cpu3/topology/thread_siblings_list); \
+echo cache $(cat cpu3/cache/index3/shared_cpu_list); taskset 8 echo runs there; \
+echo off >smt/control; online smt-off";
+
+fn hotplug(accel: Accel) {
+    let shape = Shape::from(Topology::new(1, 1, 2, 2).expect("a shape"));
+    let spec =
+        RunSpec { observe: true, kernel_args: vec!["nosmt".into()], ..request(&shape, accel, HOTPLUG) };
+    let (report, output) = run_with_output(spec);
+    if not_run(&report, accel) {
+        return;
+    }
+    assert_eq!(report.outcome, Outcome::Pass, "{:?}", report.cause);
+    let expected = [
+        "boot 0,2",
+        "control off",
+        "smt-on 0-3",
+        "taken 0-2",
+        "alone 2",
+        "nothing runs there",
+        "given 0-3",
+        "together 2-3",
+        "cache 0-3",
+        "runs there",
+        "smt-off 0,2",
+    ];
+    assert_eq!(output.lines().map(str::trim).collect::<Vec<_>>(), expected);
+    let monitor = report.monitor.expect("the run was observed");
+    assert!(monitor.samples > 10 && monitor.stuck_cpus.is_empty(), "{monitor:?}");
+}
+
+#[test]
+fn cpus_come_and_go() {
+    hotplug(Accel::Tcg);
+}
+
 mod on_kvm {
     use super::*;
+
+    #[test]
+    fn cpus_come_and_go() {
+        hotplug(Accel::Kvm);
+    }
 
     #[test]
     fn nodes_of_unequal_memory_distance_and_speed() {

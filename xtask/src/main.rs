@@ -13,6 +13,7 @@ mod prereq;
 mod published;
 mod soak;
 mod suite;
+mod topologies;
 mod workspace;
 
 use clap::{Parser, Subcommand};
@@ -35,6 +36,8 @@ enum Command {
     DetCheck(det_check::DetCheckArgs),
     /// Build a scheduler that others publish and judge it unpatched
     Published(published::PublishedArgs),
+    /// Boot every named machine shape and compare what the guest sees
+    Topologies(topologies::TopologiesArgs),
     /// Boot many times and look for a guest that the emulator corrupted
     Soak(soak::SoakArgs),
     /// Run a command in a VM that has a working /dev/kvm, on any machine
@@ -60,6 +63,7 @@ fn main() -> ExitCode {
         Command::Test(args) => suite::command(&args),
         Command::DetCheck(args) => det_check::command(&args),
         Command::Published(args) => published::command(&args),
+        Command::Topologies(args) => topologies::command(&args),
         Command::Soak(args) => soak::command(&args),
         Command::Lab(args) => lab::command(args),
         Command::Prereq(args) => prereq::command(&args),

@@ -17,6 +17,7 @@ pub fn compute_for(time: std::time::Duration) {
 /// The shell commands are run with.
 pub const SHELL: &str = "/bin/sh";
 const BUSYBOX: &str = "/bin/busybox";
+const CMDLINE: &str = "/proc/cmdline";
 const ONLINE: &str = "/sys/devices/system/cpu/online";
 /// How long CPUs may take to come up.
 const CPUS_MS: u64 = 2_000;
@@ -68,9 +69,21 @@ pub fn cpus_online() -> u32 {
     fs::read_to_string(ONLINE).ok().and_then(|list| count_cpus(&list)).unwrap_or(0)
 }
 
-/// Waits until exactly the CPUs of the shape are online.
+/// How many CPUs of the shape a kernel starts that was told `cmdline`.
+fn started_cpus(shape: Topology, cmdline: &str) -> u32 {
+    let words = || cmdline.split_whitespace();
+    let without_smt = words().any(|word| word == "nosmt" || word == "nosmt=force");
+    let all = if without_smt { shape.cpus() / shape.threads } else { shape.cpus() };
+    let limit = |word: &str| {
+        let value = word.strip_prefix("maxcpus=").or_else(|| word.strip_prefix("nr_cpus="))?;
+        value.parse().ok()
+    };
+    words().filter_map(limit).fold(all, |count, limit: u32| count.min(limit.max(1)))
+}
+
+/// Waits until exactly the CPUs are online that the shape has and the command line leaves.
 pub fn wait_for_cpus(shape: Topology) -> Result<(), SystemError> {
-    let wanted = shape.cpus();
+    let wanted = started_cpus(shape, &fs::read_to_string(CMDLINE).unwrap_or_default());
     if clock::wait_until(CPUS_MS, || cpus_online() == wanted) {
         return Ok(());
     }
@@ -145,6 +158,21 @@ pub fn loopback_up() -> io::Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_command_line_may_leave_cpus_out() {
+        let shape = Topology::new(1, 2, 4, 2).unwrap();
+        for (cmdline, count) in [
+            ("console=ttyS0", 16),
+            ("nosmt quiet", 8),
+            ("nosmt=force", 8),
+            ("maxcpus=3", 3),
+            ("nosmt nr_cpus=12 maxcpus=0", 1),
+            ("nosmtx maxcpus=many", 16),
+        ] {
+            assert_eq!(started_cpus(shape, cmdline), count, "{cmdline}");
+        }
+    }
 
     #[test]
     fn cpu_lists_are_counted() {

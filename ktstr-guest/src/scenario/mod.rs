@@ -37,3 +37,4 @@ pub use random::Random;
 pub use spec::WorkSpec;
 pub use step::{Backdrop, Factory, HoldSpec, Setup, Step};
 pub use topology::TestTopology;
+pub(crate) use topology::parse_list as parse_cpu_list;
