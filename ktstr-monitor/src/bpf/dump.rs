@@ -243,12 +243,13 @@ fn dump_map(reader: &Reader<'_>, info: MapInfo, follow: &Follow<'_, '_>, options
             Err(error) => dump.damage.push(chained(&error)),
         }
     }
-    match reader.entries(info, options.limits) {
+    match reader.entries_shortly(info, options.limits) {
         Ok(Entries { items, left_off, damage }) => {
             dump.left_off = left_off;
+            let mut renderer = Renderer::new(follow, options.render);
             for entry in items {
                 let key = key_text(info, &entry.key, follow);
-                dump.entries.extend(cells(info, &key, &entry, follow, options.render));
+                dump.entries.extend(cells(info, &key, &entry, &mut renderer));
             }
             dump.damage.extend(damage.iter().map(chained));
         }
@@ -261,15 +262,12 @@ fn cells(
     map: &MapInfo,
     key: &str,
     entry: &Entry,
-    follow: &Follow<'_, '_>,
-    options: Options,
+    renderer: &mut Renderer<'_>,
 ) -> Vec<(String, Option<u32>, Value)> {
-    let value = |cell: &Cell| match &cell.bytes {
-        Err(error) => Value::Missing(chained(error)),
-        Ok(bytes) => match &map.value_type {
-            Some(ty) => Renderer::new(follow, options).render(ty, bytes),
-            None => Value::Bytes(bytes.clone()),
-        },
+    let mut value = |cell: &Cell| match (&cell.bytes, &map.value_type) {
+        (Err(error), _) => Value::Missing(chained(error)),
+        (Ok(bytes), Some(ty)) => renderer.render(ty, bytes),
+        (Ok(bytes), None) => Value::Bytes(bytes.clone()),
     };
     entry.cells.iter().map(|cell| (key.to_owned(), cell.cpu.map(|cpu| cpu.0), value(cell))).collect()
 }

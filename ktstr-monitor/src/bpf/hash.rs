@@ -14,6 +14,8 @@ use crate::addr::Kva;
 
 /// 16 million buckets are 256 MiB: more than any scheduler has.
 const MAX_BUCKETS: u64 = 1 << 24;
+/// The same for elements.
+const MAX_ELEMENTS: u64 = 4 << 20;
 const CHUNK: u64 = 4096;
 
 impl Reader<'_> {
@@ -38,6 +40,7 @@ impl Reader<'_> {
             let bytes = match self.bytes(buckets.wrapping_add(start * stride), here * stride, "hash buckets")
             {
                 Ok(bytes) => bytes,
+                Err(BpfError::Exhausted) => return Err(BpfError::Exhausted),
                 Err(error) => {
                     chains.found.damage.push(error);
                     continue;
@@ -75,7 +78,7 @@ impl Chains<'_, '_> {
                 return Ok(true);
             }
             // While elements are replaced a few more than fit are in the chains.
-            if self.seen > u64::from(self.map.max_entries).saturating_add(1024) {
+            if self.seen > u64::from(self.map.max_entries).saturating_add(1024).min(MAX_ELEMENTS) {
                 let why = "its chains hold more elements than fit into it: a loop, or it changes too fast";
                 self.found.damage.push(BpfError::Damaged { what: "a hash map", at: self.map.at, why });
                 return Ok(false);

@@ -325,6 +325,14 @@ impl Reader<'_> {
         }
     }
 
+    /// As [`Reader::entries`], keeping only the first of very many complaints.
+    pub(super) fn entries_shortly(&self, map: &MapInfo, limits: Limits) -> Result<Entries, BpfError> {
+        const MAX_DAMAGE: usize = 64;
+        let mut entries = self.entries(map, limits)?;
+        entries.damage.truncate(MAX_DAMAGE);
+        Ok(entries)
+    }
+
     pub(super) fn cell(&self, cpu: Option<CpuId>, at: Kva, len: u32) -> Cell {
         Cell { cpu, at, bytes: self.bytes(at, len.into(), "a map's value") }
     }

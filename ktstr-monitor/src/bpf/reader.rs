@@ -3,7 +3,7 @@
 //! A reader sees memory as it is while it reads; for a consistent picture the guest must be stopped.
 //! Objects are parsed once per reader.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::sync::Arc;
 
 use thiserror::Error;
@@ -15,6 +15,12 @@ use crate::addr::{CpuId, Kva};
 use crate::kernel::{CpuArea, Gap, LiveKernel, Profile, read_field};
 use crate::paging::{AccessError, KernelMem};
 use crate::types::TypeSet;
+
+/// Reads that one reader makes, at most. A scheduler's state takes some ten thousand; a guest that
+/// links its structures in circles may not keep the monitor busy for longer than some seconds.
+const READS: u64 = 20_000_000;
+/// Bytes that one reader copies, at most.
+const BYTES: u64 = 2 << 30;
 
 /// Why something of the BPF state is missing.
 #[derive(Clone, Debug, Error)]
@@ -64,6 +70,9 @@ pub enum BpfError {
         #[source]
         source: Arc<ObjectError>,
     },
+    /// The guest made reading take too long.
+    #[error("gave up after {READS} reads: the guest's structures do not end")]
+    Exhausted,
     /// The monitor does not know such maps.
     #[error("maps of type {kind} cannot be read")]
     UnknownMap {
@@ -90,6 +99,8 @@ pub struct Reader<'a> {
     pub(super) layout: &'a BpfLayout,
     pub(super) objects: RefCell<Objects>,
     pub(super) arenas: RefCell<Option<Vec<super::special::ArenaInfo>>>,
+    reads: Cell<u64>,
+    copied: Cell<u64>,
 }
 
 impl<'a> Reader<'a> {
@@ -100,7 +111,9 @@ impl<'a> Reader<'a> {
         mem: KernelMem<'a>,
         layout: &'a BpfLayout,
     ) -> Self {
-        Self { profile, live, mem, layout, objects: RefCell::default(), arenas: RefCell::default() }
+        let (reads, copied) = (Cell::new(0), Cell::new(0));
+        let (objects, arenas) = (RefCell::default(), RefCell::default());
+        Self { profile, live, mem, layout, objects, arenas, reads, copied }
     }
 
     /// The guest kernel's types.
@@ -123,23 +136,41 @@ impl<'a> Reader<'a> {
         self.live
     }
 
+    /// Counts a read of `len` bytes.
+    pub(super) fn spend(&self, len: u64) -> Result<(), BpfError> {
+        self.reads.set(self.reads.get() + 1);
+        self.copied.set(self.copied.get().saturating_add(len));
+        match self.reads.get() > READS || self.copied.get() > BYTES {
+            true => Err(BpfError::Exhausted),
+            false => Ok(()),
+        }
+    }
+
+    /// Reads and bytes so far.
+    pub fn spent(&self) -> (u64, u64) {
+        (self.reads.get(), self.copied.get())
+    }
+
     /// Copies `len` bytes.
     pub fn bytes(&self, at: Kva, len: u64, what: &'static str) -> Result<Vec<u8>, BpfError> {
         const LIMIT: u64 = 64 << 20;
         if len > LIMIT {
             return Err(BpfError::TooLarge { what, at, len, limit: LIMIT });
         }
+        self.spend(len)?;
         let mut into = vec![0; len as usize];
         self.mem.read(at, &mut into).map_err(|source| BpfError::Unreadable { what, at, source })?;
         Ok(into)
     }
 
     pub(super) fn word(&self, at: Kva, what: &'static str) -> Result<u64, BpfError> {
+        self.spend(8)?;
         self.mem.read_u64(at).map_err(|source| BpfError::Unreadable { what, at, source })
     }
 
     /// An unsigned member of the structure at `base`.
     pub(super) fn get(&self, base: Kva, slot: &Slot, what: &'static str) -> Result<u64, BpfError> {
+        self.spend(8)?;
         let field = slot.as_ref().map_err(|missing| Gap::Absent(missing.clone()))?;
         let value = read_field(&self.mem, base, field, what)?;
         Ok(value as u64)

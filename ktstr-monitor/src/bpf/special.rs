@@ -91,6 +91,9 @@ impl Reader<'_> {
         let mut ranges: Vec<std::ops::Range<u64>> = Vec::new();
         for page in 0..count {
             let at = arena.kernel_start.wrapping_add(u64::from((arena.user_start + page * PAGE) as u32));
+            if self.spend(0).is_err() {
+                break;
+            }
             let Ok(mapped) = self.mem.translate(at) else { continue };
             if Some(mapped.gpa) == scratch {
                 continue;

@@ -13,7 +13,7 @@ use super::reader::{BpfError, Reader};
 use crate::addr::Kva;
 use crate::mem::GuestMemMut;
 use crate::paging::AccessError;
-use crate::render::{Deref, Found};
+use crate::render::{Deref, Found, may_hide_pointer};
 use crate::types::{Ty, TypeRef};
 
 /// Why a field cannot be found or written.
@@ -127,13 +127,13 @@ impl Reader<'_> {
     ) -> Result<Option<Found>, WriteError> {
         let damaged = || PathError::Damaged { of: place.ty.name() };
         let (_, stripped) = place.ty.set.strip(place.ty.id).ok_or_else(damaged)?;
-        let pointee = match stripped {
-            Ty::Ptr(to) => place.ty.with(*to),
-            Ty::Int { size: 8, .. } => match member.and_then(|(owner, offset)| deref.cast(owner, *offset)) {
-                Some(cast) => cast.to,
-                None => return Ok(None),
-            },
-            _ => return Ok(None),
+        let cast = member
+            .filter(|_| may_hide_pointer(&place.ty))
+            .and_then(|(owner, offset)| deref.cast(owner, *offset));
+        let pointee = match (cast, stripped) {
+            (Some(cast), _) => cast.to,
+            (None, Ty::Ptr(to)) => place.ty.with(*to),
+            (None, _) => return Ok(None),
         };
         let pointer = self.word(base.wrapping_add(place.offset), "a pointer on the path")?;
         let follow = |why: String| WriteError::Follow { of: place.ty.name(), why };

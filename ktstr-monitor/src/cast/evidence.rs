@@ -22,6 +22,11 @@ use crate::types::{Ty, TypeId, TypeRef, TypeSet};
 
 /// Places that must have been seen before a shape counts.
 const MIN_PLACES: usize = 3;
+/// More places than a slot's are looked at for: nobody dereferences one pointer so variously.
+const MAX_PLACES: usize = 64;
+/// Slots whose shape is compared with all structures, at most.
+const MAX_SHAPES: usize = 256;
+const MAX_SCALARS: usize = 4096;
 
 /// What was seen of the slots of one object.
 #[derive(Debug, Default)]
@@ -110,12 +115,14 @@ impl Evidence {
     /// the object they only name the members that the program uses, so their shape means nothing.
     pub fn resolve(&self, set: &Arc<TypeSet>, is_kernels: &dyn Fn(&str) -> bool) -> Resolved {
         let mut found: HashMap<Slot, (Cast, Ground)> = HashMap::new();
+        let mut shapes = 0;
         for (&slot, seen) in self.slots.iter().filter(|(_, seen)| !seen.number) {
             match &seen.types[..] {
                 [(to, space)] if fits(to, &seen.places) => {
                     found.insert(slot, (Cast { to: to.clone(), space: *space }, Ground::Flow));
                 }
-                [] if seen.in_arena => {
+                [] if seen.in_arena && shapes < MAX_SHAPES => {
+                    shapes += 1;
                     if let Some(to) = self.by_shape(set, slot, &seen.places, is_kernels) {
                         found.insert(slot, (Cast { to, space: Space::Arena }, Ground::Shape));
                     }
@@ -169,7 +176,7 @@ impl Evidence {
         is_kernels: &dyn Fn(&str) -> bool,
     ) -> Option<TypeRef> {
         let sizes: BTreeSet<u64> = places.iter().map(|(_, size)| *size).collect();
-        if places.len() < MIN_PLACES || sizes.len() < 2 {
+        if !(MIN_PLACES..=MAX_PLACES).contains(&places.len()) || sizes.len() < 2 {
             return None;
         }
         let mut only: Option<TypeRef> = None;
@@ -191,7 +198,8 @@ impl Evidence {
             only = Some(ty);
         }
         let only = only.filter(|ty| self.in_arena.contains(&ty.id))?;
-        (places.len() * 2 >= scalars(&only, 0)?).then_some(only)
+        let mut budget = MAX_SCALARS;
+        (places.len() * 2 >= scalars(&only, 0, &mut budget)?).then_some(only)
     }
 }
 
@@ -235,18 +243,21 @@ fn fits(to: &TypeRef, places: &BTreeSet<(u64, u64)>) -> bool {
 }
 
 /// How many scalars a type consists of; `None` for absurdly many.
-fn scalars(ty: &TypeRef, depth: usize) -> Option<usize> {
-    const MAX: usize = 4096;
+fn scalars(ty: &TypeRef, depth: usize, budget: &mut usize) -> Option<usize> {
+    *budget = budget.checked_sub(1)?;
     let ty = ty.strip().filter(|_| depth < 16)?;
     let count = match ty.set.ty(ty.id)? {
         Ty::Composite(composite) => {
-            let each = composite.members.iter().map(|member| scalars(&ty.with(member.ty), depth + 1));
-            each.sum::<Option<usize>>()?
+            let mut sum = 0usize;
+            for member in &composite.members {
+                sum = sum.checked_add(scalars(&ty.with(member.ty), depth + 1, budget)?)?;
+            }
+            sum
         }
         Ty::Array { elem, len } => {
-            scalars(&ty.with(*elem), depth + 1)?.checked_mul(usize::try_from(*len).ok()?)?
+            scalars(&ty.with(*elem), depth + 1, budget)?.checked_mul(usize::try_from(*len).ok()?)?
         }
         _ => 1,
     };
-    (count <= MAX).then_some(count)
+    (count <= MAX_SCALARS).then_some(count)
 }

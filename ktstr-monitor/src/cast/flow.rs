@@ -4,7 +4,7 @@
 //! callers hand over, so a static function's arguments are known although its type cannot be trusted.
 //! When nothing grows any more, a last pass over the settled states records the evidence.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet, VecDeque};
 use std::sync::Arc;
 
 use super::code::{Callee, Code, Meaning};
@@ -17,8 +17,12 @@ use crate::types::{Ty, TypeRef};
 
 /// Joins into one block, at most; a program with more is given up.
 const MAX_VISITS: usize = 2000;
-/// Blocks visited in one program, at most.
-const MAX_STEPS: usize = 400_000;
+/// Instructions interpreted of one program, at most.
+const MAX_STEPS: usize = 5_000_000;
+/// Basic blocks of one program, at most: each has a state.
+const MAX_BLOCKS: usize = 60_000;
+/// A frame of the stack, in bytes.
+const FRAME: i64 = 512;
 
 /// Interprets `code`, reading slots that are `known` already as what they are.
 pub fn analyse(code: &Code, known: &Resolved) -> Evidence {
@@ -30,8 +34,13 @@ pub fn analyse(code: &Code, known: &Resolved) -> Evidence {
         returns: HashMap::new(),
         callers: HashMap::new(),
         queue: VecDeque::new(),
+        queued: HashSet::new(),
+        steps: 0,
         evidence: None,
     };
+    if flow.blocks.len() > MAX_BLOCKS {
+        return Evidence::default();
+    }
     flow.settle();
     flow.evidence = Some(Evidence::default());
     for (start, state) in std::mem::take(&mut flow.states) {
@@ -70,12 +79,17 @@ struct Flow<'c> {
     /// Blocks that call a function, by its start.
     callers: HashMap<usize, BTreeSet<usize>>,
     queue: VecDeque<usize>,
+    queued: HashSet<usize>,
+    steps: usize,
     /// Set in the last pass.
     evidence: Option<Evidence>,
 }
 
 impl Flow<'_> {
     fn settle(&mut self) {
+        let called: HashSet<usize> = (self.code.calls.values())
+            .filter_map(|callee| if let Callee::Function(start) = callee { Some(*start) } else { None })
+            .collect();
         for (nth, function) in self.code.functions.iter().enumerate() {
             let mut state = State::entry();
             for (takes, reg) in function.takes.iter().zip(1..=5) {
@@ -87,23 +101,26 @@ impl Flow<'_> {
                 state.regs[1] = Val::one(Atom::Context);
             }
             // Static functions are entered by their callers; one that nobody calls is a callback.
-            let called =
-                self.code.calls.values().any(|c| matches!(c, Callee::Function(at) if *at == function.start));
             let typed = function.takes.iter().any(Option::is_some);
-            if nth == 0 || !called || typed {
+            if nth == 0 || !called.contains(&function.start) || typed {
                 self.enter(function.start, state);
             }
         }
-        let mut steps = 0;
         while let Some(start) = self.queue.pop_front() {
-            steps += 1;
+            self.queued.remove(&start);
             let Some(state) = self.states.get(&start) else { continue };
-            if steps > MAX_STEPS || state.visits > MAX_VISITS {
+            if self.steps > MAX_STEPS || state.visits > MAX_VISITS {
                 // Nothing of a program that does not settle is believed.
                 self.states.clear();
                 return;
             }
             self.block(start, state.clone());
+        }
+    }
+
+    fn later(&mut self, block: usize) {
+        if self.queued.insert(block) {
+            self.queue.push_back(block);
         }
     }
 
@@ -122,8 +139,8 @@ impl Flow<'_> {
                 true
             }
         };
-        if grew && !self.queue.contains(&at) {
-            self.queue.push_back(at);
+        if grew {
+            self.later(at);
         }
     }
 
@@ -131,6 +148,7 @@ impl Flow<'_> {
         let mut at = start;
         loop {
             let Some(&insn) = self.code.insns.get(at) else { return };
+            self.steps += 1;
             let mut next = at + 1;
             match insn.class() {
                 Class::Load if insn.code == LD_IMM64 => {
@@ -307,7 +325,8 @@ impl Flow<'_> {
                 Atom::Stack(at) => {
                     state.clobber(at + off, size as i64);
                     let certain = base.atoms.len() == 1 && !base.anything;
-                    if size == 8 && certain && !atomic && (at + off) % 8 == 0 {
+                    let in_frame = (-FRAME..0).contains(&(at + off));
+                    if size == 8 && certain && !atomic && in_frame && (at + off) % 8 == 0 {
                         state.stack.insert(at + off, value.clone());
                     }
                 }
@@ -545,10 +564,8 @@ impl Flow<'_> {
             }
         };
         if grew {
-            for caller in self.callers.get(&start).into_iter().flatten() {
-                if !self.queue.contains(caller) {
-                    self.queue.push_back(*caller);
-                }
+            for caller in self.callers.get(&start).cloned().unwrap_or_default() {
+                self.later(caller);
             }
         }
     }
@@ -590,6 +607,11 @@ fn difference(a: &Val, b: &Val) -> Val {
     }
 }
 
+/// As far from what a pointer points at as anything sensible is.
+fn near(at: i64, by: i64) -> Option<i64> {
+    at.checked_add(by).filter(|at| (-(1 << 32)..1 << 32).contains(at))
+}
+
 fn add(x: &Atom, y: &Atom) -> Option<Atom> {
     let by = match y {
         Atom::Const(value) => *value as i64,
@@ -599,11 +621,11 @@ fn add(x: &Atom, y: &Atom) -> Option<Atom> {
     Some(match x {
         Atom::Const(value) => Atom::Const(value.wrapping_add(by as u64)),
         Atom::Number(_) => Atom::Number(1),
-        Atom::Pointer(ty, at, origin) => Atom::Pointer(ty.clone(), at.checked_add(by)?, *origin),
-        Atom::Held(slot, at, narrow) => Atom::Held(*slot, at.checked_add(by)?, *narrow),
-        Atom::Stack(at) => Atom::Stack(at.checked_add(by)?),
+        Atom::Pointer(ty, at, origin) => Atom::Pointer(ty.clone(), near(*at, by)?, *origin),
+        Atom::Held(slot, at, narrow) => Atom::Held(*slot, near(*at, by)?, *narrow),
+        Atom::Stack(at) => Atom::Stack(near(*at, by)?),
         Atom::Map(map, at) => {
-            let at = at.checked_add(by)?;
+            let at = near(*at, by)?;
             let is = |place: Option<u64>| place.is_some_and(|place| place as i64 == at);
             match () {
                 () if is(map.first) => Atom::FirstValue(Arc::clone(map)),
@@ -612,7 +634,7 @@ fn add(x: &Atom, y: &Atom) -> Option<Atom> {
             }
         }
         Atom::Element(map, at) => {
-            let at = at.checked_add(by)?;
+            let at = near(*at, by)?;
             match map.in_element.is_some_and(|place| place as i64 == at) {
                 true if map.per_cpu => Atom::FirstPointer(Arc::clone(map)),
                 true => Atom::Pointer(map.value.clone()?, 0, Origin::Program),

@@ -12,7 +12,7 @@ use crate::addr::Kva;
 use crate::bpf::{Casts, MapInfo, MapKind, ProgramInfo, Reader};
 use crate::types::{Ty, TypeId, TypeRef, TypeSet};
 
-/// Instructions analysed per object, at most: a few seconds' worth.
+/// Instructions analysed in all, at most: a few seconds' worth.
 const MAX_INSNS: usize = 400_000;
 
 /// What the programs of a running guest show, by BTF object.
@@ -23,7 +23,13 @@ pub fn of_guest(
 ) -> Vec<(Arc<TypeSet>, Casts)> {
     let mut objects: Vec<(Arc<TypeSet>, Vec<Code>)> = Vec::new();
     let guest = Guest::new(reader, maps);
+    let mut insns = 0;
     for program in programs {
+        insns += program.insns as usize;
+        if insns > MAX_INSNS {
+            // What is left is shown as numbers.
+            break;
+        }
         let Some(code) = guest.code(program) else { continue };
         match objects.iter_mut().find(|(set, _)| Arc::ptr_eq(set, &code.types)) {
             Some((_, codes)) => codes.push(code),
@@ -32,11 +38,7 @@ pub fn of_guest(
     }
     let is_kernels = |name: &str| reader.kernel_types().composite(name).is_some();
     let resolve = |(set, codes): (Arc<TypeSet>, Vec<Code>)| {
-        let insns: usize = codes.iter().map(|code| code.insns.len()).sum();
-        let casts = match insns <= MAX_INSNS {
-            true => super::resolve(&set, &codes, &is_kernels).into_casts(),
-            false => Casts::new(),
-        };
+        let casts = super::resolve(&set, &codes, &is_kernels).into_casts();
         (set, casts)
     };
     objects.into_iter().map(resolve).collect()

@@ -2,7 +2,8 @@
 
 use crate::types::{Composite, Ty, TypeRef};
 
-/// A number of 64 bits in a structure or section: what may hide a pointer.
+/// A number of 64 bits in a structure or section, or a pointer to `void` or to a structure that the
+/// object only declares: what may hide a pointer to something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Slot {
     /// The structure or section, a type of the program's object.
@@ -14,7 +15,7 @@ pub struct Slot {
 /// What lies at an offset.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Leaf {
-    /// A number of 64 bits in a structure.
+    /// A number of 64 bits in a structure, or a pointer that does not say what it points at.
     Slot(TypeRef, u64),
     /// A pointer to this.
     Pointer(TypeRef),
@@ -24,16 +25,24 @@ pub enum Leaf {
 
 /// Structures and arrays within each other, at most.
 const MAX_DEPTH: usize = 16;
+/// Types looked at for one place, at most.
+const MAX_VISITS: usize = 4096;
 
 /// The scalar of `size` bytes at `offset` of `ty`; `None` where there is none, or unions disagree.
 pub fn leaf_at(ty: &TypeRef, offset: u64, size: u64) -> Option<Leaf> {
+    let mut visits = MAX_VISITS;
+    leaf_within(ty, offset, size, &mut visits)
+}
+
+fn leaf_within(ty: &TypeRef, offset: u64, size: u64, visits: &mut usize) -> Option<Leaf> {
     let mut here = ty.strip()?;
     let mut offset = offset;
     let mut owner: Option<(TypeRef, u64)> = None;
     for _ in 0..MAX_DEPTH {
+        *visits = visits.checked_sub(1)?;
         match here.set.ty(here.id)? {
             Ty::Composite(composite) if composite.union => {
-                return in_union(&here, composite, offset, size, owner);
+                return in_union(&here, composite, offset, size, visits);
             }
             Ty::Composite(composite) => {
                 let holds = |at: u64, len: u64| offset >= at && offset - at < len;
@@ -65,7 +74,13 @@ pub fn leaf_at(ty: &TypeRef, offset: u64, size: u64) -> Option<Leaf> {
                     owner = None;
                 }
             }
-            Ty::Ptr(to) if offset == 0 && size == 8 => return Some(Leaf::Pointer(here.with(*to))),
+            Ty::Ptr(to) if offset == 0 && size == 8 => {
+                let to = here.with(*to);
+                return Some(match owner {
+                    Some((owner, at)) if is_opaque(&to) => Leaf::Slot(owner, at),
+                    _ => Leaf::Pointer(to),
+                });
+            }
             Ty::Int { size: 8, .. } if offset == 0 && size == 8 => {
                 return Some(owner.map_or(Leaf::Number, |(owner, at)| Leaf::Slot(owner, at)));
             }
@@ -77,14 +92,20 @@ pub fn leaf_at(ty: &TypeRef, offset: u64, size: u64) -> Option<Leaf> {
     None
 }
 
+/// Whether a pointer to it says nothing about what is there.
+pub fn is_opaque(to: &TypeRef) -> bool {
+    let Some((id, ty)) = to.set.strip(to.id) else { return true };
+    match ty {
+        Ty::Void => true,
+        Ty::Forward { .. } => to.set.get(id).is_none_or(|entry| to.set.composite(&entry.name).is_none()),
+        _ => false,
+    }
+}
+
 /// A union says something only where all its members that reach so far agree.
-fn in_union(
-    here: &TypeRef,
-    union: &Composite,
-    offset: u64,
-    size: u64,
-    owner: Option<(TypeRef, u64)>,
-) -> Option<Leaf> {
+fn in_union(here: &TypeRef, union: &Composite, offset: u64, size: u64, visits: &mut usize) -> Option<Leaf> {
+    // Unions within unions multiply, and one that holds itself has no end.
+    *visits /= 2;
     let mut agreed: Option<Leaf> = None;
     for member in &union.members {
         if member.width.is_some() || here.set.size(member.ty).is_none_or(|len| offset >= len) {
@@ -93,14 +114,13 @@ fn in_union(
         let inner = here.with(member.ty).strip()?;
         let leaf = match inner.set.ty(inner.id)? {
             Ty::Int { size: 8, .. } if offset == 0 && size == 8 => Leaf::Slot(here.clone(), 0),
-            _ => leaf_at(&inner, offset, size)?,
+            _ => leaf_within(&inner, offset, size, visits)?,
         };
         match &agreed {
             Some(other) if *other != leaf => return None,
             _ => agreed = Some(leaf),
         }
     }
-    let _ = owner;
     agreed
 }
 

@@ -87,7 +87,7 @@ pub struct Options {
     pub depth: usize,
     /// Elements looked at in one array.
     pub elements: u64,
-    /// Values in all.
+    /// Values in all that one renderer makes.
     pub nodes: usize,
     /// Bytes read behind one pointer.
     pub pointee: u64,
@@ -95,7 +95,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { follow: 8, follow_kernel: false, depth: 32, elements: 4096, nodes: 200_000, pointee: 64 << 10 }
+        Self { follow: 8, follow_kernel: false, depth: 32, elements: 4096, nodes: 500_000, pointee: 64 << 10 }
     }
 }
 
@@ -197,7 +197,7 @@ impl<'d> Renderer<'d> {
         }
         let inside = composite.size.saturating_sub(offset).min(rest.len() as u64);
         let rest = &rest[..inside as usize];
-        if matches!(ty.set.strip(ty.id), Some((_, Ty::Int { size: 8, .. })))
+        if may_hide_pointer(&ty)
             && let Some(cast) = self.deref.cast(of, offset)
             && rest.len() >= 8
         {
@@ -308,6 +308,16 @@ impl<'d> Renderer<'d> {
         self.followed.pop();
         let to = found.ty.name();
         Value::Pointer(Pointer { raw, to, space, cast, target: Target::Value(Box::new(value)) })
+    }
+}
+
+/// Whether what programs do may tell more about it than its type: a number of 64 bits, or a pointer
+/// that does not say what it points at.
+pub fn may_hide_pointer(ty: &TypeRef) -> bool {
+    match ty.set.strip(ty.id) {
+        Some((_, Ty::Int { size: 8, .. })) => true,
+        Some((_, Ty::Ptr(to))) => matches!(ty.set.strip(*to), Some((_, Ty::Void | Ty::Forward { .. }))),
+        _ => false,
     }
 }
 

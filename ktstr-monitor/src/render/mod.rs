@@ -14,7 +14,7 @@ mod json;
 mod text;
 mod value;
 
-pub use build::{Cast, Deref, Found, NoDeref, Options, Renderer, Space};
+pub use build::{Cast, Deref, Found, NoDeref, Options, Renderer, Space, may_hide_pointer};
 pub use json::to_json;
 pub use text::to_text;
 pub use value::{Pointer, Run, Target, Value};
