@@ -19,7 +19,7 @@ pub const RAM: u64 = 12 << 20;
 pub const BANNER: &[u8] = b"Linux version 9.9.9 (made up for a test) #1 SMP\n\0";
 pub const COUNTERS: [&str; 3] = ["SCX_EV_SELECT_CPU_FALLBACK", "SCX_EV_DISPATCH_KEEP_LAST", "SCX_EV_MADE_UP"];
 /// Offsets of the image's variables from its start.
-pub const VARIABLES: [(&str, u64); 14] = [
+pub const VARIABLES: [(&str, u64); 16] = [
     ("_text", 0),
     ("linux_banner", 0x100),
     ("phys_base", 0x200),
@@ -28,6 +28,8 @@ pub const VARIABLES: [(&str, u64); 14] = [
     ("__cpu_possible_mask", 0x220),
     ("__cpu_online_mask", 0x240),
     ("scx_root", 0x260),
+    ("map_idr", 0x280),
+    ("prog_idr", 0x2a0),
     ("__per_cpu_offset", 0x300),
     ("init_task", INIT_TASK),
     ("jiffies_64", 0x268),
@@ -149,6 +151,11 @@ impl Guest {
     pub fn variable(&self, name: &str) -> u64 {
         let (_, into) = VARIABLES.iter().find(|(n, _)| *n == name).unwrap();
         LOAD + self.shape.moved + into
+    }
+
+    /// Where the direct map of a four-level guest begins.
+    pub fn direct_map() -> u64 {
+        PAGE_OFFSET
     }
 
     pub fn page_offset(&self) -> u64 {
@@ -354,5 +361,6 @@ pub fn btf(shape: &Shape) -> BtfWriter {
     };
     let pointer = btf.pointer(target);
     btf.structure("scx_sched", 64, &[(member, pointer, 128)]);
+    crate::bpf::add_types(&mut btf, u32_, u64_, char_);
     btf
 }

@@ -1,6 +1,7 @@
 //! The monitor against made-up guests: memory, page tables, BTF and kernel structures written by a
 //! builder, sound ones and hostile ones. No KVM, no kernel, no privilege.
 
+mod bpf;
 mod btf_writer;
 mod corrupt;
 mod guest;

@@ -1,0 +1,369 @@
+//! BPF state in made-up memory: sound maps are read, and memory full of pointers that lead anywhere
+//! neither stops the readers nor keeps them busy without end.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ktstr_monitor::bpf::{BpfLayout, BpfState, Entries, Limits, Reader};
+use ktstr_monitor::cast;
+use ktstr_monitor::cast::code::{Callee, Code, CodeFunction, CodeMap, Meaning};
+use ktstr_monitor::cast::insn::Insn;
+use ktstr_monitor::cast::place::{leaf_at, repeats};
+use ktstr_monitor::image::KernelImage;
+use ktstr_monitor::kernel::{LiveKernel, Profile};
+use ktstr_monitor::render::{NoDeref, Options, Renderer, to_json, to_text};
+use ktstr_monitor::types::{TypeId, TypeRef, TypeSet};
+use proptest::prelude::*;
+
+use crate::btf_writer::BtfWriter;
+use crate::guest::{Guest, Shape};
+
+/// Guest-physical: room for made-up maps and programs.
+const PLACE: u64 = 0xbc_0000;
+const LEN: u64 = 0x2_0000;
+const BOUND: Duration = Duration::from_secs(60);
+
+/// The kernel's BPF structures with made-up places.
+pub fn add_types(btf: &mut BtfWriter, u32_: u32, u64_: u32, char_: u32) {
+    let name = btf.array(char_, u32_, 16);
+    let tag = btf.array(char_, u32_, 8);
+    let none = btf.array(u64_, u32_, 0);
+    let slots = btf.array(u64_, u32_, 64);
+    // Members as (name, type, byte).
+    let mut add = |kernel: &str, size: u32, members: &[(&str, u32, u32)]| {
+        let members: Vec<_> = members.iter().map(|&(name, ty, at)| (name, ty, at * 8)).collect();
+        btf.structure(kernel, size, &members)
+    };
+    let xarray = add("xarray", 16, &[("xa_head", u64_, 8)]);
+    add("idr", 24, &[("idr_rt", xarray, 0)]);
+    add("xa_node", 528, &[("shift", char_, 0), ("slots", slots, 16)]);
+    let map_type = add(
+        "bpf_map",
+        80,
+        &[
+            ("map_type", u32_, 0),
+            ("key_size", u32_, 4),
+            ("value_size", u32_, 8),
+            ("max_entries", u32_, 12),
+            ("map_flags", u32_, 16),
+            ("id", u32_, 20),
+            ("btf_key_type_id", u32_, 24),
+            ("btf_value_type_id", u32_, 28),
+            ("btf_vmlinux_value_type_id", u32_, 32),
+            ("btf", u64_, 40),
+            ("name", name, 48),
+        ],
+    );
+    let after = 80;
+    let array = [("map", map_type, 0), ("elem_size", u32_, after), ("value", none, 88), ("pptrs", none, 88)];
+    add("bpf_array", 88, &array);
+    add("bpf_htab", 96, &[("buckets", u64_, after), ("n_buckets", u32_, 88)]);
+    let head = add("hlist_nulls_head", 8, &[("first", u64_, 0)]);
+    add("bucket", 16, &[("head", head, 0)]);
+    let node = add("hlist_node", 16, &[("next", u64_, 0)]);
+    add("htab_elem", 32, &[("hash_node", node, 0), ("key", none, 32)]);
+    add("bpf_local_storage_map", 96, &[("buckets", u64_, after), ("bucket_log", u32_, 88)]);
+    let list = add("hlist_head", 8, &[("first", u64_, 0)]);
+    add("bpf_local_storage_map_bucket", 16, &[("list", list, 0)]);
+    let data = add("bpf_local_storage_data", 8, &[("data", none, 8)]);
+    let elem = [("map_node", node, 0), ("local_storage", u64_, 32), ("sdata", data, 40)];
+    add("bpf_local_storage_elem", 48, &elem);
+    add("bpf_local_storage", 8, &[("owner", u64_, 0)]);
+    add("bpf_ringbuf_map", 88, &[("rb", u64_, after)]);
+    let ring = [("mask", u64_, 0), ("consumer_pos", u64_, 8), ("producer_pos", u64_, 16), ("data", none, 24)];
+    add("bpf_ringbuf", 24, &ring);
+    let ops = [("btf", u64_, after), ("links", u64_, 88), ("funcs_cnt", u32_, 96), ("kvalue", none, 104)];
+    add("bpf_struct_ops_map", 104, &ops);
+    add("bpf_link", 8, &[("prog", u64_, 0)]);
+    let arena = [("user_vm_start", u64_, after), ("user_vm_end", u64_, 88), ("kern_vm", u64_, 96)];
+    add("bpf_arena", 104, &arena);
+    add("vm_struct", 16, &[("addr", u64_, 8)]);
+    let object = [
+        ("data", u64_, 0),
+        ("data_size", u32_, 8),
+        ("id", u32_, 12),
+        ("base_btf", u64_, 16),
+        ("name", name, 24),
+    ];
+    add("btf", 40, &object);
+    let prog = [
+        ("len", u32_, 0),
+        ("type", u32_, 4),
+        ("tag", tag, 8),
+        ("stats", u64_, 16),
+        ("aux", u64_, 24),
+        ("jited", u32_, 32),
+        ("sleepable", u32_, 36),
+        ("insnsi", none, 40),
+    ];
+    add("bpf_prog", 40, &prog);
+    let aux = [
+        ("id", u32_, 0),
+        ("verified_insns", u32_, 4),
+        ("name", name, 8),
+        ("load_time", u64_, 24),
+        ("btf", u64_, 32),
+        ("func_info", u64_, 40),
+        ("func_info_cnt", u32_, 48),
+        ("used_map_cnt", u32_, 52),
+        ("used_maps", u64_, 56),
+        ("attach_func_name", u64_, 64),
+    ];
+    add("bpf_prog_aux", 72, &aux);
+    add("bpf_prog_stats", 24, &[("cnt", u64_, 0), ("nsecs", u64_, 8), ("misses", u64_, 16)]);
+    add("cgroup", 8, &[("kn", u64_, 0)]);
+    add("kernfs_node", 16, &[("id", u64_, 0), ("name", u64_, 8)]);
+}
+
+/// Reads the BPF state of a guest in whose memory `plant` has put something.
+fn read<T>(plant: impl FnOnce(&Guest), look: impl FnOnce(&Reader<'_>) -> T) -> T {
+    let guest = Guest::new(Shape::default());
+    plant(&guest);
+    let mem = guest.mem();
+    let profile = Profile::of(&KernelImage::parse(guest.kernel.clone()).unwrap()).unwrap();
+    let live = LiveKernel::locate(&profile, &mem).unwrap();
+    let layout = BpfLayout::of(profile.types());
+    assert_eq!(layout.absent(), Vec::<&ktstr_monitor::btf::FieldMissing>::new());
+    let reader = Reader::new(&profile, &live, live.view(&mem), &layout);
+    look(&reader)
+}
+
+/// A program's object: `struct item { u64 first; struct item *next; u32 small[2]; }`.
+fn object() -> Vec<u8> {
+    let mut btf = BtfWriter::new();
+    let u64_ = btf.int("u64", 8, false);
+    let u32_ = btf.int("u32", 4, false);
+    let pair = btf.array(u32_, u32_, 2);
+    let to = btf.next_id() + 1;
+    let pointer = btf.pointer(to);
+    btf.structure("item", 24, &[("first", u64_, 0), ("next", pointer, 64), ("small", pair, 128)]);
+    btf.section()
+}
+
+fn words(guest: &Guest, at: u64, words: &[u32]) {
+    for (nth, word) in words.iter().enumerate() {
+        guest.write(at + nth as u64 * 4, &word.to_le_bytes());
+    }
+}
+
+#[test]
+fn a_hash_of_a_typed_value_is_read() {
+    let entries = read(
+        |guest| {
+            let kva = |into: u64| guest.page_offset() + PLACE + into;
+            // One map alone in the tree stands in its head.
+            guest.write_u64(guest.variable("map_idr") + 8, kva(0));
+            words(guest, PLACE, &[1, 8, 24, 4, 0, 7, 1, 5, 0]);
+            guest.write_u64(PLACE + 40, kva(0x1000));
+            guest.write(PLACE + 48, b"made_up\0");
+            guest.write_u64(PLACE + 80, kva(0x200));
+            words(guest, PLACE + 88, &[2]);
+            // Two buckets: one element, none; both end in their own mark.
+            guest.write_u64(PLACE + 0x200, kva(0x300));
+            guest.write_u64(PLACE + 0x210, 1 << 1 | 1);
+            guest.write_u64(PLACE + 0x300, 1);
+            guest.write_u64(PLACE + 0x320, 42);
+            guest.write_u64(PLACE + 0x328, 1000);
+            guest.write_u64(PLACE + 0x330, kva(0x328));
+            words(guest, PLACE + 0x338, &[5, 5]);
+            let object = object();
+            guest.write_u64(PLACE + 0x1000, kva(0x1100));
+            words(guest, PLACE + 0x1008, &[object.len() as u32, 9]);
+            guest.write(PLACE + 0x1100, &object);
+        },
+        |reader| {
+            let state = BpfState::read(reader, Default::default());
+            assert!(state.damage.is_empty(), "{:?}", state.damage);
+            let map = state.map("made_up").expect("the map");
+            assert!(map.damage.is_empty(), "{:?}", map.damage);
+            map.entries
+                .iter()
+                .map(|(key, _, value)| format!("{key} {}", to_text(value, 0)))
+                .collect::<Vec<_>>()
+        },
+    );
+    assert_eq!(entries.len(), 1);
+    assert!(entries[0].starts_with("[42] {first = 1000, next = (struct item *) 0x"), "{entries:?}");
+    assert!(entries[0].ends_with("small = [[0..1] = 5]}"), "{entries:?}");
+}
+
+#[test]
+fn a_chain_without_end_is_left() {
+    let Entries { items, damage, .. } = read(
+        |guest| {
+            let kva = |into: u64| guest.page_offset() + PLACE + into;
+            guest.write_u64(guest.variable("map_idr") + 8, kva(0));
+            words(guest, PLACE, &[1, 8, 8, u32::MAX, 0, 7, 0, 0, 0]);
+            guest.write_u64(PLACE + 80, kva(0x200));
+            words(guest, PLACE + 88, &[1]);
+            guest.write_u64(PLACE + 0x200, kva(0x300));
+            guest.write_u64(PLACE + 0x300, kva(0x300));
+        },
+        |reader| {
+            let map = reader.maps().unwrap().items.remove(0);
+            reader.entries(&map, Limits { entries: 10, bytes: 1 << 20 }).unwrap()
+        },
+    );
+    assert_eq!(items.len(), 10);
+    assert!(!damage.is_empty());
+}
+
+#[test]
+fn a_tree_that_is_its_own_child_ends() {
+    let maps = read(
+        |guest| {
+            let node = guest.page_offset() + PLACE;
+            guest.write_u64(guest.variable("map_idr") + 8, node + 2);
+            guest.write(PLACE, &[6]);
+            for slot in 0..64 {
+                guest.write_u64(PLACE + 16 + slot * 8, node + 2);
+            }
+        },
+        |reader| reader.maps().unwrap(),
+    );
+    assert!(maps.items.is_empty());
+    assert!(!maps.damage.is_empty());
+}
+
+/// How many hostile inputs are tried; `KTSTR_CASES` for more.
+fn cases() -> u32 {
+    std::env::var("KTSTR_CASES").ok().and_then(|count| count.parse().ok()).unwrap_or(24)
+}
+
+/// A word as a hostile guest would choose it.
+fn word() -> impl Strategy<Value = u64> {
+    let pointer = Guest::direct_map() + PLACE;
+    prop_oneof![
+        4 => (0..LEN / 8).prop_map(move |nth| pointer + nth * 8),
+        1 => (0..LEN / 64).prop_map(move |nth| pointer + nth * 64 + 2),
+        2 => 0u64..64,
+        1 => (0u64..34, 0u64..64).prop_map(|(low, high)| low | high << 32),
+        1 => any::<u64>(),
+        1 => Just(u64::MAX),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(cases()))]
+    #[test]
+    fn memory_full_of_pointers_is_read_in_bounded_time(
+        memory in prop::collection::vec(word(), (LEN / 8) as usize / 8),
+        starts in prop::collection::vec(0..LEN / 8, 2),
+    ) {
+        let began = Instant::now();
+        let text = read(
+            |guest| {
+                let bytes: Vec<u8> = memory.iter().flat_map(|word| word.to_le_bytes()).collect();
+                for part in 0..8 {
+                    guest.write(PLACE + part * LEN / 8, &bytes);
+                }
+                // A tree of objects all over it.
+                let pointer = guest.page_offset() + PLACE;
+                guest.write(PLACE, &[0; 16]);
+                for slot in 0..64 {
+                    guest.write_u64(PLACE + 16 + slot * 8, pointer + 0x400 + (starts[0] + slot * 997) % (LEN / 8) * 8);
+                }
+                guest.write_u64(guest.variable("map_idr") + 8, pointer + 2);
+                guest.write_u64(guest.variable("prog_idr") + 8, pointer + 2);
+            },
+            |reader| {
+                let state = BpfState::read(reader, Default::default());
+                (state.to_text(), state.to_json().to_string())
+            },
+        );
+        prop_assert!(!text.0.is_empty());
+        prop_assert!(began.elapsed() < BOUND, "{:?}", began.elapsed());
+    }
+
+    #[test]
+    fn damaged_objects_and_any_bytes_render(
+        flips in prop::collection::vec((0usize..400, any::<u8>()), 0..24),
+        bytes in prop::collection::vec(any::<u8>(), 0..300),
+        offset in any::<u64>(),
+        size in prop::sample::select(vec![1u64, 2, 4, 8]),
+    ) {
+        let mut section = crate::guest::btf(&Shape::default()).section();
+        let len = section.len();
+        for (at, value) in flips {
+            // Behind the header: types and names.
+            section[24 + at * 7 % (len - 24)] = value;
+        }
+        if let Ok(set) = TypeSet::parse("hostile", &section) {
+            let set = Arc::new(set);
+            let mut renderer = Renderer::new(&NoDeref, Options { nodes: 20_000, ..Options::default() });
+            for id in set.ids() {
+                let ty = TypeRef::new(&set, id);
+                let value = renderer.render(&ty, &bytes);
+                let _ = (to_text(&value, 0).len(), to_json(&value));
+                let _ = (leaf_at(&ty, offset % 300, size), repeats(&ty, offset % 300, size * 3), ty.name());
+            }
+        }
+    }
+
+    #[test]
+    fn any_instructions_are_interpreted_in_bounded_time(
+        raw in prop::collection::vec(instruction(), 1..400),
+        starts in prop::collection::vec(0usize..400, 0..6),
+        meanings in prop::collection::hash_map(0usize..400, 0u8..4, 0..60),
+    ) {
+        let began = Instant::now();
+        let set = Arc::new(TypeSet::parse("object", &object()).unwrap());
+        let item = TypeRef::new(&set, TypeId(5));
+        let map = Arc::new(CodeMap {
+            value: Some(item.clone()),
+            per_cpu: false,
+            stride: 24,
+            first: Some(88),
+            pointers: Some(88),
+            in_element: Some(40),
+        });
+        let insns: Vec<Insn> = raw.iter().copied().map(Insn::decode).collect();
+        let mut functions = vec![CodeFunction { start: 0, takes: vec![Some(item.clone())] }];
+        let mut starts: Vec<usize> = starts.into_iter().filter(|start| *start < insns.len() && *start > 0).collect();
+        starts.sort_unstable();
+        starts.dedup();
+        functions.extend(starts.iter().map(|&start| CodeFunction { start, takes: Vec::new() }));
+        let mut code = Code {
+            name: "any".into(),
+            functions,
+            types: Arc::clone(&set),
+            constants: HashMap::new(),
+            calls: HashMap::new(),
+            cpu_pointers: HashMap::new(),
+            context: vec![Some(item.clone()), None],
+            insns,
+        };
+        for (at, kind) in meanings {
+            match kind {
+                0 => drop(code.constants.insert(at, Meaning::Map(Arc::clone(&map)))),
+                1 => drop(code.constants.insert(at, Meaning::Global { section: item.clone(), offset: 8 })),
+                2 => drop(code.calls.insert(at, Callee::MapValue)),
+                _ => drop(code.calls.insert(at, Callee::Function(starts.first().copied().unwrap_or(0)))),
+            }
+        }
+        let resolved = cast::resolve(&set, &[code], &|_| false);
+        for (slot, ..) in resolved.iter() {
+            prop_assert!(set.get(slot.owner).is_some());
+        }
+        prop_assert!(began.elapsed() < BOUND, "{:?}", began.elapsed());
+    }
+}
+
+/// Mostly instructions that exist.
+fn instruction() -> impl Strategy<Value = [u8; 8]> {
+    let codes = vec![
+        0x18u8, 0x61, 0x69, 0x71, 0x79, 0x62, 0x63, 0x6a, 0x6b, 0x72, 0x73, 0x7a, 0x7b, 0xdb, 0xb9, 0xbb,
+        0xba, 0x07, 0x0f, 0x17, 0x1f, 0x27, 0x67, 0xb7, 0xbf, 0xbc, 0x05, 0x15, 0x55, 0x1d, 0x25, 0x85, 0x95,
+        0x06,
+    ];
+    let code = prop_oneof![9 => prop::sample::select(codes), 1 => any::<u8>()];
+    let off =
+        prop_oneof![4 => -24i16..24, 1 => any::<i16>(), 1 => prop::sample::select(vec![0i16, 8, 16, 40, 88])];
+    let imm = prop_oneof![4 => -24i32..100, 1 => any::<i32>()];
+    (code, any::<u8>(), off, imm).prop_map(|(code, regs, off, imm)| {
+        let [off0, off1] = off.to_le_bytes();
+        let [a, b, c, d] = imm.to_le_bytes();
+        [code, regs, off0, off1, a, b, c, d]
+    })
+}
