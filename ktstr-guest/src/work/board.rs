@@ -28,7 +28,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 
 const CPU_WORDS: usize = MAX_CPUS as usize / 64;
 /// Phases with figures of their own; later ones count into the last.
-pub const MAX_PHASES: usize = 16;
+pub const MAX_PHASES: usize = 32;
 /// NUMA nodes of which pages are counted.
 pub(super) const MAX_NODES: usize = 16;
 /// Figures a work type may report beside the common ones.
@@ -68,6 +68,8 @@ const SERIES: usize = Series::Timer as usize + 1;
 #[repr(C)]
 struct Counts {
     max: AtomicU64,
+    /// Complement of the smallest value, so that zeroed memory means that there is none.
+    min_inverted: AtomicU64,
     buckets: [AtomicU32; BUCKETS],
 }
 
@@ -95,12 +97,22 @@ impl PhaseSlot {
         let counts = &self.series[series as usize];
         counts.buckets[bucket_of(value)].fetch_add(1, Relaxed);
         counts.max.fetch_max(value, Relaxed);
+        counts.min_inverted.fetch_max(!value, Relaxed);
     }
 
     pub fn histogram(&self, series: Series) -> Histogram {
         let counts = &self.series[series as usize];
-        let each = counts.buckets.iter().map(|count| u64::from(count.load(Relaxed)));
-        Histogram::from_counts(each, counts.max.load(Relaxed))
+        let (max, min_inverted) = (counts.max.load(Relaxed), counts.min_inverted.load(Relaxed));
+        if min_inverted == 0 {
+            return Histogram::default();
+        }
+        // Only the buckets between the extremes: the rest was never touched, and reading it costs pages.
+        let (from, to) = (bucket_of(!min_inverted), bucket_of(max));
+        let each = (0..=to).map(|bucket| match bucket {
+            _ if bucket < from => 0,
+            _ => u64::from(counts.buckets[bucket].load(Relaxed)),
+        });
+        Histogram::from_counts(each, max)
     }
 }
 
@@ -121,6 +133,9 @@ pub(super) struct Slot {
     pub not_run_errno: AtomicU32,
     pub max_gap_cpu: AtomicU32,
     pub max_gap_at_ns: AtomicU64,
+    /// When it began to work and when it was last seen at work, nanoseconds of `CLOCK_MONOTONIC`.
+    pub began_ns: AtomicU64,
+    pub seen_ns: AtomicU64,
     /// Duty cycle asked for, parts per million; 0 is none.
     pub duty_ppm: AtomicU64,
     /// Changes of CPU as the kernel counts them, plus one; 0 is unknown.
@@ -350,14 +365,14 @@ mod tests {
     fn phases_add_up_and_late_ones_count_into_the_last() {
         let board = Board::new(1, 1).unwrap();
         let slot = board.slot(0);
-        for phase in [0, 2, 15, 99] {
+        for phase in [0, 2, 31, 99] {
             board.enter_phase(phase);
             slot.phase.fetch_max(board.phase(), Relaxed);
             slot.in_phase(board.phase()).add(Counter::WorkUnits, 10);
             slot.in_phase(board.phase()).record(Series::Wake, 1000 * u64::from(phase + 1));
         }
         assert_eq!(slot.total(Counter::WorkUnits), 40);
-        assert_eq!(slot.in_phase(15).get(Counter::WorkUnits), 20);
+        assert_eq!(slot.in_phase(31).get(Counter::WorkUnits), 20);
         let wake = slot.histogram(Series::Wake);
         assert_eq!((wake.count(), wake.max()), (4, 100_000));
     }

@@ -100,6 +100,8 @@ impl<'a> Meter<'a> {
         meter.last_delay_ns = meter.kernel.run_delay_ns;
         (meter.last_ns, meter.last_cpu_ns) = (now_ns(), cpu_ns());
         (meter.start_ns, meter.kernel_at_ns) = (meter.last_ns, meter.last_ns);
+        meter.slot.began_ns.store(meter.start_ns, Relaxed);
+        meter.slot.seen_ns.store(meter.start_ns, Relaxed);
         meter.look_at_cpu();
         meter
     }
@@ -208,6 +210,7 @@ impl<'a> Meter<'a> {
         figures.add(Counter::VoluntaryNs, off_cpu - kept_off);
         figures.add(Counter::CpuNs, ran);
         figures.add(Counter::WallNs, wall);
+        self.slot.seen_ns.store(now, Relaxed);
         self.blocked_ns = 0;
         self.last_ns = now;
         self.last_cpu_ns = cpu_ns;

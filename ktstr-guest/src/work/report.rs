@@ -2,7 +2,10 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use ktstr_proto::verdict::{DutyCycle, PhaseSlice, WorkerExit, WorkerReport};
+use ktstr_proto::{
+    histogram::Histogram,
+    verdict::{DutyCycle, PhaseSlice, WorkerExit, WorkerReport},
+};
 
 use super::{
     WorkloadConfig,
@@ -12,14 +15,16 @@ use super::{
 };
 
 /// The report of a worker that ended, or works still, as `exit` says; `waited_ns` is the wall time of one
-/// that did not live to write it down.
+/// that did not live to write it down. With distributions it holds histograms and phases, too.
 pub(super) fn report(
     slot: &Slot,
     place: Place,
     config: &WorkloadConfig,
     exit: WorkerExit,
     waited_ns: u64,
+    with_distributions: bool,
 ) -> WorkerReport {
+    let histogram = |series| if with_distributions { slot.histogram(series) } else { Histogram::default() };
     let cpu_time_ns = slot.total(Counter::CpuNs);
     let wall_time_ns = match exit {
         WorkerExit::Completed => slot.total(Counter::WallNs),
@@ -54,10 +59,10 @@ pub(super) fn report(
         minor_faults: slot.total(Counter::MinorFaults),
         major_faults: slot.total(Counter::MajorFaults),
         kernel_migrations: slot.kernel_migrations.load(Relaxed).checked_sub(1),
-        wake_latency: slot.histogram(Series::Wake),
-        block_time: slot.histogram(Series::Block),
-        iteration_cost: slot.histogram(Series::Iteration),
-        timer_latency: slot.histogram(Series::Timer),
+        wake_latency: histogram(Series::Wake),
+        block_time: histogram(Series::Block),
+        iteration_cost: histogram(Series::Iteration),
+        timer_latency: histogram(Series::Timer),
         duty: (duty_ppm > 0).then(|| DutyCycle {
             requested_pct: duty_ppm as f64 / 10_000.0,
             achieved_pct: cpu_time_ns as f64 * 100.0 / wall_time_ns.max(1) as f64,
@@ -70,6 +75,7 @@ pub(super) fn report(
         numa_pages_migrated: slot.numa_pages_migrated.load(Relaxed),
         phases: slot
             .phases()
+            .filter(|_| with_distributions)
             .map(|(phase, figures)| slice(phase, figures))
             .filter(|s| s.wall_time_ns > 0)
             .collect(),

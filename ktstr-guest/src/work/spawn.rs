@@ -338,10 +338,10 @@ impl WorkloadHandle {
         self.board.enter_phase(phase);
     }
 
-    /// Every worker's figures as of its last checkpoint, while they work. Those the kernel counts are up to
-    /// 100 ms old.
+    /// Every worker's figures as of its last checkpoint, while they work, without distributions. Those the
+    /// kernel counts are up to 100 ms old.
     pub fn snapshot(&self) -> Vec<WorkerReport> {
-        (0..self.workers()).map(|index| self.report(index)).collect()
+        (0..self.workers()).map(|index| self.report(index, false)).collect()
     }
 
     /// Restricts one worker to some CPUs from now on.
@@ -365,7 +365,7 @@ impl WorkloadHandle {
         }
         self.await_end(Instant::now() + STOP_TIMEOUT);
         self.reap_rest();
-        (0..self.workers()).map(|index| self.report(index)).collect()
+        (0..self.workers()).map(|index| self.report(index, true)).collect()
     }
 
     fn await_end(&mut self, deadline: Instant) {
@@ -469,11 +469,21 @@ impl WorkloadHandle {
         }
     }
 
-    fn report(&self, index: usize) -> WorkerReport {
+    fn report(&self, index: usize, with_distributions: bool) -> WorkerReport {
         let waited = self.started.map_or(0, |start| start.elapsed().as_nanos() as u64);
         let place = Place::of(index, self.config.work_type.group_size() as usize);
-        let mut report = report(self.board.slot(index), place, &self.config, self.exit_of(index), waited);
+        let slot = self.board.slot(index);
+        let mut report = report(slot, place, &self.config, self.exit_of(index), waited, with_distributions);
         report.tid = self.tid(index);
+        let (began, seen) = (slot.began_ns.load(Relaxed), slot.seen_ns.load(Relaxed));
+        if self.board.stopped() && report.exit == WorkerExit::TimedOut && began != 0 {
+            // It was last seen then and has not come back: the gap that nobody else can report.
+            let now = sys::now_ns();
+            let gap = now.saturating_sub(seen);
+            if gap > report.max_gap_ns {
+                (report.max_gap_ns, report.max_gap_at_ns) = (gap, now.saturating_sub(began));
+            }
+        }
         report
     }
 }

@@ -244,9 +244,13 @@ fn partners_end_in_any_order_and_are_not_killed_by_each_other() {
 fn a_worker_that_does_not_stop_is_killed_after_the_timeout() {
     let mut handle = WorkloadHandle::spawn(config(1, WorkType::SpinWait)).unwrap();
     handle.start().unwrap();
+    while handle.iterations() == 0 {
+        std::thread::sleep(Duration::from_millis(1));
+    }
     kill(pid(&handle, 0), Signal::SIGSTOP).unwrap();
     let reports = handle.stop_and_collect();
     assert_eq!(reports[0].exit, WorkerExit::TimedOut);
+    assert!(reports[0].max_gap_ns >= STOP_TIMEOUT.as_nanos() as u64, "{}", reports[0].max_gap_ns);
 }
 
 #[test]
