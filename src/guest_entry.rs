@@ -18,8 +18,9 @@ use ktstr_guest::{
     scenario::Ctx,
 };
 use ktstr_proto::{
+    AccelKind,
     guest::{GuestFrame, GuestTask, JOB_PATH, TEST_ENV, TestEnd},
-    verdict::{AssertResult, DetailKind, Outcome, WorkerReport},
+    verdict::{Assert, AssertResult, DetailKind, Outcome, WorkerReport},
 };
 
 use crate::host::{KTSTR_TESTS, KtstrTestEntry};
@@ -33,7 +34,38 @@ const NO_REPORT: i32 = 2;
 #[unsafe(link_section = ".init_array")]
 static BEFORE_MAIN: extern "C" fn() = before_main;
 
+/// Variable that makes a test executable say what its tests are judged by, as JSON, and end.
+const SHOW_ENV: &str = "KTSTR_SHOW_THRESHOLDS";
+
+/// Every registered test with its thresholds under each accelerator.
+fn thresholds() -> serde_json::Value {
+    let accels = [AccelKind::Kvm, AccelKind::Tcg, AccelKind::Det];
+    let of = |entry: &KtstrTestEntry| {
+        let said = entry.overrides();
+        let rows = accels.map(|accel| {
+            let rows = Assert::defaults_for(accel).merge(said).rows();
+            let rows: serde_json::Map<String, serde_json::Value> =
+                rows.into_iter().map(|(name, value)| (name.to_owned(), value.into())).collect();
+            (accel.to_string(), serde_json::Value::Object(rows))
+        });
+        let own: Vec<_> =
+            said.rows().into_iter().filter(|(_, v)| v.is_some()).map(|(name, _)| name).collect();
+        serde_json::json!({
+            "test": entry.full_name(),
+            "package": entry.package,
+            "scheduler": entry.scheduler.map_or("EEVDF", |scheduler| scheduler.name),
+            "own": own,
+            "thresholds": serde_json::Map::from_iter(rows),
+        })
+    };
+    KTSTR_TESTS.iter().map(of).collect()
+}
+
 extern "C" fn before_main() {
+    if std::env::var_os(SHOW_ENV).is_some() {
+        println!("{}", thresholds());
+        std::process::exit(0);
+    }
     if let Some(name) = std::env::var_os(TEST_ENV) {
         // What the standard library does before `main`: a closed pipe is an error, not a death.
         // SAFETY: sets a disposition before any other thread exists; nothing relied on the old one.

@@ -27,8 +27,72 @@ pub enum Command {
     Shell(ShellArgs),
     /// Show the host's CPUs, last-level caches and NUMA nodes
     Topo,
+    /// List the ready-made scenarios with the question each asks
+    List(ListArgs),
+    /// Run ready-made scenarios on this host, under whatever scheduler is active
+    Run(RunArgs),
+    /// Remove cgroups that earlier runs on this host left behind
+    Cleanup(CleanupArgs),
+    /// Show what a test is judged by, under each accelerator
+    ShowThresholds(ShowThresholdsArgs),
     /// Print a completion script for a shell
     Completions(CompletionArgs),
+}
+
+/// `list …`.
+#[derive(Debug, Args)]
+pub struct ListArgs {
+    /// Only scenarios whose name contains this
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub filter: String,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `run …`.
+#[derive(Debug, Args)]
+pub struct RunArgs {
+    /// Only scenarios whose name contains this
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    pub filter: String,
+    /// Length of each scenario, seconds
+    #[arg(long, value_name = "SECS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=86_400))]
+    pub duration: u64,
+    /// What workers do instead where a scenario allows it, e.g. YieldHeavy
+    #[arg(long, value_name = "NAME")]
+    pub work_type: Option<String>,
+    /// Workers of a cgroup that does not say how many
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub workers: u32,
+    /// Seed of everything random
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    pub seed: u64,
+    /// Results as JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// `cleanup …`.
+#[derive(Debug, Args)]
+pub struct CleanupArgs {
+    /// Clean what is in this cgroup instead, and leave it itself
+    #[arg(long, value_name = "PATH")]
+    pub parent_cgroup: Option<PathBuf>,
+}
+
+/// `show-thresholds …`.
+#[derive(Debug, Args)]
+pub struct ShowThresholdsArgs {
+    /// Name of the test
+    #[arg(value_name = "TEST")]
+    pub test: String,
+    /// Package it is in [default: all of the workspace]
+    #[arg(short, long, value_name = "PKG")]
+    pub package: Option<String>,
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// `kernel …`.

@@ -10,10 +10,12 @@ mod client;
 pub mod exit;
 mod kernel;
 mod progress;
+mod scenarios;
 mod shell;
 mod summary;
 mod terminal;
 mod test;
+mod thresholds;
 mod topo;
 
 use std::ffi::OsString;
@@ -48,6 +50,10 @@ fn dispatch(parsed: cli::Cli, plugin: bool) -> anyhow::Result<ExitCode> {
         Command::Kernel(action) => kernel::run(&action),
         Command::Shell(args) => shell::run(args),
         Command::Topo => topo::run(),
+        Command::List(args) => scenarios::list(&args),
+        Command::Run(args) => scenarios::run(&args),
+        Command::Cleanup(args) => scenarios::cleanup(&args),
+        Command::ShowThresholds(args) => thresholds::show(&args),
         Command::Completions(args) => {
             cli::completions(&args, plugin);
             Ok(ExitCode::SUCCESS)

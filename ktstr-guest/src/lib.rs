@@ -6,6 +6,7 @@ pub mod check;
 pub mod cpu;
 pub mod init;
 pub mod job;
+pub mod on_host;
 pub mod report;
 mod ring_memory;
 pub mod scenario;

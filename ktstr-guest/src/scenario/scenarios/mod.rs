@@ -90,7 +90,7 @@ use scenarios;
 
 /// A cgroup of workers that spin.
 fn spin(name: &str, workers: u32) -> CgroupDef {
-    CgroupDef::named(name).workers(workers)
+    CgroupDef::named(name).workers(workers).swappable(true)
 }
 
 /// A cgroup of workers that do this.

@@ -1,0 +1,225 @@
+//! `list`, `run`, `cleanup`: the ready-made scenarios on this host.
+//!
+//! The scenarios themselves are in `ktstr-guest`, which runs one per process; this module chooses,
+//! prints and sums up. It starts no scheduler: whatever is active is what is judged.
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, ExitCode, Stdio};
+
+use anyhow::{Context, bail};
+use ktstr_orch::children::find_executable;
+use ktstr_proto::verdict::{AssertResult, Outcome};
+use serde::Deserialize;
+
+use crate::cli::{CleanupArgs, ListArgs, RunArgs};
+use crate::exit::{Exit, coded};
+
+/// A scenario as `ktstr-guest list` names it.
+#[derive(Debug, Deserialize)]
+struct Scenario {
+    name: String,
+    group: String,
+    question: String,
+}
+
+fn guest(args: &[&str]) -> anyhow::Result<Command> {
+    let program = find_executable("ktstr-guest").map_err(|e| coded(Exit::Infrastructure, e))?;
+    let mut command = Command::new(program);
+    command.args(args).stdin(Stdio::null());
+    Ok(command)
+}
+
+fn chosen(filter: &str) -> anyhow::Result<Vec<Scenario>> {
+    let output = guest(&["list"])?.output().context("cannot run ktstr-guest")?;
+    if !output.status.success() {
+        bail!("ktstr-guest list failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    let all: Vec<Scenario> =
+        serde_json::from_slice(&output.stdout).context("ktstr-guest list printed what is no list")?;
+    Ok(all.into_iter().filter(|scenario| scenario.name.contains(filter)).collect())
+}
+
+/// Prints the catalogue.
+pub fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
+    let scenarios = chosen(&args.filter)?;
+    if args.json {
+        let all: Vec<_> = scenarios
+            .iter()
+            .map(|s| serde_json::json!({"name": s.name, "group": s.group, "question": s.question}))
+            .collect();
+        println!("{}", serde_json::to_string_pretty(&all)?);
+        return Ok(Exit::Pass.into());
+    }
+    let mut group = "";
+    for scenario in &scenarios {
+        if scenario.group != group {
+            group = &scenario.group;
+            println!("{group}:");
+        }
+        println!("  {}\n      {}", scenario.name, scenario.question);
+    }
+    println!("{} scenarios", scenarios.len());
+    Ok(Exit::Pass.into())
+}
+
+/// Runs scenarios one after the other.
+pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
+    let scenarios = chosen(&args.filter)?;
+    if scenarios.is_empty() {
+        bail!("no scenario has `{}` in its name; `ktstr list` shows all", args.filter);
+    }
+    let mut worst = Outcome::NotRun;
+    let mut broken = 0_u32;
+    let mut results = Vec::new();
+    for scenario in &scenarios {
+        let outcome = match carry_out(&scenario.name, args) {
+            Ok(result) => {
+                worst = worst.max(result.outcome);
+                if !args.json {
+                    report(scenario, &result);
+                }
+                serde_json::json!({"name": scenario.name, "group": scenario.group, "result": result})
+            }
+            Err(error) => {
+                broken += 1;
+                eprintln!("{}: {error:#}", scenario.name);
+                serde_json::json!({"name": scenario.name, "group": scenario.group, "error": format!("{error:#}")})
+            }
+        };
+        results.push(outcome);
+    }
+    if args.json {
+        println!("{}", serde_json::to_string_pretty(&results)?);
+    }
+    Ok(match (broken, worst) {
+        (_, Outcome::Fail) => Exit::Fail,
+        (1.., _) => Exit::Infrastructure,
+        (0, Outcome::Inconclusive) => Exit::Inconclusive,
+        (0, Outcome::Pass) => Exit::Pass,
+        (0, _) => Exit::NotRun,
+    }
+    .into())
+}
+
+fn carry_out(name: &str, args: &RunArgs) -> anyhow::Result<AssertResult> {
+    let (duration, workers) = ((args.duration * 1000).to_string(), args.workers.to_string());
+    let seed = args.seed.to_string();
+    let mut command =
+        guest(&["run", name, "--duration-ms", &duration, "--workers", &workers, "--seed", &seed])?;
+    if let Some(work_type) = &args.work_type {
+        command.args(["--work-type", work_type]);
+    }
+    let output = command.output().context("cannot run ktstr-guest")?;
+    if !output.status.success() {
+        bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    serde_json::from_slice(&output.stdout).context("ktstr-guest printed what is no result")
+}
+
+fn report(scenario: &Scenario, result: &AssertResult) {
+    println!("{:12} {}::{}", result.outcome.to_string(), scenario.group, scenario.name);
+    for detail in &result.details {
+        println!("    {}", detail.message);
+    }
+    let stats = &result.stats;
+    if !stats.cgroups.is_empty() {
+        println!(
+            "    {} workers, worst_spread={:.1}%, worst_gap={}ms, iterations={}",
+            stats.workers.len(),
+            stats.worst_spread(),
+            stats.worst_gap_ms(),
+            stats.total_iterations()
+        );
+    }
+}
+
+/// Where runs on a host have their cgroups: this name, a dash, the process id.
+const PREFIX: &str = "ktstr-";
+
+/// Removes what earlier runs left.
+pub fn cleanup(args: &CleanupArgs) -> anyhow::Result<ExitCode> {
+    let mut failed = 0;
+    let mut remove = |path: &Path| match remove_tree(path) {
+        Ok(removed) => println!("{}: {removed} cgroups removed", path.display()),
+        Err(error) => {
+            failed += 1;
+            eprintln!("{}: {error:#}", path.display());
+        }
+    };
+    match &args.parent_cgroup {
+        Some(parent) => below(parent)?.iter().for_each(|child| remove(child)),
+        None => {
+            for path in below(Path::new("/sys/fs/cgroup"))? {
+                let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+                let pid = name.strip_prefix(PREFIX).and_then(|pid| pid.parse::<u32>().ok());
+                match pid {
+                    Some(pid) if alive(pid) => eprintln!("{}: process {pid} still runs", path.display()),
+                    Some(_) => remove(&path),
+                    None if name == "ktstr" => remove(&path),
+                    None => {}
+                }
+            }
+        }
+    }
+    Ok(if failed > 0 { Exit::Fail } else { Exit::Pass }.into())
+}
+
+/// Whether a process of ours has this id.
+fn alive(pid: u32) -> bool {
+    fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.contains("ktstr"))
+}
+
+fn below(dir: &Path) -> anyhow::Result<Vec<std::path::PathBuf>> {
+    let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
+    let mut dirs: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
+    dirs.sort();
+    Ok(dirs)
+}
+
+/// Kills what lives in a cgroup and removes it with all below it; how many were removed.
+fn remove_tree(path: &Path) -> anyhow::Result<u32> {
+    let kill = path.join("cgroup.kill");
+    if kill.exists() {
+        fs::write(&kill, "1").with_context(|| format!("cannot write {}", kill.display()))?;
+    }
+    let mut removed = 0;
+    for child in below(path)? {
+        removed += remove_tree(&child)?;
+    }
+    // The kernel needs a moment to see the killed ones gone.
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    loop {
+        match fs::remove_dir(path) {
+            Ok(()) => return Ok(removed + 1),
+            Err(error)
+                if error.kind() == std::io::ErrorKind::ResourceBusy && std::time::Instant::now() < until =>
+            {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            Err(error) => return Err(error).with_context(|| format!("cannot remove {}", path.display())),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn trees_are_removed_from_the_leaves() {
+        let root = tempfile::tempdir().unwrap();
+        let top = root.path().join("ktstr-1");
+        fs::create_dir_all(top.join("a/b")).unwrap();
+        fs::create_dir_all(top.join("c")).unwrap();
+        assert_eq!(remove_tree(&top).unwrap(), 4);
+        assert!(!top.exists());
+        assert!(remove_tree(&top).is_err());
+    }
+
+    #[test]
+    fn a_living_process_of_another_name_protects_nothing() {
+        assert!(!alive(1) || fs::read_to_string("/proc/1/comm").unwrap().contains("ktstr"));
+        assert!(!alive(u32::MAX));
+    }
+}
