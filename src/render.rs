@@ -280,7 +280,22 @@ fn tail(out: &mut String, title: &str, lines: &[String]) {
 
 /// What the guest wrote, without what would steer a terminal.
 fn printable(text: &str) -> String {
-    text.trim_end().chars().map(|c| if c == '\t' { ' ' } else { c }).filter(|c| !c.is_control()).collect()
+    let mut shown = String::new();
+    let mut rest = text.trim_end().chars();
+    while let Some(c) = rest.next() {
+        match c {
+            '\t' => shown.push(' '),
+            // ECMA-48: a control sequence ends with a byte from `@` to `~`.
+            '\x1b' if rest.as_str().starts_with('[') => {
+                let end = |c: char| ('@'..='~').contains(&c);
+                rest.nth(0);
+                rest.find(|c| end(*c));
+            }
+            c if c.is_control() => {}
+            c => shown.push(c),
+        }
+    }
+    shown
 }
 
 /// Breaks `text` between words at the width; further lines are indented. Its own line ends are kept.
@@ -379,7 +394,7 @@ ktstr_test 'demo' [sched=scx-ktstr] [topo=1n2l2c1t] FAILED: a check failed
 samples=50 failed=0 max_imbalance=0.0 max_dsq_depth=0 (cpu0) stuck=none
 events: SCX_EV_X=3
 --- scheduler log ---
-  attached[2J
+  attached
 run directory: /t/ktstr/runs/r1
 replay: KTSTR_KERNEL=7.2.12 KTSTR_ACCEL=tcg KTSTR_SEED=7 cargo nextest run -p ktstr -E 'test(=demo)'
 ";
