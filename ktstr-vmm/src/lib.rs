@@ -9,6 +9,8 @@ pub mod backend;
 pub mod confine;
 pub mod console;
 pub mod emulator;
+#[doc(hidden)]
+pub mod fuzz;
 pub mod kvm;
 pub mod machine;
 pub mod nodes;

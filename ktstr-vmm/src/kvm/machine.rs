@@ -338,7 +338,14 @@ fn create_vcpus(
     let mut vcpus = Vec::new();
     for cpu in 0..cpus {
         let table = cpuid::for_cpu(supported.as_slice(), ids, cpu);
-        vcpus.push(Vcpu::create(vm, cpu, ids.of(cpu), &table, (cpu == 0).then_some(entry))?);
+        vcpus.push(Vcpu::create(
+            vm,
+            cpu,
+            ids.of(cpu),
+            &table,
+            (cpu == 0).then_some(entry),
+            ids.need_x2apic(),
+        )?);
     }
     Ok(vcpus)
 }

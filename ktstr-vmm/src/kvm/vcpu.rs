@@ -18,6 +18,8 @@ use super::x86_64::boot::{self, Entry};
 use crate::machine::Exit;
 
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
+/// In IA32_APIC_BASE: the local APIC is on, in x2APIC mode.
+const X2APIC_ENABLED: u64 = 1 << 11 | 1 << 10;
 /// MTRRs on, everything write-back.
 const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
 
@@ -45,13 +47,15 @@ pub struct Vcpu {
 
 impl Vcpu {
     /// Creates the vCPU with this APIC id. The first CPU gets the boot entry, the others wait for the
-    /// guest to start them.
+    /// guest to start them. With `x2apic` the first CPU starts in that mode: a kernel that does not find
+    /// it so leaves out every CPU that other modes cannot name.
     pub fn create(
         vm: &VmFd,
         cpu: u32,
         apic: u32,
         cpuid: &[kvm_cpuid_entry2],
         entry: Option<Entry>,
+        x2apic: bool,
     ) -> Result<Self, VcpuError> {
         let fd = vm.create_vcpu(apic.into()).map_err(failed("create the KVM descriptor", cpu))?;
         let table = CpuId::from_entries(cpuid)
@@ -66,6 +70,9 @@ impl Vcpu {
         if let Some(entry) = entry {
             let mut sregs = fd.get_sregs().map_err(failed("read the system registers", cpu))?;
             boot::enter_protected_mode(&mut sregs);
+            if x2apic {
+                sregs.apic_base |= X2APIC_ENABLED;
+            }
             fd.set_sregs(&sregs).map_err(failed("set the system registers", cpu))?;
             fd.set_regs(&boot::entry_regs(entry)).map_err(failed("set the registers", cpu))?;
         }

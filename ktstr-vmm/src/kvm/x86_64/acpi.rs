@@ -83,9 +83,11 @@ pub fn tables(description: &Description<'_>) -> Result<Vec<u8>, TablesTooLarge> 
     if len > room { Err(TablesTooLarge { len, room }) } else { Ok(block) }
 }
 
-/// An empty table of a format revision.
-pub(super) fn table(signature: [u8; 4], revision: u8) -> Sdt {
-    Sdt::new(signature, 36, revision, OEM, OEM_TABLE, 1)
+/// A table of a format revision. The body comes whole: the sum is taken over everything at each addition.
+pub(super) fn table(signature: [u8; 4], revision: u8, body: &[u8]) -> Sdt {
+    let mut table = Sdt::new(signature, 36, revision, OEM, OEM_TABLE, 1);
+    table.append_slice(body);
+    table
 }
 
 fn port(address: u16) -> GAS {
@@ -124,9 +126,7 @@ fn dsdt(virtio: usize) -> Sdt {
     let contents = Raw(devices);
     Scope::new(Path::new("_SB_"), vec![&contents]).to_aml_bytes(&mut body);
 
-    let mut dsdt = table(*b"DSDT", 6);
-    dsdt.append_slice(&body);
-    dsdt
+    table(*b"DSDT", 6, &body)
 }
 
 /// AML that is already encoded.

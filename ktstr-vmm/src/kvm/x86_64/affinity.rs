@@ -27,29 +27,29 @@ fn is_xapic(id: u32) -> Option<u8> {
 
 /// CPUs and the I/O APIC.
 pub(super) fn madt(description: &Description<'_>) -> Sdt {
-    let mut madt = table(*b"APIC", 5);
-    madt.append(layout::LAPIC);
+    let mut madt = Vec::new();
+    madt.extend(layout::LAPIC.to_le_bytes());
     // No 8259 beside it.
-    madt.append(0u32);
+    madt.extend(0u32.to_le_bytes());
     for cpu in 0..description.topology.cpus() {
         let id = description.ids.of(cpu);
         match is_xapic(id) {
             // There are no more CPUs than ids, so the number fits where the id does.
-            Some(id) => madt.append_slice(&[0, 8, cpu as u8, id]),
+            Some(id) => madt.extend([0, 8, cpu as u8, id]),
             None => {
-                madt.append_slice(&[9, 16, 0, 0]);
-                madt.append(id);
+                madt.extend([9, 16, 0, 0]);
+                madt.extend(id.to_le_bytes());
             }
         }
-        madt.append(ENABLED);
+        madt.extend(ENABLED.to_le_bytes());
         if is_xapic(id).is_none() {
-            madt.append(cpu);
+            madt.extend(cpu.to_le_bytes());
         }
     }
-    madt.append_slice(&[1, 12, 0, 0]);
-    madt.append(layout::IOAPIC);
-    madt.append(0u32);
-    madt
+    madt.extend([1, 12, 0, 0]);
+    madt.extend(layout::IOAPIC.to_le_bytes());
+    madt.extend(0u32.to_le_bytes());
+    table(*b"APIC", 5, &madt)
 }
 
 /// The pieces of RAM that each node has: `(node, start, length)`.
@@ -69,43 +69,43 @@ fn node_ranges(ram: &[RamRegion], nodes: &[Node]) -> Vec<(u32, u64, u64)> {
 
 /// Which node every CPU and every piece of RAM belongs to.
 pub(super) fn srat(description: &Description<'_>) -> Sdt {
-    let mut srat = table(*b"SRAT", 3);
-    srat.append(1u32);
-    srat.append(0u64);
+    let mut srat = Vec::new();
+    srat.extend(1u32.to_le_bytes());
+    srat.extend(0u64.to_le_bytes());
     for (index, node) in description.nodes.iter().enumerate() {
         for cpu in node.cpus.clone().into_iter().flatten() {
             processor_affinity(&mut srat, index as u32, description.ids.of(cpu));
         }
     }
     for (node, start, len) in node_ranges(description.ram, description.nodes) {
-        srat.append_slice(&[1, 40]);
-        srat.append(node);
-        srat.append(0u16);
-        srat.append(start);
-        srat.append(len);
-        srat.append(0u32);
-        srat.append(ENABLED);
-        srat.append(0u64);
+        srat.extend([1, 40]);
+        srat.extend(node.to_le_bytes());
+        srat.extend(0u16.to_le_bytes());
+        srat.extend(start.to_le_bytes());
+        srat.extend(len.to_le_bytes());
+        srat.extend(0u32.to_le_bytes());
+        srat.extend(ENABLED.to_le_bytes());
+        srat.extend(0u64.to_le_bytes());
     }
-    srat
+    table(*b"SRAT", 3, &srat)
 }
 
-fn processor_affinity(srat: &mut Sdt, node: u32, id: u32) {
+fn processor_affinity(srat: &mut Vec<u8>, node: u32, id: u32) {
     match is_xapic(id) {
         Some(id) => {
             let [low, high @ ..] = node.to_le_bytes();
-            srat.append_slice(&[0, 16, low, id]);
-            srat.append(ENABLED);
-            srat.append_slice(&[0]);
-            srat.append_slice(&high);
-            srat.append(0u32);
+            srat.extend([0, 16, low, id]);
+            srat.extend(ENABLED.to_le_bytes());
+            srat.extend([0]);
+            srat.extend(high);
+            srat.extend(0u32.to_le_bytes());
         }
         None => {
-            srat.append_slice(&[2, 24, 0, 0]);
-            srat.append(node);
-            srat.append(id);
-            srat.append(ENABLED);
-            srat.append(0u64);
+            srat.extend([2, 24, 0, 0]);
+            srat.extend(node.to_le_bytes());
+            srat.extend(id.to_le_bytes());
+            srat.extend(ENABLED.to_le_bytes());
+            srat.extend(0u64.to_le_bytes());
         }
     }
 }
@@ -113,39 +113,39 @@ fn processor_affinity(srat: &mut Sdt, node: u32, id: u32) {
 /// How far nodes are from each other.
 pub(super) fn slit(description: &Description<'_>) -> Sdt {
     let count = description.nodes.len();
-    let mut slit = table(*b"SLIT", 1);
-    slit.append(count as u64);
+    let mut slit = Vec::new();
+    slit.extend((count as u64).to_le_bytes());
     for from in 0..count {
         let row: Vec<u8> = (0..count).map(|to| description.numa.distance(from, to)).collect();
-        slit.append_slice(&row);
+        slit.extend(&row);
     }
-    slit
+    table(*b"SLIT", 1, &slit)
 }
 
 /// How fast each node's memory is for the CPUs of each.
 pub(super) fn hmat(description: &Description<'_>) -> Sdt {
-    let mut hmat = table(*b"HMAT", 2);
-    hmat.append(0u32);
+    let mut hmat = Vec::new();
+    hmat.extend(0u32.to_le_bytes());
     for (index, node) in description.nodes.iter().enumerate() {
         // Memory proximity domain attributes; the flag says that the initiator is named.
-        hmat.append_slice(&[0, 0, 0, 0]);
-        hmat.append(40u32);
-        hmat.append(1u16);
-        hmat.append(0u16);
-        hmat.append(node.initiator as u32);
-        hmat.append(index as u32);
-        hmat.append_slice(&[0; 20]);
+        hmat.extend([0, 0, 0, 0]);
+        hmat.extend(40u32.to_le_bytes());
+        hmat.extend(1u16.to_le_bytes());
+        hmat.extend(0u16.to_le_bytes());
+        hmat.extend((node.initiator as u32).to_le_bytes());
+        hmat.extend((index as u32).to_le_bytes());
+        hmat.extend([0; 20]);
     }
     let figures = |from, to| description.numa.access(&description.topology, from, to);
     locality(&mut hmat, description, ACCESS_LATENCY, LATENCY_STEP_PS, |a, b| figures(a, b).latency_ns);
     locality(&mut hmat, description, ACCESS_BANDWIDTH, BANDWIDTH_STEP_MBS, |a, b| {
         figures(a, b).bandwidth_mbs
     });
-    hmat
+    table(*b"HMAT", 2, &hmat)
 }
 
 fn locality(
-    hmat: &mut Sdt,
+    hmat: &mut Vec<u8>,
     description: &Description<'_>,
     kind: u8,
     step: u64,
@@ -154,20 +154,20 @@ fn locality(
     let targets = description.nodes.len();
     let initiators = description.topology.numa_nodes as usize;
     let len = 32 + 4 * (initiators + targets) + 2 * initiators * targets;
-    hmat.append_slice(&[1, 0, 0, 0]);
-    hmat.append(len as u32);
+    hmat.extend([1, 0, 0, 0]);
+    hmat.extend((len as u32).to_le_bytes());
     // Of the memory itself, not of a cache before it.
-    hmat.append_slice(&[0, kind, 0, 0]);
-    hmat.append(initiators as u32);
-    hmat.append(targets as u32);
-    hmat.append(0u32);
-    hmat.append(step);
+    hmat.extend([0, kind, 0, 0]);
+    hmat.extend((initiators as u32).to_le_bytes());
+    hmat.extend((targets as u32).to_le_bytes());
+    hmat.extend(0u32.to_le_bytes());
+    hmat.extend(step.to_le_bytes());
     for node in (0..initiators).chain(0..targets) {
-        hmat.append(node as u32);
+        hmat.extend((node as u32).to_le_bytes());
     }
     for from in 0..initiators {
         for to in 0..targets {
-            hmat.append(figure(from, to));
+            hmat.extend(figure(from, to).to_le_bytes());
         }
     }
 }

@@ -126,7 +126,12 @@ fn write(ram: &GuestRam, what: &'static str, gpa: Gpa, bytes: &[u8]) -> Result<(
     })
 }
 
-fn load_kernel(spec: &MachineSpec, ram: &GuestRam, map: &[layout::Range]) -> Result<(Entry, u64), BootError> {
+/// Entry and first byte behind the image.
+pub(crate) fn load_kernel(
+    spec: &MachineSpec,
+    ram: &GuestRam,
+    map: &[layout::Range],
+) -> Result<(Entry, u64), BootError> {
     let mut image = File::from(spec.kernel.try_clone().map_err(BootError::DuplicateKernel)?);
     let loaded = Elf::load(&ram.memory, None, &mut image, None).map_err(BootError::Kernel)?;
     let PvhBootCapability::PvhEntryPresent(entry) = loaded.pvh_boot_cap else {
