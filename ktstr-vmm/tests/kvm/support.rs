@@ -157,12 +157,17 @@ impl<'a> Boot<'a> {
 impl Guest {
     /// Waits for the end.
     pub fn exit(&mut self) -> Exit {
+        self.exit_within(PATIENCE)
+    }
+
+    /// The same for a guest that takes longer than others.
+    pub fn exit_within(&mut self, patience: Duration) -> Exit {
         loop {
-            let left = PATIENCE.saturating_sub(self.started.elapsed());
+            let left = patience.saturating_sub(self.started.elapsed());
             let left = PollTimeout::try_from(left).unwrap();
             let mut fds = [PollFd::new(self.machine.event_fd(), PollFlags::POLLIN)];
             if poll(&mut fds, left).unwrap() == 0 {
-                panic!("no end after {PATIENCE:?}:\n{}", text(&self.com1));
+                panic!("no end after {patience:?}:\n{}", text(&self.com1));
             }
             match self.machine.next_event() {
                 Some(Event::Exited(exit)) => return exit,
