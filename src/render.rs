@@ -30,6 +30,9 @@ pub fn report(report: &RunReport) -> String {
     if let Some(result) = report.result.as_ref().filter(|result| !result.stats.cgroups.is_empty()) {
         stats(&mut out, &result.stats);
     }
+    if !matches!(report.outcome, Outcome::Pass | Outcome::NotRun) {
+        timeline(&mut out, report);
+    }
     if let Some(summary) = &report.monitor {
         monitor(&mut out, summary);
     }
@@ -222,6 +225,74 @@ fn stats(out: &mut String, stats: &ScenarioStats) {
     }
 }
 
+/// Operations of the scenario, and what each of its phases was like.
+fn timeline(out: &mut String, report: &RunReport) {
+    let phases = report.result.as_ref().map(|result| result.stats.phases.as_slice()).unwrap_or_default();
+    if report.timeline.is_empty() && phases.is_empty() {
+        return;
+    }
+    line(out, format_args!("--- timeline ---"));
+    let skipped = report.timeline.len().saturating_sub(TAIL);
+    if skipped > 0 {
+        line(out, format_args!("  ({skipped} earlier marks are in sidecar.json)"));
+    }
+    for mark in &report.timeline[skipped..] {
+        wrapped(out, "  ", &format!("{:+}ms {}", mark.at_ms, printable(&mark.what)));
+    }
+    let workers = report.result.as_ref().map(|result| result.stats.workers.as_slice()).unwrap_or_default();
+    for phase in phases.iter().filter(|phase| !phase.cgroups.is_empty()) {
+        let (start, end) = (phase.start_ms, phase.end_ms);
+        line(out, format_args!("  {} {start}-{end}ms ops={}:", phase.label, phase.ops));
+        for cgroup in &phase.cgroups {
+            let of_cgroup = workers.iter().filter(|worker| worker.cgroup == cgroup.name);
+            let slices = of_cgroup.flat_map(|worker| &worker.phases).filter(|s| s.phase == phase.index);
+            let gap_ms = slices.map(|slice| slice.max_gap_ns / 1_000_000).max();
+            let gap = gap_ms.map_or(String::new(), |gap| format!(" gap={gap}ms"));
+            let text = format!(
+                "  {}: workers={} iter={} rate={:.0}/cpu-s migrations={}{gap}",
+                cgroup.name,
+                cgroup.workers,
+                cgroup.iterations,
+                cgroup.iteration_rate(),
+                cgroup.migrations
+            );
+            wrapped(out, "  ", &text);
+        }
+    }
+}
+
+/// The report in colours, if standard error is a terminal that wants them.
+pub fn for_terminal(text: &str) -> String {
+    use std::io::IsTerminal;
+    let unwanted = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
+    let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
+    if dumb || unwanted("NO_COLOR") || unwanted("CI") || !std::io::stderr().is_terminal() {
+        return text.into();
+    }
+    coloured(text)
+}
+
+/// The verdict by its colour, headings and the way to repeat it in bold.
+fn coloured(text: &str) -> String {
+    const VERDICTS: [(&str, &str); 4] =
+        [("FAILED", "31"), ("INCONCLUSIVE", "33"), ("NOT RUN", "36"), ("PASS", "32")];
+    let mut out = String::new();
+    for (number, text) in text.lines().enumerate() {
+        let verdict = VERDICTS.iter().find_map(|(word, colour)| Some((text.find(word)?, word, colour)));
+        match verdict.filter(|_| number < 2) {
+            Some((at, word, colour)) => {
+                let (before, after) = (&text[..at], &text[at + word.len()..]);
+                line(&mut out, format_args!("{before}\x1b[1;{colour}m{word}\x1b[0m{after}"));
+            }
+            None if text.starts_with("--- ") || text.starts_with("replay: ") => {
+                line(&mut out, format_args!("\x1b[1m{text}\x1b[0m"));
+            }
+            None => line(&mut out, format_args!("{text}")),
+        }
+    }
+    out
+}
+
 fn monitor(out: &mut String, summary: &MonitorSummary) {
     line(out, format_args!("--- monitor ---"));
     let stuck = match summary.stuck_cpus.as_slice() {
@@ -399,6 +470,67 @@ run directory: /t/ktstr/runs/r1
 replay: KTSTR_KERNEL=7.2.12 KTSTR_ACCEL=tcg KTSTR_SEED=7 cargo nextest run -p ktstr -E 'test(=demo)'
 ";
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn a_failure_shows_what_happened_when_and_a_pass_does_not() {
+        use ktstr_proto::{
+            stats::{PhaseBucket, PhaseCgroup},
+            verdict::TimelineMark,
+        };
+        let mut failed = sample();
+        failed.timeline = (0..30)
+            .map(|n| TimelineMark {
+                at_ms: n * 100,
+                what: format!("cpuset of cg_0 set to {n}"),
+                iterations: 0,
+            })
+            .collect();
+        let cgroup = PhaseCgroup {
+            name: "cg_0".into(),
+            workers: 2,
+            iterations: 50,
+            cpu_time_ns: 500_000_000,
+            ..PhaseCgroup::default()
+        };
+        let phase = PhaseBucket {
+            index: 1,
+            label: "Step[0]".into(),
+            start_ms: 10,
+            end_ms: 900,
+            ops: 3,
+            cgroups: vec![cgroup],
+        };
+        if let Some(result) = &mut failed.result {
+            result.stats.phases.push(phase);
+        }
+        let text = report(&failed);
+        assert!(
+            text.contains("--- timeline ---\n  (5 earlier marks are in sidecar.json)\n  +500ms cpuset"),
+            "{text}"
+        );
+        assert!(
+            text.contains(
+                "  Step[0] 10-900ms ops=3:\n    cg_0: workers=2 iter=50 rate=100/cpu-s migrations=0\n"
+            ),
+            "{text}"
+        );
+        assert!(text.lines().filter(|l| !l.starts_with("replay")).all(|l| l.chars().count() <= 80), "{text}");
+        let passed = report(&RunReport { outcome: Outcome::Pass, cause: None, ..failed });
+        assert!(!passed.contains("--- timeline ---"), "{passed}");
+    }
+
+    #[test]
+    fn colours_change_nothing_but_colours() {
+        let text = report(&sample());
+        let painted = coloured(&text);
+        assert!(
+            painted.contains("\x1b[1;31mFAILED\x1b[0m") && painted.contains("\x1b[1m--- stats ---\x1b[0m")
+        );
+        let stripped =
+            ["\x1b[1;31m", "\x1b[1m", "\x1b[0m"].iter().fold(painted, |t, code| t.replace(code, ""));
+        // The sample's log has an escape of its own, which is printed without its first byte.
+        assert_eq!(stripped, text);
     }
 
     #[test]

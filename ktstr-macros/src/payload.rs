@@ -49,6 +49,7 @@ pub fn expand(input: TokenStream) -> Result<TokenStream> {
         listed.read(attribute)?;
     }
     let Listed { args, checks, metrics, files, .. } = listed;
+    let ident = &input.ident;
     let (visibility, constant) = (&input.vis, format_ident!("{}", constant));
     let doc = format!("The program `{name}`.");
     Ok(quote! {
@@ -60,6 +61,9 @@ pub fn expand(input: TokenStream) -> Result<TokenStream> {
                 .with_checks(&[#(::ktstr::prelude::MetricCheck::#checks),*])
                 .with_metrics(&[#(#metrics),*])
                 .with_include_files(&[#(#files),*]);
+
+        // The struct carries the attributes and nothing else; this is its one use.
+        const _: #ident = #ident;
     })
 }
 

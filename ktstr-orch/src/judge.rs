@@ -339,6 +339,7 @@ impl Evidence {
                     if let Some(monitor) = &self.monitor {
                         add_monitor_findings(&mut result, monitor, assert);
                     }
+                    add_event_findings(&mut result, self.monitor.as_ref(), host, assert);
                     if let Some(host) = host {
                         excuse::by_host(&mut result, assert, host);
                     }
@@ -457,9 +458,63 @@ fn add_monitor_findings(result: &mut AssertResult, monitor: &MonitorSummary, ass
     }
 }
 
+/// Adds what sched_ext's event counters say about rates, which only tests that ask for them are judged
+/// by. A rate is per second that the vCPUs really ran; what was not measured is inconclusive.
+fn add_event_findings(
+    result: &mut AssertResult,
+    monitor: Option<&MonitorSummary>,
+    host: Option<&HostTime>,
+    assert: &Assert,
+) {
+    let wanted = [
+        (
+            "SCX_EV_SELECT_CPU_FALLBACK",
+            "falls back to the kernel's choice of a CPU",
+            assert.max_fallback_rate,
+        ),
+        ("SCX_EV_DISPATCH_KEEP_LAST", "slices extended for want of another task", assert.max_keep_last_rate),
+    ];
+    for (event, what, limit) in wanted {
+        let Some(limit) = limit else { continue };
+        let count = monitor.and_then(|m| m.events.iter().find(|(name, _)| name == event)).map(|(_, n)| *n);
+        let ran_s = host.map(|host| host.ran_ms.iter().sum::<u64>() as f64 / 1000.0).filter(|s| *s > 0.0);
+        let (Some(count), Some(ran_s)) = (count, ran_s) else {
+            let message = format!("{what} cannot be judged: {event} or the vCPUs' run time was not measured");
+            result.push(DetailKind::Monitor, Outcome::Inconclusive, message);
+            continue;
+        };
+        let rate = count.max(0) as f64 / ran_s;
+        if rate > limit {
+            let message = format!("{count} {what}, {rate:.1}/vcpu-s (threshold {limit:.1})");
+            result.push(DetailKind::Monitor, Outcome::Fail, message);
+        }
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn event_rates_are_judged_when_asked_for() {
+        let monitor = MonitorSummary {
+            events: vec![("SCX_EV_SELECT_CPU_FALLBACK".into(), 300)],
+            ..MonitorSummary::default()
+        };
+        let host = HostTime { ran_ms: vec![1000, 2000], ..HostTime::default() };
+        let judged = |assert: Assert, host: Option<&HostTime>| {
+            let mut result = AssertResult::pass();
+            add_event_findings(&mut result, Some(&monitor), host, &assert);
+            (result.outcome, result.details.first().map(|d| d.message.clone()).unwrap_or_default())
+        };
+        let limits = Assert::NO_OVERRIDES;
+        assert_eq!(judged(limits, Some(&host)).0, Outcome::Pass);
+        assert_eq!(judged(limits.max_fallback_rate(200.0), Some(&host)).0, Outcome::Pass);
+        let (outcome, message) = judged(limits.max_fallback_rate(50.0), Some(&host));
+        assert!(outcome == Outcome::Fail && message.contains("100.0/vcpu-s (threshold 50.0)"), "{message}");
+        assert_eq!(judged(limits.max_fallback_rate(50.0), None).0, Outcome::Inconclusive);
+        assert_eq!(judged(limits.max_keep_last_rate(50.0), Some(&host)).0, Outcome::Inconclusive);
+    }
 
     fn evidence(frames: impl IntoIterator<Item = GuestFrame>) -> Evidence {
         let mut evidence = Evidence::default();

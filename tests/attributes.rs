@@ -1,0 +1,98 @@
+//! Attributes of tests on a real kernel: programs beside the workers, files for them, expected failures,
+//! a look at the run from the host, schedulers that take over.
+
+use ktstr::{host::KTSTR_TESTS, prelude::*};
+
+declare_scheduler!(SCX_KTSTR, {
+    name = "scx-ktstr",
+    binary = "scx-ktstr",
+    topology = (1, 1, 2, 1),
+    sysctls = [Sysctl::new("kernel.panic_on_warn", "0"), Sysctl::new("kernel.threads-max", "4321")],
+    cgroup_parent = "/ktstr.slice/tests",
+});
+declare_scheduler!(OTHER, { name = "other", binary = "scx-ktstr", sched_args = ["--slice-us", "5000"] });
+declare_scheduler!(CRASHING, { name = "crashing", binary = "scx-ktstr", sched_args = ["--crash-after", "1500"] });
+
+/// Prints JSON and the size of a file it was given.
+#[derive(Payload)]
+#[payload(binary = "sh", name = "probe", output = Json)]
+#[default_args("-c", "echo '{\"lines\": '$(wc -l < /include-files/Cargo.toml)'}'; exit 3")]
+#[default_check(min("lines", 10.0))]
+#[default_check(exit_code_eq(3))]
+#[metric(name = "lines", polarity = Informational, unit = "lines")]
+#[include_files("Cargo.toml")]
+struct ProbePayload;
+
+fn looks_right(vm: &VmResult) -> Result<()> {
+    let stats = vm.stats().context("the run has figures")?;
+    let mut verdict = Verdict::new();
+    let probe = claim_present!(verdict, stats.payload("probe")).context("no probe")?;
+    claim!(verdict, probe.get("lines").unwrap_or(0.0)).at_least(10.0);
+    claim!(verdict, stats.phases.len()).equals(5);
+    claim!(verdict, vm.console()?.len()).above(0);
+    claim_set!(verdict, stats.workers.iter().map(|w| w.cgroup.clone())).equals(["cg_0".to_owned()]);
+    verdict.into_anyhow_or_log()
+}
+
+/// One boot for everything that can stand together.
+#[ktstr_test(
+    scheduler = SCX_KTSTR,
+    staged_schedulers = [OTHER],
+    payload = PROBE,
+    workers_per_cgroup = 3,
+    post_vm = looks_right,
+    duration_s = 4,
+    max_cpus = 2,
+    max_spread_pct = 90,
+    kaslr = false
+)]
+fn everything_reaches_the_guest(ctx: &Ctx) -> Result<AssertResult> {
+    let threads = std::fs::read_to_string("/proc/sys/kernel/threads-max")?;
+    ensure!(threads.trim() == "4321", "sysctl of the scheduler: {threads}");
+    ensure!(std::fs::read_to_string("/proc/cmdline")?.contains("nokaslr"));
+    ensure!(ctx.cgroups.root().ends_with("ktstr.slice/tests"), "{:?}", ctx.cgroups);
+    let state = || std::fs::read_to_string("/sys/kernel/sched_ext/state").map(|s| s.trim().to_owned());
+    ensure!(state()? == "enabled");
+    let backdrop = Backdrop::from_cgroups(vec![CgroupDef::named("cg_0")]);
+    let quarter = HoldSpec::frac(0.25);
+    let steps = vec![
+        Step::hold(quarter),
+        Step::with_op(Op::DetachScheduler, quarter),
+        Step::with_op(Op::AttachScheduler, quarter),
+        Step::with_op(Op::replace_scheduler("other"), quarter),
+    ];
+    let result = execute_scenario(ctx, backdrop, steps)?;
+    ensure!(state()? == "enabled", "the scheduler that took over is in charge");
+    ensure!(result.stats.workers.len() == 3, "{:?}", result.stats.workers.len());
+    Ok(result)
+}
+
+/// A failure that is expected, with the words it must come with.
+#[ktstr_test(
+    scheduler = CRASHING,
+    duration_s = 20,
+    expect_err,
+    expect_scx_bpf_error_contains = "ktstr",
+    expect_scx_bpf_error_matches = "(?i)crash"
+)]
+fn an_expected_crash_passes(ctx: &Ctx) -> Result<AssertResult> {
+    scenarios::steady(ctx)
+}
+
+/// A name that is not there is an error before anything runs.
+#[ktstr_test(host_only)]
+fn a_mistyped_name_is_an_error_at_once(ctx: &Ctx) -> Result<AssertResult> {
+    let step = Step::with_op(Op::stop_cgroup("cg_O"), HoldSpec::FULL);
+    let backdrop = Backdrop::from_cgroups(vec![CgroupDef::named("cg_0")]);
+    let error = execute_scenario(ctx, backdrop, vec![step]).err().context("there is no cg_O")?;
+    ensure!(format!("{error:#}").contains("did you mean `cg_0`?"), "{error:#}");
+    Ok(AssertResult::pass())
+}
+
+#[test]
+fn attributes_are_in_the_entry() {
+    let entry = KTSTR_TESTS.iter().find(|e| e.name == "everything_reaches_the_guest").expect("registered");
+    assert_eq!(entry.constraints.max_cpus, Some(2));
+    assert_eq!(entry.payloads().map(|p| p.name).collect::<Vec<_>>(), ["probe"]);
+    assert_eq!(entry.validate(), Ok(()));
+}
