@@ -8,6 +8,7 @@ mod bad_input;
 mod death;
 mod gauntlet;
 mod harness;
+mod matrix;
 mod observe;
 mod topology;
 mod verdicts;

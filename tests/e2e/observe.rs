@@ -16,6 +16,7 @@ use ktstr_proto::{
 use serde_json::Value;
 
 use crate::harness::{Live, exec, recorded_pid, run, spec, wait_for};
+use crate::matrix;
 
 /// A worker that is stopped after some work has constant figures; six that spin fill the queues.
 const PLANT: &str = r#"
@@ -259,6 +260,8 @@ fn facts(kernel: Option<&str>) {
     let is_later = |account: &Account| account.number("timestamp", 1) >= jiffies;
     let later = accounts.iter().position(is_later).expect("the guest went on after the capture");
     compare(&capture, &accounts[later - 1], &accounts[later]);
+    let series: Vec<&str> = report.kernel.split('.').take(2).collect();
+    matrix::check(&series.join("."), &capture);
 }
 
 /// The kernel that a run used: the orchestrator's store has it under its key.
@@ -271,6 +274,15 @@ fn kernel_file(dir: &Path) -> String {
     });
     assert!(Path::new(&found).is_file(), "{found}");
     found
+}
+
+/// Other series, for the support matrix: `KTSTR_MATRIX_KERNEL=6.16`.
+#[test]
+fn what_is_read_of_another_series_is_what_the_guest_says() {
+    match std::env::var("KTSTR_MATRIX_KERNEL") {
+        Ok(series) => facts(Some(&series)),
+        Err(_) => println!("NOT RUN: KTSTR_MATRIX_KERNEL names no series"),
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use nix::unistd::geteuid;
 
 /// How long an answer may take: others may have asked before, and a core file takes its time.
-const PATIENCE: Duration = Duration::from_secs(300);
+pub const PATIENCE: Duration = Duration::from_secs(300);
 
 /// No run that answers to the name.
 #[derive(Debug, thiserror::Error)]
@@ -52,7 +52,8 @@ pub fn capture(run: Option<&str>, vmcore: bool, json: bool) -> Result<()> {
     Ok(())
 }
 
-fn connect(run: &RunId) -> Result<Channel<ClientLink>> {
+/// The orchestrator of a run, which may be asked.
+pub fn connect(run: &RunId) -> Result<Channel<ClientLink>> {
     let address = SocketAddr::from_abstract_name(door_name(run))?;
     let socket = UnixStream::connect_addr(&address)
         .map_err(|e| NoRun(format!("the run {run} cannot be reached, it may be over: {e}")))?;
@@ -67,7 +68,7 @@ fn connect(run: &RunId) -> Result<Channel<ClientLink>> {
 }
 
 /// The live run that is meant: by its directory, or by a part of its id.
-fn find(run: Option<&str>) -> Result<RunId> {
+pub fn find(run: Option<&str>) -> Result<RunId> {
     if let Some(dir) = run.map(Path::new).filter(|dir| dir.is_dir()) {
         let dir = dir.canonicalize().with_context(|| format!("cannot open {}", dir.display()))?;
         return Ok(RunId(dir.file_name().unwrap_or_default().to_string_lossy().into_owned()));

@@ -1,11 +1,13 @@
-//! The commands with which a user looks into a run: `query`, `capture`.
+//! The commands with which a user looks into a run: `query`, `capture`, `attach`.
 //!
 //! A live run is reached through a socket of its orchestrator; this
 //! process then sees answers and no guest memory. A core file is read by this process itself, which
 //! confines itself as the role process does, after it has opened the files.
 
+mod attach;
 mod core;
 mod live;
+mod screen;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -16,6 +18,7 @@ use ktstr_proto::capture::Question;
 const USAGE: &str = "usage: ktstr-monitor query [RUN] QUESTION [--json] [--freeze]
        ktstr-monitor query --core FILE --kernel VMLINUX QUESTION [--json]
        ktstr-monitor capture [RUN] [--vmcore] [--json]
+       ktstr-monitor attach [RUN] [--watch PATH]...
 
 RUN        directory of a live run, or a part of its id; not needed when only one is live
 QUESTION   tasks | task PID | dsq | scx | cgroups, or a path: 'rq[*].nr_running', 'rq[0].cfs',
@@ -25,6 +28,7 @@ QUESTION   tasks | task PID | dsq | scx | cgroups, or a path: 'rq[*].nr_running'
 --core     ask a core file (written by capture --vmcore) instead of a live run
 --kernel   the decompressed kernel of the core file
 --vmcore   write all guest memory as an ELF core file, too
+--watch    a path whose value is shown, too; keys: q leave, f freeze for each look, d capture
 
 exit codes: 0 answered, 1 the question has no answer, 3 no such run, 4 broken";
 
@@ -37,6 +41,7 @@ struct Options {
     vmcore: bool,
     core: Option<PathBuf>,
     kernel: Option<PathBuf>,
+    watch: Vec<String>,
 }
 
 /// Runs a command. Exit codes: see the usage.
@@ -76,6 +81,14 @@ fn run(args: &[String]) -> Result<()> {
                 _ => bail!("{USAGE}"),
             }
         }
+        "attach" => {
+            let options = options(rest)?;
+            match options.words.as_slice() {
+                [] => attach::attach(None, &options.watch),
+                [run] => attach::attach(Some(run), &options.watch),
+                _ => bail!("{USAGE}"),
+            }
+        }
         "--help" | "-h" => {
             println!("{USAGE}");
             Ok(())
@@ -88,13 +101,14 @@ fn options(args: &[String]) -> Result<Options> {
     let mut options = Options::default();
     let mut args = args.iter();
     while let Some(arg) = args.next() {
-        let mut value = || args.next().map(PathBuf::from).with_context(|| format!("{arg} needs a file"));
+        let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
         match arg.as_str() {
             "--json" => options.json = true,
             "--freeze" => options.freeze = true,
             "--vmcore" => options.vmcore = true,
-            "--core" => options.core = Some(value()?),
-            "--kernel" => options.kernel = Some(value()?),
+            "--core" => options.core = Some(value()?.into()),
+            "--kernel" => options.kernel = Some(value()?.into()),
+            "--watch" => options.watch.push(value()?.clone()),
             option if option.starts_with("--") => bail!("there is no option {option}\n{USAGE}"),
             word => options.words.push(word.to_owned()),
         }

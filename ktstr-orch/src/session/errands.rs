@@ -138,6 +138,8 @@ pub(super) struct Errands {
     late: Option<u32>,
     /// A capture whose files are being written while the guest runs again.
     unwritten: Option<(Cause, CaptureTaken)>,
+    /// They were written before the guest ran again.
+    written: Option<Result<(), String>>,
     taken: u32,
     automatic: u32,
     /// For the server to deliver.
@@ -243,6 +245,7 @@ impl Session {
         }
         let Some(errand) = self.errands.waiting.pop_front() else { return };
         let path = self.dir.path.join(format!("capture-{}", self.errands.taken));
+        self.errands.written = None;
         let (until, placeholder) = (Instant::now() + SWITCH_LIMIT, Stage::Stopping { request: 0 });
         let freezes = errand.freezes();
         self.errands.underway = Some(Underway { errand, stage: placeholder, until, found: None, path });
@@ -461,6 +464,9 @@ impl Session {
                 let taken = CaptureTaken { path, stood_us: stood_us.unwrap_or(0), read };
                 self.record("capture", &(&name, &taken));
                 self.errands.unwritten = Some((cause, taken));
+                if let Some(written) = self.errands.written.take() {
+                    self.capture_written(written);
+                }
                 return;
             }
             Some(Found::Nothing(why)) => Err(why),
@@ -476,6 +482,10 @@ impl Session {
 
     /// The monitor has written the files of a capture, or says why it could not.
     pub(super) fn capture_written(&mut self, written: Result<(), String>) {
+        if self.errands.unwritten.is_none() && self.errands.underway.is_some() {
+            self.errands.written = Some(written);
+            return;
+        }
         match (self.errands.unwritten.take(), written) {
             (Some((Cause::Asked(asker), taken)), Ok(())) => {
                 self.errands.answers.push((asker, Ok(ClientReply::TakeCapture(taken))));
