@@ -438,6 +438,7 @@ fn pack_initramfs(
         Initramfs::new(&guest, LibraryPath::of_host(env::var("LD_LIBRARY_PATH").ok().as_deref()))?;
     archive.busybox(&pack::in_path("busybox", &path).ok_or(PlanError::Busybox)?)?;
     archive.modules(&kernel.modules(&["virtio_mmio", "virtio_console"]))?;
+    archive.modules_on_demand(&kernel.modules(&["loop"]))?;
     if let Some(config) = kernel.config() {
         archive.kernel_config(kernel.release(), &config)?;
     }

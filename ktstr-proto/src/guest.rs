@@ -19,6 +19,8 @@ pub const TEST_PATH: &str = "/ktstr/test";
 pub const SCHEDULER_PATH: &str = "/ktstr/scheduler";
 /// Text file with the kernel modules to load, one path per line, in order.
 pub const MODULES_PATH: &str = "/ktstr/modules";
+/// Directory with the kernel modules, those of the list and those that are loaded when somebody needs them.
+pub const ON_DEMAND_PATH: &str = "/ktstr/ko";
 /// Variable that makes the user's test executable run one registered test in the guest.
 pub const TEST_ENV: &str = "KTSTR_GUEST_TEST";
 /// Variable that names the descriptor on which the test process reports to PID 1.

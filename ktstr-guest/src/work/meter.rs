@@ -62,6 +62,7 @@ pub(super) struct Meter<'a> {
     kernel: Kernel,
     kernel_at_ns: u64,
     blocked_ns: u64,
+    blocked_at_ns: u64,
     unblocked_ns: u64,
     work_units: u64,
     iterations: u64,
@@ -88,6 +89,7 @@ impl<'a> Meter<'a> {
             kernel: Kernel::default(),
             kernel_at_ns: 0,
             blocked_ns: 0,
+            blocked_at_ns: 0,
             unblocked_ns: 0,
             work_units: 0,
             iterations: 0,
@@ -123,19 +125,19 @@ impl<'a> Meter<'a> {
 
     /// Runs something that blocks by choice.
     pub fn blocking<T>(&mut self, call: impl FnOnce() -> T) -> T {
-        let before = now_ns();
+        self.blocked_at_ns = now_ns();
         let value = call();
         self.unblocked_ns = now_ns();
-        let took = self.unblocked_ns.saturating_sub(before);
+        let took = self.unblocked_ns.saturating_sub(self.blocked_at_ns);
         self.blocked_ns += took;
         self.figures().record(Series::Block, took);
         value
     }
 
-    /// Notes that a wait which began at `since_ns` ended with the last blocking call, and the waker stamped
-    /// `stamp_ns`. A stamp from before the wait means that nobody had to be woken.
-    pub fn woken(&mut self, since_ns: u64, stamp_ns: u64) {
-        if stamp_ns >= since_ns && stamp_ns != 0 {
+    /// Notes that a wait ended with the last blocking call, and the waker stamped `stamp_ns`. A stamp from
+    /// before that call means that nobody had to be woken.
+    pub fn woken(&mut self, stamp_ns: u64) {
+        if stamp_ns >= self.blocked_at_ns && stamp_ns != 0 {
             self.record(Series::Wake, self.unblocked_ns.saturating_sub(stamp_ns));
         }
     }
@@ -374,11 +376,11 @@ mod tests {
     fn a_wake_is_counted_only_if_somebody_slept() {
         let board = Board::new(1, 1).unwrap();
         let mut meter = Meter::start(&board, 0, Blocking::Sometimes);
-        let now = now_ns();
-        meter.blocking(|| ());
-        meter.woken(now, now - 1);
-        meter.woken(now, 0);
-        meter.woken(now - 5_000_000, now - 4_000_000);
+        meter.blocking(|| std::thread::sleep(Duration::from_millis(5)));
+        let (blocked, unblocked) = (meter.blocked_at_ns, meter.unblocked_ns);
+        meter.woken(blocked - 1);
+        meter.woken(0);
+        meter.woken(unblocked - 4_000_000);
         meter.finish();
         let wake = board.slot(0).histogram(Series::Wake);
         assert_eq!(wake.count(), 1);

@@ -149,13 +149,12 @@ impl<'a> Worker<'a> {
     /// Sleeps until a point of `CLOCK_MONOTONIC`; how late it woke is a wake latency. Sleeps in slices only
     /// to notice the stop flag.
     pub fn sleep_until(&mut self, deadline_ns: u64) {
-        let began = sys::now_ns();
-        if began >= deadline_ns {
+        if sys::now_ns() >= deadline_ns {
             return;
         }
         self.meter.blocking(|| sys::sleep_until(deadline_ns));
         if sys::now_ns() >= deadline_ns {
-            self.meter.woken(began, deadline_ns);
+            self.meter.woken(deadline_ns);
         }
     }
 
@@ -169,7 +168,7 @@ impl<'a> Worker<'a> {
         let own = self.member(self.place.position);
         own.stamp.store(0, SeqCst);
         own.waiting.store(1, SeqCst);
-        let (since, mut slept) = (sys::now_ns(), false);
+        let mut slept = false;
         while line.word.load(SeqCst) == seen {
             if self.stopped() {
                 return false;
@@ -179,7 +178,7 @@ impl<'a> Worker<'a> {
         }
         own.waiting.store(0, SeqCst);
         if slept {
-            self.meter.woken(since, own.stamp.load(SeqCst));
+            self.meter.woken(own.stamp.load(SeqCst));
         }
         true
     }
@@ -222,7 +221,6 @@ impl<'a> Worker<'a> {
         let own = self.member(self.place.position);
         own.stamp.store(0, SeqCst);
         own.waiting.store(1, SeqCst);
-        let since = sys::now_ns();
         let pipe = self.links.pipes[self.place.position].0.as_fd();
         loop {
             if self.stopped() {
@@ -235,7 +233,7 @@ impl<'a> Worker<'a> {
             }
         }
         own.waiting.store(0, SeqCst);
-        self.meter.woken(since, own.stamp.load(SeqCst));
+        self.meter.woken(own.stamp.load(SeqCst));
         true
     }
 }

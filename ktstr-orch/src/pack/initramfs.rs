@@ -19,7 +19,9 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-use ktstr_proto::guest::{COMPLETE_PATH, JOB_PATH, MODULES_PATH, SCHEDULER_PATH, TEST_PATH, staged_path};
+use ktstr_proto::guest::{
+    COMPLETE_PATH, JOB_PATH, MODULES_PATH, ON_DEMAND_PATH, SCHEDULER_PATH, TEST_PATH, staged_path,
+};
 
 use super::closure::{self, Closure, ClosureError, ElfError};
 use super::include::{self, IncludeError, Placed};
@@ -140,12 +142,20 @@ impl Initramfs {
     pub fn modules(&mut self, modules: &[(&str, PathBuf)]) -> Result<(), PackError> {
         let mut list = String::new();
         for (name, file) in modules {
-            let path = format!("/ktstr/ko/{name}.ko");
+            let path = format!("{ON_DEMAND_PATH}/{name}.ko");
             self.tree.put(&path, Node::HostFile(file.clone()))?;
             list.push_str(&path);
             list.push('\n');
         }
         Ok(self.tree.put(MODULES_PATH, Node::Bytes(list.into_bytes(), 0o444))?)
+    }
+
+    /// Modules that are not loaded at boot but may be needed later.
+    pub fn modules_on_demand(&mut self, modules: &[(&str, PathBuf)]) -> Result<(), PackError> {
+        for (name, file) in modules {
+            self.tree.put(format!("{ON_DEMAND_PATH}/{name}.ko"), Node::HostFile(file.clone()))?;
+        }
+        Ok(())
     }
 
     /// The kernel's configuration.

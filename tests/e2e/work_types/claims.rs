@@ -102,11 +102,26 @@ fn computing(all: &mut Vec<Claim>) {
 
 fn io(seen: &Seen, calls: &[(i64, f64)], flag: i32, what: &str) -> Result<String> {
     for (call, each) in calls {
-        let expected = (seen.iterations() as f64 * each) as u64;
-        near("system calls", seen.syscalls(*call), expected, 0.9, 1.1)?;
+        // A worker that blocks reads its schedstat, too, at most once an iteration.
+        let own = if *call == libc::SYS_pread64 { 1.0 } else { 0.0 };
+        let (found, expected) = (seen.syscalls(*call) as f64, seen.iterations() as f64 * each);
+        let most = expected * 1.1 + seen.iterations() as f64 * own + 16.0;
+        ensure!(
+            found + 1.0 >= expected * 0.9 && found <= most,
+            "{found} system calls of number {call} in {} iterations",
+            seen.iterations()
+        );
     }
     ensure!(seen.flags.iter().any(|flags| flags & flag == flag), "no file is open with {flag:o}");
-    Ok(what.into())
+    if !std::path::Path::new("/dev/loop-control").exists() {
+        return Ok(format!("{what}; no disk here, so nothing sleeps"));
+    }
+    // On a block device each iteration waits for the kernel's worker at least now and then.
+    some("sleeps", seen.reports[0].voluntary_switches, seen.iterations() / 4)?;
+    let own = seen.tid(0);
+    let woken: u64 = seen.counts.all(Event::Waking).filter(|(keys, _)| keys[1] == own).map(|(_, n)| n).sum();
+    some("wakes from the block layer", woken, seen.iterations() / 4)?;
+    Ok(format!("{what}; {woken} wakes from the block layer"))
 }
 
 fn sleeping(all: &mut Vec<Claim>) {

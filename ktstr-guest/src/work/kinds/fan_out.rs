@@ -144,12 +144,11 @@ pub(super) fn epoll(w: &mut Worker<'_>, burst: u32) -> Done {
     let slice = WAIT_SLICE.as_millis() as u8;
     while !w.stopped() {
         let mut ready = [EpollEvent::empty(); 1];
-        let since = now_ns();
         match w.meter.blocking(|| epoll.wait(&mut ready, slice)) {
             Ok(0) | Err(Errno::EINTR) => {}
             Ok(_) => {
                 let producer = ready[0].data() as usize % w.links.events.len();
-                w.meter.woken(since, w.member(producer).stamp.swap(0, SeqCst));
+                w.meter.woken(w.member(producer).stamp.swap(0, SeqCst));
                 // Another consumer may have been faster.
                 if w.links.events[producer].read().is_ok() {
                     w.compute(64);

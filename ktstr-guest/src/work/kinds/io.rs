@@ -1,5 +1,6 @@
-//! Work that reads and writes files: the disk that `KTSTR_WORK_DISK` names, a stripe for each worker, else
-//! an unnamed temporary file each. A disk is never guessed: what is on it is overwritten.
+//! Work that reads and writes: the disk that `KTSTR_WORK_DISK` names, a stripe for each worker; else in a
+//! guest a loop device over memory each, where the kernel has those; else an unnamed temporary file each. A
+//! disk is never guessed: what is on it is overwritten.
 
 use std::{
     fs::{File, OpenOptions},
@@ -9,6 +10,7 @@ use std::{
 
 use nix::libc::{O_DIRECT, O_SYNC, O_TMPFILE};
 
+use super::disk;
 use crate::work::{
     board::Series,
     not_run::{Missing, NotRun},
@@ -51,9 +53,17 @@ impl Target {
                 Ok(Self { file: disk, start: blocks * w.place.index as u64, blocks })
             }
             None => {
-                let temporary = temporary(flags).map_err(file)?;
-                temporary.set_len(SPAN).map_err(file)?;
-                Ok(Self { file: temporary, start: 0, blocks: SPAN / BLOCK })
+                let backing = temporary(0).map_err(file)?;
+                backing.set_len(SPAN).map_err(file)?;
+                let file = match disk::over(&backing, flags) {
+                    Some(device) => device,
+                    None => {
+                        let own = temporary(flags).map_err(file)?;
+                        own.set_len(SPAN).map_err(file)?;
+                        own
+                    }
+                };
+                Ok(Self { file, start: 0, blocks: SPAN / BLOCK })
             }
         }
     }

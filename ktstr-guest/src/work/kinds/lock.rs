@@ -34,12 +34,11 @@ fn lock(w: &mut Worker<'_>) -> bool {
         if w.stopped() {
             return false;
         }
-        let since = now_ns();
         let slept = w.meter.blocking(|| futex_wait(&line.word, CONTENDED, WAIT_SLICE));
         if slept {
             // One waiter is woken at a time, so the last stamp is that of its wake or of a later one,
             // which came before it ran.
-            w.meter.woken(since, line.stamp.load(SeqCst));
+            w.meter.woken(line.stamp.load(SeqCst));
         }
     }
     true

@@ -7,6 +7,7 @@ mod cache;
 mod cgroup;
 mod chain;
 mod churn;
+mod disk;
 mod fan_out;
 mod io;
 mod lock;

@@ -101,7 +101,6 @@ pub(super) fn irq_wake(w: &mut Worker<'_>, interval_us: u64, frame_bytes: u32) -
     let wire = Wire::open()?;
     let mut frame = vec![0; 2048];
     while !w.stopped() {
-        let since = now_ns();
         let mut fds = [nix::poll::PollFd::new(wire.socket.as_fd(), nix::poll::PollFlags::POLLIN)];
         let slice = WAIT_SLICE.as_millis() as u8;
         if !matches!(w.meter.blocking(|| nix::poll::poll(&mut fds, slice)), Ok(1..)) {
@@ -114,7 +113,7 @@ pub(super) fn irq_wake(w: &mut Worker<'_>, interval_us: u64, frame_bytes: u32) -
         };
         if got >= (STAMP_AT + 8) as isize {
             let stamp: [u8; 8] = frame[STAMP_AT..STAMP_AT + 8].try_into().unwrap_or_default();
-            w.meter.woken(since, u64::from_le_bytes(stamp));
+            w.meter.woken(u64::from_le_bytes(stamp));
             w.meter.did(1, 1);
         }
         w.meter.checkpoint();
