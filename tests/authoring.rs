@@ -106,3 +106,36 @@ fn without_a_job_a_test_does_not_pass() {
     let (frames, code) = as_guest("my_test");
     assert_eq!((frames, code), (vec![], Some(2)));
 }
+
+/// Everything `use ktstr::prelude::*` brings, in order. A name that goes breaks users' tests; one that
+/// comes may shadow theirs: both are meant to be noticed.
+const PRELUDE: &str = "
+    AbsoluteThresholds AffinityIntent Assert AssertResult BTreeSet Backdrop CgroupDef
+    CgroupGroup CgroupStats Cgroups CloneMode Constraints Context CpuQuota CpusetSpec Ctx Custom
+    CustomCfg DetailKind Duration HoldSpec Irq Limit Limits MemPolicy MetricCheck MetricDef
+    MpolFlags Op OpKind Outcome Payload PayloadHandle PayloadMetrics PayloadOutput Phase
+    PhaseBucket PhaseCgroup PiMode Placement Polarity Random Reap Result ScenarioStats
+    SchbenchConfig SchedPolicy Scheduler SequencePhase Setup SimdWidth Step Sysctl
+    TaobenchConfig TestTopology Topology Verdict VmResult WakeMechanism WorkSpec WorkType
+    WorkerCtx WorkerExit WorkerReport WorkloadConfig WorkloadHandle all_of any_of anyhow
+    assert_scx_events_clean assert_thresholds bail claim claim_better claim_present claim_seq
+    claim_set declare_scheduler ensure execute_defs execute_scenario execute_scenario_with
+    execute_steps execute_steps_with judge ktstr_test scenarios
+";
+
+#[test]
+fn the_prelude_has_exactly_these_names() {
+    let source = include_str!("../src/prelude.rs");
+    let code: String = source.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+    let mut names: Vec<String> = Vec::new();
+    for statement in code.split(';').filter_map(|statement| statement.split_once("pub use ")) {
+        // What is followed by `::` is a module, the rest are names.
+        let words = statement.1.split(['{', '}', ',']).map(str::trim).filter(|word| !word.is_empty());
+        let last = words.filter(|word| !word.ends_with("::")).filter_map(|word| word.rsplit("::").next());
+        names.extend(last.map(str::to_owned));
+    }
+    names.sort();
+    // `Payload` is a type and a derive macro.
+    names.dedup();
+    assert_eq!(names, PRELUDE.split_whitespace().collect::<Vec<_>>());
+}

@@ -76,7 +76,7 @@ pub fn run_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<(), Stri
             Ok(())
         }
         Err((why, text)) => {
-            eprint!("{text}");
+            eprint!("{}", render::for_terminal(&text));
             Err(why)
         }
     }
@@ -100,7 +100,7 @@ fn run_on_host(entry: &KtstrTestEntry) {
             let text = render::on_host(&name, &result);
             let inconclusive = result.is_inconclusive() && !entry.allow_inconclusive;
             if result.is_fail() || inconclusive {
-                eprint!("{text}");
+                eprint!("{}", render::for_terminal(&text));
                 result.outcome.to_string().to_lowercase()
             } else {
                 print!("{text}");
