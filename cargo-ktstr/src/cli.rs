@@ -25,6 +25,12 @@ pub enum Command {
     Kernel(KernelAction),
     /// Boot a virtual machine with a shell
     Shell(ShellArgs),
+    /// Ask a live run or a core file: tasks, dsq, scx, cgroups, or a path like 'rq[*].nr_running'
+    Query(MonitorArgs),
+    /// Read everything of a live run's guest while it stands, with --vmcore all its memory
+    Capture(MonitorArgs),
+    /// Watch a live run in the terminal
+    Attach(MonitorArgs),
     /// Show the host's CPUs, last-level caches and NUMA nodes
     Topo,
     /// List the ready-made scenarios with the question each asks
@@ -162,6 +168,15 @@ pub struct TestArgs {
 pub enum Deny {
     /// Tests that lacked something they need
     NotRun,
+}
+
+/// `query …`, `capture …`, `attach …`: handed on to `ktstr-monitor` as they are.
+#[derive(Debug, Args)]
+#[command(disable_help_flag = true)]
+pub struct MonitorArgs {
+    /// `ktstr-monitor --help` tells
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGS")]
+    pub args: Vec<std::ffi::OsString>,
 }
 
 /// `shell …`.

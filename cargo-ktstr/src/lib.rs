@@ -9,6 +9,7 @@ pub mod cli;
 mod client;
 pub mod exit;
 mod kernel;
+mod observe;
 mod progress;
 mod scenarios;
 mod shell;
@@ -49,6 +50,9 @@ fn dispatch(parsed: cli::Cli, plugin: bool) -> anyhow::Result<ExitCode> {
         Command::Test(args) => test::run(&args),
         Command::Kernel(action) => kernel::run(&action),
         Command::Shell(args) => shell::run(args),
+        Command::Query(args) => observe::run("query", &args),
+        Command::Capture(args) => observe::run("capture", &args),
+        Command::Attach(args) => observe::run("attach", &args),
         Command::Topo => topo::run(),
         Command::List(args) => scenarios::list(&args),
         Command::Run(args) => scenarios::run(&args),

@@ -15,8 +15,8 @@ use crate::node::Node;
 
 /// A longer path is no path.
 const MAX_PATH: usize = 1024;
-/// An answer must fit into one message.
-const MAX_ANSWER: usize = 8 << 20;
+/// An answer must fit into one message, as JSON and as text.
+const MAX_ANSWER: usize = 12 << 20;
 
 /// Why a question has no answer.
 #[derive(Debug, Error, PartialEq, Eq)]
@@ -117,11 +117,13 @@ pub fn select(node: &Node, path: &str) -> Result<Node, QueryError> {
     follow(node, &parse(path)?, path)
 }
 
-/// The answer as JSON, if it is not too large for a message.
-pub fn to_json(node: &Node) -> Result<String, QueryError> {
+/// The answer as JSON and as text, if they are not too large for a message.
+pub fn to_message(node: &Node) -> Result<(String, String), QueryError> {
     // Names are texts and numbers are finite: nothing in a tree is beyond JSON.
     let json = serde_json::to_string(node).unwrap_or_else(|_| "null".to_owned());
-    if json.len() > MAX_ANSWER { Err(QueryError::TooLarge { len: json.len() }) } else { Ok(json) }
+    let text = node.text();
+    let len = json.len() + text.len();
+    if len > MAX_ANSWER { Err(QueryError::TooLarge { len }) } else { Ok((json, text)) }
 }
 
 fn parse(path: &str) -> Result<Vec<Step>, QueryError> {
@@ -210,6 +212,13 @@ mod tests {
         assert_eq!(json("rq[0].cfs"), serde_json::json!({"load": {"weight": 10}}));
         assert_eq!(json("rq[0].cfs.*.weight"), serde_json::json!({"load": 10}));
         assert_eq!(json("gone.rq.nr_running"), serde_json::json!({"unreadable": "torn"}));
+    }
+
+    #[test]
+    fn an_answer_beyond_a_message_is_refused() {
+        let long = Node::List((0..2_000_000).map(|n: u32| n.into()).collect());
+        assert!(matches!(to_message(&long), Err(QueryError::TooLarge { .. })));
+        assert_eq!(to_message(&Node::Int(7)), Ok(("7".into(), "7".into())));
     }
 
     #[test]

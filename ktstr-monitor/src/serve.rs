@@ -322,8 +322,8 @@ impl Session {
         let (profile, live) = self.sampler.locate(&self.mem).map_err(|e| not_readable(&e))?;
         let refused = |e: QueryError| RemoteError::new(ErrorCode::BadRequest, &e);
         let (node, took) = query::answer(profile, live, &self.mem, question).map_err(refused)?;
-        let json = query::to_json(&node).map_err(refused)?;
-        Ok(Answer { json, text: node.text(), read_us: took.as_micros() as u64 })
+        let (json, text) = query::to_message(&node).map_err(refused)?;
+        Ok(Answer { json, text, read_us: took.as_micros() as u64 })
     }
 
     /// Reads everything, says so, and only then writes what can be written while the guest runs.
