@@ -28,6 +28,8 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             true => println!("{}", state.to_json()),
             false => print!("{}", state.to_text()),
         }
+        let (reads, bytes) = reader.spent();
+        eprintln!("{reads} reads, {bytes} bytes");
         for missing in layout.absent() {
             eprintln!("absent: {missing}");
         }

@@ -18,6 +18,9 @@ use crate::cast;
 use crate::render::{Options, Renderer, Value, to_json, to_text};
 use crate::types::{Ty, TypeRef};
 
+/// Values in a whole dump, at most.
+const MAX_NODES: usize = 2_000_000;
+
 /// All programs and maps.
 #[derive(Debug)]
 pub struct BpfState {
@@ -67,7 +70,14 @@ impl BpfState {
         let programs = state.walk(reader.programs());
         let maps = state.walk(reader.maps());
         let follow = follow_all(reader, &programs, &maps);
-        state.maps = maps.into_iter().map(|map| dump_map(reader, map, &follow, options)).collect();
+        let mut nodes = MAX_NODES;
+        for map in maps {
+            let mut options = options;
+            options.render.nodes = options.render.nodes.min(nodes);
+            let (dump, used) = dump_map(reader, map, &follow, options);
+            nodes = nodes.saturating_sub(used);
+            state.maps.push(dump);
+        }
         state.programs = programs.into_iter().map(|info| ProgramDump { info }).collect();
         state
     }
@@ -204,7 +214,7 @@ pub fn query(
     let follow = follow_all(reader, &programs, &maps);
     let Some(map) = maps.iter().find(|map| map.is_called(name)) else { return Ok(None) };
     let Some(path) = path else {
-        let dump = dump_map(reader, map.clone(), &follow, options);
+        let (dump, _) = dump_map(reader, map.clone(), &follow, options);
         return Ok(Some(MapAnswer::Map(Box::new(dump))));
     };
     let located = reader.locate(map, path, &follow)?;
@@ -233,7 +243,13 @@ fn render_place(
     }
 }
 
-fn dump_map(reader: &Reader<'_>, info: MapInfo, follow: &Follow<'_, '_>, options: DumpOptions) -> MapDump {
+fn dump_map(
+    reader: &Reader<'_>,
+    info: MapInfo,
+    follow: &Follow<'_, '_>,
+    options: DumpOptions,
+) -> (MapDump, usize) {
+    let mut nodes = 0;
     let mut dump = MapDump { info, entries: Vec::new(), left_off: 0, pages: Vec::new(), damage: Vec::new() };
     let info = &dump.info;
     dump.damage.extend(info.types_missing.as_ref().map(chained));
@@ -251,11 +267,12 @@ fn dump_map(reader: &Reader<'_>, info: MapInfo, follow: &Follow<'_, '_>, options
                 let key = key_text(info, &entry.key, follow);
                 dump.entries.extend(cells(info, &key, &entry, &mut renderer));
             }
+            nodes = renderer.nodes();
             dump.damage.extend(damage.iter().map(chained));
         }
         Err(error) => dump.damage.push(chained(&error)),
     }
-    dump
+    (dump, nodes)
 }
 
 fn cells(

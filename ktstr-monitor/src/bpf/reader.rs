@@ -18,7 +18,7 @@ use crate::types::TypeSet;
 
 /// Reads that one reader makes, at most. A scheduler's state takes some ten thousand; a guest that
 /// links its structures in circles may not keep the monitor busy for longer than some seconds.
-const READS: u64 = 20_000_000;
+const READS: u64 = 3_000_000;
 /// Bytes that one reader copies, at most.
 const BYTES: u64 = 2 << 30;
 

@@ -13,6 +13,7 @@ use std::sync::Arc;
 use super::map::{Entries, Entry, Key, MapInfo, MapKind};
 use super::reader::{BpfError, Reader};
 use crate::addr::{Gpa, Kva};
+use crate::paging::PageError;
 use crate::types::{Member, Ty, TypeSet};
 
 /// Half of the guard zone around an arena: as far as the 16-bit offset of an instruction reaches.
@@ -89,18 +90,30 @@ impl Reader<'_> {
         // Later kernels map one scratch page wherever none was allocated.
         let scratch = self.guard_page(arena);
         let mut ranges: Vec<std::ops::Range<u64>> = Vec::new();
-        for page in 0..count {
+        let mut page = 0;
+        while page < count && self.spend(0).is_ok() {
             let at = arena.kernel_start.wrapping_add(u64::from((arena.user_start + page * PAGE) as u32));
-            if self.spend(0).is_err() {
-                break;
-            }
-            let Ok(mapped) = self.mem.translate(at) else { continue };
+            let here = page;
+            let mapped = match self.mem.translate(at) {
+                Ok(mapped) => mapped,
+                Err(PageError::NotPresent { level: level @ 2..=3, .. }) => {
+                    // A whole table is absent: on to where the next one begins.
+                    let covered = PAGE << (9 * (u32::from(level) - 1));
+                    page += (covered - at.0 % covered) / PAGE;
+                    continue;
+                }
+                Err(_) => {
+                    page += 1;
+                    continue;
+                }
+            };
+            page += 1;
             if Some(mapped.gpa) == scratch {
                 continue;
             }
-            match ranges.last_mut().filter(|range| range.end == page) {
+            match ranges.last_mut().filter(|range| range.end == here) {
                 Some(range) => range.end += 1,
-                None => ranges.push(page..page + 1),
+                None => ranges.push(here..here + 1),
             }
         }
         ranges

@@ -26,8 +26,6 @@ pub struct Code {
     pub calls: HashMap<usize, Callee>,
     /// What per-CPU variables of the kernel point at, by the address that the program names.
     pub cpu_pointers: HashMap<u64, TypeRef>,
-    /// The types of its context's words: the arguments of the kernel's function.
-    pub context: Vec<Option<TypeRef>>,
 }
 
 /// A function of a program.
@@ -37,6 +35,8 @@ pub struct CodeFunction {
     pub start: usize,
     /// What its arguments point at; only where the compiler could not have changed them.
     pub takes: Vec<Option<TypeRef>>,
+    /// Of an entry point: the types of its context's words, the arguments of the kernel's function.
+    pub context: Vec<Option<TypeRef>>,
 }
 
 /// A map, as far as it matters here.

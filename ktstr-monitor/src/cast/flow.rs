@@ -97,8 +97,8 @@ impl Flow<'_> {
                     state.regs[reg] = Val::one(Atom::Pointer(to.clone(), 0, Origin::Stored));
                 }
             }
-            if nth == 0 && !self.code.context.is_empty() {
-                state.regs[1] = Val::one(Atom::Context);
+            if !function.context.is_empty() {
+                state.regs[1] = Val::one(Atom::Context(nth));
             }
             // Static functions are entered by their callers; one that nobody calls is a callback.
             let typed = function.takes.iter().any(Option::is_some);
@@ -236,8 +236,9 @@ impl Flow<'_> {
             Atom::Stack(at) if size == 8 => {
                 state.stack.get(&(at + off)).cloned().unwrap_or_else(Val::unknown)
             }
-            Atom::Context if size == 8 && off >= 0 => {
-                let to = self.code.context.get(off as usize / 8).cloned().flatten();
+            Atom::Context(nth) if size == 8 && off >= 0 => {
+                let context = self.code.functions.get(*nth).map(|function| &function.context);
+                let to = context.and_then(|words| words.get(off as usize / 8)).cloned().flatten();
                 to.map_or_else(Val::unknown, |to| Val::one(Atom::Pointer(to, 0, Origin::Kernel)))
             }
             Atom::FirstPointer(map) | Atom::PerCpu(map) if size == 8 => {
@@ -530,7 +531,7 @@ impl Flow<'_> {
         for reg in 1..=5 {
             let handed = state.regs[reg].map(|atom| match atom {
                 // The callee has a frame of its own.
-                Atom::Stack(_) | Atom::Context => None,
+                Atom::Stack(_) | Atom::Context(_) => None,
                 other => Some(other.clone()),
             });
             if let Some(Some(to)) = takes.get(reg - 1) {
@@ -553,7 +554,7 @@ impl Flow<'_> {
         let function = self.code.functions.iter().rfind(|function| function.start <= block);
         let Some(start) = function.map(|function| function.start) else { return };
         let value = state.regs[0].map(|atom| match atom {
-            Atom::Stack(_) | Atom::Context => None,
+            Atom::Stack(_) | Atom::Context(_) => None,
             other => Some(other.clone()),
         });
         let grew = match self.returns.get_mut(&start) {

@@ -82,11 +82,18 @@ impl<'r, 'a> Guest<'r, 'a> {
         let types = Arc::clone(&program.functions.first()?.ty.set);
         let insns = self.reader.instructions(program).ok()?;
         let insns: Vec<Insn> = insns.into_iter().map(Insn::decode).collect();
-        let functions: Vec<CodeFunction> = program
+        let mut functions: Vec<CodeFunction> = program
             .functions
             .iter()
-            .map(|function| CodeFunction { start: function.start as usize, takes: takes(&function.ty) })
+            .map(|function| CodeFunction {
+                start: function.start as usize,
+                takes: takes(&function.ty),
+                context: Vec::new(),
+            })
             .collect();
+        if let Some(entry) = functions.first_mut() {
+            entry.context = self.context(program);
+        }
         let mut code = Code {
             name: program.name.clone(),
             functions,
@@ -94,7 +101,6 @@ impl<'r, 'a> Guest<'r, 'a> {
             constants: HashMap::new(),
             calls: HashMap::new(),
             cpu_pointers: self.cpu_pointers.clone(),
-            context: self.context(program),
             insns,
         };
         for at in 0..code.insns.len() {

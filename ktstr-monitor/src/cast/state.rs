@@ -49,8 +49,8 @@ pub enum Atom {
     PerCpu(Arc<CodeMap>),
     /// A hash's element, and bytes further on.
     Element(Arc<CodeMap>, i64),
-    /// The program's context.
-    Context,
+    /// The context of the function with that position.
+    Context(usize),
     /// A per-CPU variable of the kernel that points at this.
     CpuPointer(TypeRef),
 }
@@ -81,7 +81,7 @@ impl PartialEq for Atom {
             | (Self::FirstPointer(a), Self::FirstPointer(b))
             | (Self::PerCpu(a), Self::PerCpu(b)) => same(a, b),
             (Self::CpuPointer(a), Self::CpuPointer(b)) => a == b,
-            (Self::Context, Self::Context) => true,
+            (Self::Context(a), Self::Context(b)) => a == b,
             _ => false,
         }
     }

@@ -15,8 +15,6 @@ pub enum Space {
     Arena,
     /// Into the kernel.
     Kernel,
-    /// Into an arena, to an object that the scheduler's own allocator handed out.
-    SdtAlloc,
 }
 
 /// A number that is a pointer.
@@ -117,6 +115,11 @@ impl<'d> Renderer<'d> {
     /// Follows pointers by `deref`.
     pub fn new(deref: &'d dyn Deref, options: Options) -> Self {
         Self { deref, options, nodes: 0, followed: Vec::new() }
+    }
+
+    /// Values made so far.
+    pub fn nodes(&self) -> usize {
+        self.nodes
     }
 
     /// Renders `bytes` as a `ty`.

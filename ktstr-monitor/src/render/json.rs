@@ -50,7 +50,6 @@ fn pointer_json(pointer: &Pointer) -> Json {
     let space = space.map(|space| match space {
         Space::Arena => "arena",
         Space::Kernel => "kernel",
-        Space::SdtAlloc => "sdt_alloc",
     });
     let target = match target {
         Target::None => Json::Null,

@@ -83,10 +83,8 @@ fn pointer_text(pointer: &Pointer, indent: usize) -> String {
     let tag = match (cast, space) {
         (true, Some(Space::Arena)) => " (cast→arena)",
         (true, Some(Space::Kernel)) => " (cast→kernel)",
-        (true, Some(Space::SdtAlloc)) => " (cast→arena, sdt_alloc)",
         (true, None) => " (cast)",
         (false, Some(Space::Arena)) => " (arena)",
-        (false, Some(Space::SdtAlloc)) => " (sdt_alloc)",
         (false, _) => "",
     };
     let head = format!("({to} *) {raw:#x}{tag}");

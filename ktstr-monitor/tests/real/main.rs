@@ -4,4 +4,5 @@
 
 mod facts;
 mod guest;
+mod object;
 mod planted;

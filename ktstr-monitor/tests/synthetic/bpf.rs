@@ -319,11 +319,11 @@ proptest! {
             in_element: Some(40),
         });
         let insns: Vec<Insn> = raw.iter().copied().map(Insn::decode).collect();
-        let mut functions = vec![CodeFunction { start: 0, takes: vec![Some(item.clone())] }];
+        let mut functions = vec![CodeFunction { start: 0, takes: vec![Some(item.clone())], context: vec![Some(item.clone()), None] }];
         let mut starts: Vec<usize> = starts.into_iter().filter(|start| *start < insns.len() && *start > 0).collect();
         starts.sort_unstable();
         starts.dedup();
-        functions.extend(starts.iter().map(|&start| CodeFunction { start, takes: Vec::new() }));
+        functions.extend(starts.iter().map(|&start| CodeFunction { start, takes: Vec::new(), context: Vec::new() }));
         let mut code = Code {
             name: "any".into(),
             functions,
@@ -331,7 +331,6 @@ proptest! {
             constants: HashMap::new(),
             calls: HashMap::new(),
             cpu_pointers: HashMap::new(),
-            context: vec![Some(item.clone()), None],
             insns,
         };
         for (at, kind) in meanings {
