@@ -7,6 +7,7 @@
 use ktstr_proto::capture::Question;
 use thiserror::Error;
 
+use crate::bpf;
 use crate::kernel::state::{KernelState, Parts};
 use crate::kernel::task::Task;
 use crate::kernel::{LiveKernel, Profile};
@@ -45,6 +46,12 @@ pub enum QueryError {
         /// The thread id asked for.
         pid: i32,
     },
+    /// No such map, or no such place in it.
+    #[error("{why}")]
+    Bpf {
+        /// Why not.
+        why: String,
+    },
     /// The answer is too large.
     #[error("the answer has {len} bytes, more than the {MAX_ANSWER} of a message: ask for less, or capture")]
     TooLarge {
@@ -66,7 +73,7 @@ pub fn parts(question: &Question) -> Parts {
     match question {
         Question::Tasks | Question::Task(_) => Parts { tasks: true, ..Parts::NONE },
         Question::Dsqs => Parts { tasks: true, dsqs: true, ..Parts::NONE },
-        Question::Scx => Parts::NONE,
+        Question::Scx | Question::Map(..) | Question::Bpf => Parts::NONE,
         Question::Cgroups => Parts { cgroups: true, ..Parts::NONE },
         Question::Path(path) => match path.split(['.', '[']).next().unwrap_or_default() {
             // Tasks on lists are shown with their names.
@@ -91,6 +98,15 @@ pub fn answer(
         // Wrong paths are refused before anything is read for them.
         parse(path)?;
     }
+    let began = std::time::Instant::now();
+    match question {
+        Question::Map(name, path) => {
+            let node = bpf::answer_map(profile, live, mem, name, path.as_deref());
+            return Ok((node.map_err(|why| QueryError::Bpf { why })?, began.elapsed()));
+        }
+        Question::Bpf => return Ok((bpf::answer_all(profile, live, mem), began.elapsed())),
+        _ => {}
+    }
     let state = KernelState::read(profile, live, mem, parts(question));
     Ok((of_state(&state, question)?, state.took))
 }
@@ -109,6 +125,10 @@ pub fn of_state(state: &KernelState, question: &Question) -> Result<Node, QueryE
         Question::Scx => Ok(member("scx")),
         Question::Cgroups => Ok(member("cgroups")),
         Question::Path(path) => select(&state.node(), path),
+        // Answered from the guest's memory, see `answer`.
+        Question::Map(..) | Question::Bpf => {
+            Err(QueryError::Bpf { why: "a capture of the kernel's state holds no BPF maps".into() })
+        }
     }
 }
 

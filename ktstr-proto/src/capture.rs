@@ -40,6 +40,10 @@ pub enum Question {
     Scx,
     /// Control groups with usage and pressure.
     Cgroups,
+    /// A BPF map's contents, or the value at a path in it: `Map("sched.bss", Some("nr_running"))`.
+    Map(String, Option<String>),
+    /// All BPF programs and maps.
+    Bpf,
 }
 
 /// Asked by a client of a live run.

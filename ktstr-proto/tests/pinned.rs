@@ -153,9 +153,10 @@ pins! {
     Question {
         Question::Path(_) => "Path", Question::Tasks => "Tasks", Question::Task(_) => "Task",
         Question::Dsqs => "Dsqs", Question::Scx => "Scx", Question::Cgroups => "Cgroups",
+        Question::Map(..) => "Map", Question::Bpf => "Bpf",
     } from [
         Question::Path("rq".into()), Question::Tasks, Question::Task(7), Question::Dsqs, Question::Scx,
-        Question::Cgroups,
+        Question::Cgroups, Question::Map(".bss".into(), Some("x".into())), Question::Bpf,
     ];
     ClientEvent {
         ClientEvent::Notice(_) => "Notice", ClientEvent::Output { .. } => "Output",

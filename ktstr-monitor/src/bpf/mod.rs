@@ -18,6 +18,7 @@ mod hash;
 mod idr;
 mod layout;
 mod map;
+mod node;
 mod object;
 pub mod path;
 mod program;
@@ -32,6 +33,7 @@ pub use dump::{BpfState, DumpOptions, MapAnswer, MapDump, ProgramDump, follow_al
 pub use follow::{Casts, Follow};
 pub use layout::BpfLayout;
 pub use map::{Cell, Entries, Entry, Key, Limits, MapInfo, MapKind, Owner, RecordState};
+pub use node::{answer_all, answer_map, value_node};
 pub use object::ObjectError;
 pub use program::{Function, ProgramInfo, RunStats};
 pub use reader::{BpfError, Reader, Walk};

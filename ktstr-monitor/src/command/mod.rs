@@ -21,7 +21,7 @@ const USAGE: &str = "usage: ktstr-monitor query [RUN] QUESTION [--json] [--freez
        ktstr-monitor attach [RUN] [--watch PATH]...
 
 RUN        directory of a live run, or a part of its id; not needed when only one is live
-QUESTION   tasks | task PID | dsq | scx | cgroups, or a path: 'rq[*].nr_running', 'rq[0].cfs',
+QUESTION   tasks | task PID | dsq | scx | cgroups | bpf | map NAME [PATH], or a path: 'rq[*].nr_running', 'rq[0].cfs',
            'cgroups[*].usage_ns', 'scx.events'; `*` stands for every item
 --json     for machines; what is missing is {\"absent\": why} or {\"unreadable\": why}
 --freeze   stop all vCPUs meanwhile, so that what is answered belongs together
@@ -124,6 +124,9 @@ fn question(words: &[String]) -> Result<Question> {
         ["dsq"] => Question::Dsqs,
         ["scx"] => Question::Scx,
         ["cgroups"] => Question::Cgroups,
+        ["bpf"] => Question::Bpf,
+        ["map", name] => Question::Map((*name).to_owned(), None),
+        ["map", name, path] => Question::Map((*name).to_owned(), Some((*path).to_owned())),
         [path] => Question::Path((*path).to_owned()),
         _ => bail!("{USAGE}"),
     })
@@ -132,7 +135,9 @@ fn question(words: &[String]) -> Result<Question> {
 /// `[RUN] QUESTION`: what cannot be a question alone begins with a run.
 fn run_and_question(words: &[String]) -> Result<(Option<&str>, Question)> {
     match words {
-        [run, rest @ ..] if !rest.is_empty() && run != "task" => Ok((Some(run), question(rest)?)),
+        [run, rest @ ..] if !rest.is_empty() && run != "task" && run != "map" => {
+            Ok((Some(run), question(rest)?))
+        }
         words => Ok((None, question(words)?)),
     }
 }

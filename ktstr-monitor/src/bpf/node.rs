@@ -1,0 +1,171 @@
+//! BPF state as a [`Node`], for the questions `map NAME [PATH]` and `bpf`, and for captures.
+
+use ktstr_proto::link::chain;
+
+use super::dump::{BpfState, MapAnswer, MapDump, query};
+use super::layout::BpfLayout;
+use super::path::Path;
+use super::program::ProgramInfo;
+use super::reader::Reader;
+use crate::kernel::{LiveKernel, Profile};
+use crate::mem::GuestMem;
+use crate::node::Node;
+use crate::render::{Pointer, Run, Target, Value};
+
+/// Elements of an array that are listed one by one; longer ones by runs of equal elements.
+const LISTED: u64 = 64;
+
+/// Answers `map NAME [PATH]`; the reason, where there is no answer.
+pub fn answer_map(
+    profile: &Profile,
+    live: &LiveKernel,
+    mem: &GuestMem,
+    name: &str,
+    path: Option<&str>,
+) -> Result<Node, String> {
+    let path = path.map(str::parse::<Path>).transpose().map_err(|error| chain(&error))?;
+    let layout = BpfLayout::of(profile.types());
+    let reader = Reader::new(profile, live, live.view(mem), &layout);
+    match query(&reader, name, path.as_ref(), Default::default()).map_err(|error| chain(&error))? {
+        Some(MapAnswer::Map(map)) => Ok(map_node(&map)),
+        Some(MapAnswer::Value(value)) => Ok(value_node(&value)),
+        None => {
+            let maps = reader.maps().map(|walk| walk.items).unwrap_or_default();
+            let names: Vec<&str> = maps.iter().map(|map| map.name.as_str()).collect();
+            Err(format!("no map is called {name:?}; there are {}", names.join(", ")))
+        }
+    }
+}
+
+/// All programs and maps.
+pub fn answer_all(profile: &Profile, live: &LiveKernel, mem: &GuestMem) -> Node {
+    let layout = BpfLayout::of(profile.types());
+    let reader = Reader::new(profile, live, live.view(mem), &layout);
+    let state = BpfState::read(&reader, Default::default());
+    Node::map([
+        ("programs", Node::List(state.programs.iter().map(|program| program_node(&program.info)).collect())),
+        ("maps", Node::List(state.maps.iter().map(map_node).collect())),
+        ("damage", texts(&state.damage)),
+    ])
+}
+
+fn texts(list: &[String]) -> Node {
+    Node::List(list.iter().map(|text| Node::Unreadable(text.clone())).collect())
+}
+
+fn program_node(info: &ProgramInfo) -> Node {
+    let counted = |count: Result<u64, String>| match count {
+        Ok(count) => Node::Int(count.into()),
+        Err(why) => Node::Unreadable(why),
+    };
+    let stats = info.stats.as_ref().map_err(|error| chain(error));
+    let verified = info.verified_insns.as_ref().map_err(|error| chain(error));
+    Node::map([
+        ("id", Node::Int(info.id.into())),
+        ("name", Node::Text(info.name.clone())),
+        ("type", Node::Text(info.kind.clone())),
+        ("tag", Node::Text(info.tag_text())),
+        ("attached_to", info.attached_to.clone().map_or(Node::Null, Node::Text)),
+        ("insns", Node::Int(info.insns.into())),
+        ("verified_insns", counted(verified.map(|count| u64::from(*count)))),
+        ("runs", counted(stats.clone().map(|stats| stats.runs))),
+        ("run_ns", counted(stats.clone().map(|stats| stats.nanos))),
+        ("misses", counted(stats.map(|stats| stats.misses))),
+    ])
+}
+
+fn map_node(map: &MapDump) -> Node {
+    let entries = map.entries.iter().map(|(key, cpu, value)| {
+        let entry = Node::map([("key", Node::Text(key.clone()))]);
+        let entry = match cpu {
+            Some(cpu) => entry.with("cpu", Node::Int((*cpu).into())),
+            None => entry,
+        };
+        entry.with("value", value_node(value))
+    });
+    let pages = map.pages.iter().map(|range| Node::Text(format!("{}..{}", range.start, range.end)));
+    Node::map([
+        ("id", Node::Int(map.info.id.into())),
+        ("name", Node::Text(map.info.name.clone())),
+        ("type", Node::Text(map.info.kind_name.clone())),
+        ("address", Node::Hex(map.info.at.0)),
+        ("max_entries", Node::Int(map.info.max_entries.into())),
+        ("entries", Node::List(entries.collect())),
+        ("left_off", Node::Int(map.left_off.into())),
+        ("arena_pages", Node::List(pages.collect())),
+        ("damage", texts(&map.damage)),
+    ])
+}
+
+/// A value; members of anonymous structures stand among their neighbours.
+pub fn value_node(value: &Value) -> Node {
+    match value {
+        Value::Unsigned(value) => Node::Int((*value).into()),
+        Value::Signed(value) => Node::Int((*value).into()),
+        Value::Bool(value) => Node::Bool(*value),
+        Value::Float(value) => Node::Float(*value),
+        Value::Char(byte) => Node::Int((*byte).into()),
+        Value::Enum { raw, names } if names.is_empty() => Node::Int(*raw),
+        Value::Enum { names, .. } => Node::Text(names.join("|")),
+        Value::Text(text) => Node::Text(text.clone()),
+        Value::Cpus(ranges) => {
+            let range = |(first, last): &(u32, u32)| match first == last {
+                true => first.to_string(),
+                false => format!("{first}-{last}"),
+            };
+            Node::Text(ranges.iter().map(range).collect::<Vec<_>>().join(","))
+        }
+        Value::Bytes(bytes) => Node::Text(bytes.iter().map(|byte| format!("{byte:02x}")).collect()),
+        Value::Pointer(pointer) => pointer_node(pointer),
+        Value::Array { runs, left_off } => array_node(runs, *left_off),
+        Value::Composite { members, .. } => {
+            let mut all = Vec::new();
+            for (name, value) in members {
+                match value_node(value) {
+                    Node::Map(inner) if name.is_empty() => all.extend(inner),
+                    node => all.push((name.clone().into(), node)),
+                }
+            }
+            Node::Map(all)
+        }
+        Value::Missing(why) => Node::Unreadable(why.clone()),
+    }
+}
+
+fn array_node(runs: &[Run], left_off: u64) -> Node {
+    let len: u64 = runs.iter().map(|run| run.count).sum();
+    if len <= LISTED && left_off == 0 {
+        let each = runs.iter().flat_map(|run| (0..run.count).map(|_| value_node(&run.value)));
+        return Node::List(each.collect());
+    }
+    let named = runs.iter().map(|run| {
+        let name = match run.count {
+            1 => format!("[{}]", run.first),
+            count => format!("[{}..{}]", run.first, run.first + count - 1),
+        };
+        (name.into(), value_node(&run.value))
+    });
+    let mut all: Vec<_> = named.collect();
+    if left_off > 0 {
+        all.push(("left_off".into(), Node::Int(left_off.into())));
+    }
+    Node::Map(all)
+}
+
+fn pointer_node(pointer: &Pointer) -> Node {
+    if pointer.raw == 0 {
+        return Node::Null;
+    }
+    let head = || {
+        let node = Node::map([("address", Node::Hex(pointer.raw)), ("to", Node::Text(pointer.to.clone()))]);
+        if pointer.cast { node.with("cast", Node::Bool(true)) } else { node }
+    };
+    match &pointer.target {
+        Target::None if pointer.cast => head(),
+        Target::None => Node::Hex(pointer.raw),
+        Target::Symbol(name) => Node::Text(name.clone()),
+        Target::Cycle => head().with("cycle", Node::Bool(true)),
+        Target::Lost(why) => head().with("value", Node::Unreadable(why.clone())),
+        Target::Value(value) => head().with("value", value_node(value)),
+    }
+}
