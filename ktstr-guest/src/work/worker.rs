@@ -5,6 +5,7 @@
 //! runs from just before the wake to the run, also when one wake follows another before the woken one ran.
 
 use std::{
+    fs::File,
     os::fd::{AsFd, OwnedFd},
     sync::atomic::Ordering::SeqCst,
     time::Duration,
@@ -64,12 +65,14 @@ pub(super) struct Links {
     pub events: Vec<EventFd>,
     /// What waits for all of them.
     pub epoll: Option<Epoll>,
+    /// A block device of the worker's own.
+    pub disk: Option<File>,
 }
 
 impl Links {
     /// What a group of this work type needs.
     pub fn of(work_type: &WorkType) -> nix::Result<Self> {
-        let mut links = Self::default();
+        let mut links = Self { disk: super::kinds::own_disk(work_type), ..Self::default() };
         let pipes = match work_type {
             WorkType::PipeIo { .. } | WorkType::CachePipe { .. } => 2,
             WorkType::WakeChain { depth, wake: super::WakeMechanism::Pipe, .. } => *depth,

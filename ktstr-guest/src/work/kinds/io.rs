@@ -12,6 +12,7 @@ use nix::libc::{O_DIRECT, O_SYNC, O_TMPFILE};
 
 use super::disk;
 use crate::work::{
+    WorkType,
     board::Series,
     not_run::{Missing, NotRun},
     region::Region,
@@ -53,17 +54,11 @@ impl Target {
                 Ok(Self { file: disk, start: blocks * w.place.index as u64, blocks })
             }
             None => {
-                let backing = temporary(0).map_err(file)?;
-                backing.set_len(SPAN).map_err(file)?;
-                let file = match disk::over(&backing, flags) {
-                    Some(device) => device,
-                    None => {
-                        let own = temporary(flags).map_err(file)?;
-                        own.set_len(SPAN).map_err(file)?;
-                        own
-                    }
+                let own = match &w.links.disk {
+                    Some(device) => device.try_clone(),
+                    None => temporary(flags).and_then(|own| own.set_len(SPAN).map(|()| own)),
                 };
-                Ok(Self { file, start: 0, blocks: SPAN / BLOCK })
+                Ok(Self { file: own.map_err(file)?, start: 0, blocks: SPAN / BLOCK })
             }
         }
     }
@@ -71,6 +66,22 @@ impl Target {
     fn offset(&self, block: u64) -> u64 {
         (self.start + block % self.blocks) * BLOCK
     }
+}
+
+/// The device of one worker of this kind, made before it starts, since that takes its time; `None` where
+/// it needs none or there is none.
+pub(in crate::work) fn own_disk(work_type: &WorkType) -> Option<File> {
+    let flags = match work_type {
+        WorkType::IoSyncWrite => O_SYNC,
+        WorkType::IoRandRead | WorkType::IoConvoy => O_DIRECT,
+        _ => return None,
+    };
+    if std::env::var_os(DISK_ENV).is_some() || !disk::is_guest() {
+        return None;
+    }
+    let backing = temporary(0).ok()?;
+    backing.set_len(SPAN).ok()?;
+    disk::over(&backing, flags)
 }
 
 fn temporary(flags: i32) -> std::io::Result<File> {

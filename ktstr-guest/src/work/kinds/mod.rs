@@ -22,6 +22,7 @@ mod threads;
 
 pub(super) use cgroup::{Siblings, own_cgroup};
 pub use io::DISK_ENV;
+pub(super) use io::own_disk;
 
 use super::{
     WorkType,
