@@ -1,6 +1,7 @@
 //! `show-thresholds`: what a test is judged by, under each accelerator. The test executables know it
 //! themselves; they are built by cargo and asked.
 
+use ktstr_proto::word::edits;
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, bail};
@@ -82,24 +83,8 @@ fn find<'a>(all: &'a [Judged], name: &str) -> Option<&'a Judged> {
 
 fn near<'a>(name: &str, known: &[&'a str]) -> Option<&'a str> {
     let last = |full: &'a str| full.rsplit("::").next().unwrap_or(full);
-    let steps = |full: &&'a str| distance(name, last(full)).min(distance(name, full));
+    let steps = |full: &&'a str| edits(name, last(full)).min(edits(name, full));
     known.iter().min_by_key(|full| steps(full)).filter(|full| steps(full) <= 1 + full.len() / 3).copied()
-}
-
-/// Edits that turn one word into the other (Levenshtein).
-fn distance(a: &str, b: &str) -> usize {
-    let b: Vec<char> = b.chars().collect();
-    let mut row: Vec<usize> = (0..=b.len()).collect();
-    for (i, from) in a.chars().enumerate() {
-        let mut diagonal = row[0];
-        row[0] = i + 1;
-        for (j, to) in b.iter().enumerate() {
-            let replace = diagonal + usize::from(from != *to);
-            diagonal = row[j + 1];
-            row[j + 1] = replace.min(diagonal + 1).min(row[j] + 1);
-        }
-    }
-    row[b.len()]
 }
 
 fn render(judged: &Judged) -> String {

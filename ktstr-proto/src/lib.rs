@@ -25,6 +25,7 @@ pub mod thresholds;
 pub mod topology;
 pub mod verdict;
 pub mod vmm;
+pub mod word;
 
 /// Version of every link. Peers of another version are refused with [`codec::CodecError::Version`].
 pub const VERSION: u16 = 1;

@@ -4,6 +4,7 @@
 //! (`smt-3llc`) stay valid as aliases. Next: `super::Topology` reads both wherever it reads a shape.
 
 use super::Topology;
+use crate::word::edits;
 
 /// A shape with a name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -63,24 +64,10 @@ pub fn find(name: &str) -> Option<&'static Preset> {
 
 /// The name or alias that `name` was most likely meant to be.
 pub fn nearest(name: &str) -> &'static str {
-    let names = PRESETS.iter().flat_map(|preset| [preset.name, preset.alias]);
-    names.min_by_key(|known| edits(name, known)).expect("there are presets")
-}
-
-/// Least number of characters to insert, delete or replace to get from `from` to `to`.
-fn edits(from: &str, to: &str) -> usize {
     // Names are short; of anything longer than this the end does not matter.
-    let from: Vec<char> = from.chars().take(64).collect();
-    let mut previous: Vec<usize> = (0..=from.len()).collect();
-    for (row, wanted) in to.chars().enumerate() {
-        let mut current = vec![row + 1];
-        for (column, given) in from.iter().enumerate() {
-            let replaced = previous[column] + usize::from(*given != wanted);
-            current.push(replaced.min(previous[column + 1] + 1).min(current[column] + 1));
-        }
-        previous = current;
-    }
-    previous[from.len()]
+    let given: String = name.chars().take(64).collect();
+    let names = PRESETS.iter().flat_map(|preset| [preset.name, preset.alias]);
+    names.min_by_key(|known| edits(&given, known)).expect("there are presets")
 }
 
 #[cfg(test)]
