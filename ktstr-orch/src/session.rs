@@ -265,7 +265,9 @@ impl Session {
                     }
                 }
                 Ok(other) => self.record("vmm-reply", &other),
-                Err(error) => self.stop(refused(&error)),
+                Err(error) if self.state == State::Starting => self.stop(refused(&error)),
+                // The machine ended while the request was on its way: its exit is told, or the pidfd tells.
+                Err(error) => self.record("vmm-late", &error),
             },
             Message::Request(_) => {
                 self.stop(Stopped::Died(Process::Vmm, "asked instead of answering".into()))
