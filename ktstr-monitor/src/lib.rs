@@ -18,6 +18,7 @@ pub mod btf;
 pub mod cast;
 mod command;
 pub mod dump;
+pub mod freeze;
 pub mod image;
 pub mod judge;
 pub mod kernel;

@@ -2,7 +2,8 @@
 //!
 //! A running guest may change its tables at any moment, so nothing is remembered by default: a walk
 //! is four or five loads, a sample needs a few hundred of them. While all vCPUs stand, and for the
-//! length of one capture, a [`Tlb`] remembers where pages lie: 10,000 tasks are a million reads.
+//! length of one capture, a [`Tlb`] remembers where pages lie: 10,000 tasks are a million reads. And a
+//! [`Kept`] copies what is read, so that it can be read again when the guest runs on.
 
 use std::cell::RefCell;
 
@@ -10,7 +11,7 @@ use thiserror::Error;
 
 use crate::addr::{Gpa, Kva};
 use crate::arch::x86_64::PageTable;
-use crate::mem::{GuestMem, GuestMemMut, ReadError};
+use crate::mem::{GuestMem, GuestMemMut, Kept, ReadError};
 
 /// Where a virtual address lies, and how many bytes from there on are in the same page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -100,6 +101,7 @@ struct Slot {
     gpa: Gpa,
 }
 
+const EMPTY: Slot = Slot { page: u64::MAX, gpa: Gpa(0) };
 /// Pages remembered at a time; a page takes the place of the one that shares its slot.
 const TLB_SLOTS: usize = 4096;
 /// The smallest page: what is remembered of a larger one is the piece that was asked for.
@@ -107,27 +109,38 @@ const PAGE: u64 = 4096;
 
 impl Default for Tlb {
     fn default() -> Self {
-        // No canonical kernel page has the number u64::MAX: an empty slot answers nothing.
-        Self(RefCell::new(vec![Slot { page: u64::MAX, gpa: Gpa(0) }; TLB_SLOTS].into()))
+        Self::of(TLB_SLOTS)
     }
 }
 
 impl Tlb {
-    fn slot(page: u64) -> usize {
+    /// One that remembers up to `slots` pages.
+    pub fn of(slots: usize) -> Self {
+        // No canonical kernel page has the number u64::MAX: an empty slot answers nothing.
+        Self(RefCell::new(vec![EMPTY; slots.max(1)].into()))
+    }
+
+    /// Forgets everything.
+    pub fn forget(&self) {
+        self.0.borrow_mut().fill(EMPTY);
+    }
+
+    fn slot(&self, page: u64) -> usize {
         // The low bits alone would put the same page of every 16 MiB into one slot, as slabs do.
-        (page ^ (page >> 12)) as usize % TLB_SLOTS
+        (page ^ (page >> 12)) as usize % self.0.borrow().len()
     }
 
     fn get(&self, kva: Kva) -> Option<Mapped> {
         let page = kva.0 / PAGE;
-        let slot = self.0.borrow()[Self::slot(page)];
+        let slot = self.0.borrow()[self.slot(page)];
         let into = kva.0 % PAGE;
         (slot.page == page).then(|| Mapped { gpa: Gpa(slot.gpa.0 + into), left: PAGE - into })
     }
 
     fn put(&self, kva: Kva, mapped: Mapped) {
         let (page, into) = (kva.0 / PAGE, kva.0 % PAGE);
-        self.0.borrow_mut()[Self::slot(page)] = Slot { page, gpa: Gpa(mapped.gpa.0 - into) };
+        let slot = self.slot(page);
+        self.0.borrow_mut()[slot] = Slot { page, gpa: Gpa(mapped.gpa.0 - into) };
     }
 }
 
@@ -137,17 +150,37 @@ pub struct KernelMem<'m> {
     mem: &'m GuestMem,
     table: PageTable,
     tlb: Option<&'m Tlb>,
+    kept: Option<&'m Kept>,
 }
 
 impl<'m> KernelMem<'m> {
     /// `mem` as seen through `table`.
     pub fn new(mem: &'m GuestMem, table: PageTable) -> Self {
-        Self { mem, table, tlb: None }
+        Self { mem, table, tlb: None, kept: None }
     }
 
     /// The same, remembering translations in `tlb`, which must be new for each freeze.
     pub fn remembering(self, tlb: &'m Tlb) -> Self {
         Self { tlb: Some(tlb), ..self }
+    }
+
+    /// The same, by way of the copy in `kept`. Page tables are not read through it.
+    pub fn keeping(self, kept: &'m Kept) -> Self {
+        Self { kept: Some(kept), ..self }
+    }
+
+    /// Copies the bytes into what is kept, as far as they are there: who reads them later is told
+    /// when they are not.
+    pub fn touch(&self, kva: Kva, len: u64) {
+        let Some(kept) = self.kept else { return };
+        let mut done = 0;
+        while done < len {
+            let here = kva.wrapping_add(done);
+            let Ok(mapped) = self.translate(here) else { return };
+            let part = mapped.left.min(len - done);
+            kept.touch(self.mem, mapped.gpa, part as usize);
+            done += part;
+        }
     }
 
     /// The physical memory underneath.
@@ -166,6 +199,11 @@ impl<'m> KernelMem<'m> {
         Ok(mapped)
     }
 
+    /// Where the 4 KiB pages of the 2 MiB around `kva` lie, in order, all at once.
+    pub fn neighbours(&self, kva: Kva) -> Result<Vec<Option<Gpa>>, PageError> {
+        self.table.neighbours(self.mem, kva)
+    }
+
     /// Whether the address could be a pointer at all.
     pub fn is_canonical(&self, kva: Kva) -> bool {
         self.table.levels.is_canonical(kva)
@@ -180,9 +218,12 @@ impl<'m> KernelMem<'m> {
                 self.translate(here).map_err(|source| AccessError::Translate { kva: here, source })?;
             let left = into.len() - done;
             let len = usize::try_from(mapped.left).unwrap_or(left).min(left);
-            self.mem
-                .read(mapped.gpa, &mut into[done..done + len])
-                .map_err(|source| AccessError::Read { kva: here, source })?;
+            let part = &mut into[done..done + len];
+            let read = match self.kept {
+                Some(kept) => kept.read(self.mem, mapped.gpa, part),
+                None => self.mem.read(mapped.gpa, part),
+            };
+            read.map_err(|source| AccessError::Read { kva: here, source })?;
             done += len;
         }
         Ok(())

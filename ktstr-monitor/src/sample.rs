@@ -56,6 +56,11 @@ impl Sampler {
         self.live.as_ref()
     }
 
+    /// Both, as they were found last.
+    pub fn located(&self) -> Option<(&Profile, &LiveKernel)> {
+        Some((&self.profile, self.live.as_ref()?))
+    }
+
     /// The kernel's description and the running kernel, looked for if it is not known yet.
     pub fn locate(&mut self, mem: &GuestMem) -> Result<(&Profile, &LiveKernel), NotReady> {
         let live = match self.live.take().filter(|live| live.still_holds(&self.profile, mem)) {

@@ -33,11 +33,10 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
 use crate::addr::{CpuId, Gpa};
-use crate::dump;
+use crate::freeze::Freeze;
 use crate::image::{ImageError, KernelImage};
 use crate::judge::{Observation, Use};
 use crate::kernel::scx::Scx;
-use crate::kernel::state::{KernelState, Parts};
 use crate::kernel::{NotReady, Profile, ProfileError, View};
 use crate::mem::{GuestMem, Layout, LayoutError, MapError, Region};
 use crate::query::{self, QueryError};
@@ -213,6 +212,7 @@ struct Session {
     was_ready: bool,
     /// All vCPUs stand, until told otherwise.
     frozen: bool,
+    freeze: Freeze,
     watch: Watch,
     last_obstacle: Option<String>,
 }
@@ -246,6 +246,7 @@ impl Session {
             expected_cpus: attach.cpus,
             was_ready: false,
             frozen: false,
+            freeze: Freeze::default(),
             watch: Watch::default(),
             last_obstacle: None,
         };
@@ -302,7 +303,8 @@ impl Session {
     /// Where members lie is looked up once, before anybody waits for a capture.
     fn warm_up(&mut self) {
         if let Ok((profile, live)) = self.sampler.locate(&self.mem) {
-            drop(KernelState::read(profile, live, &self.mem, Parts::ALL));
+            self.freeze.touch(profile, live, &self.mem);
+            self.freeze.end();
         }
     }
 
@@ -326,7 +328,7 @@ impl Session {
         Ok(Answer { json, text, read_us: took.as_micros() as u64 })
     }
 
-    /// Reads everything, says so, and only then writes what can be written while the guest runs.
+    /// Copies everything, says so, and only then reads the copy and writes it down.
     fn capture(
         &mut self,
         channel: &mut Channel<MonitorLink>,
@@ -339,10 +341,22 @@ impl Session {
         channel.queue_reply(id, reply.map_err(RemoteError::clone), Fds::default())?;
         if let Ok(taken) = taken {
             channel.flush()?;
-            let written = taken.write(&capture.why).map_err(|e| format!("cannot write the capture: {e}"));
+            let written = self.write(taken, &capture.why);
             channel.queue_event(&MonitorEvent::CaptureWritten(written), Fds::default())?;
         }
+        self.freeze.end();
         Ok(())
+    }
+
+    /// Reads what was copied and writes it down; the guest may run again.
+    fn write(&mut self, mut taken: Taken, why: &str) -> Result<(), String> {
+        let (profile, live) = self.sampler.located().ok_or("the kernel is gone")?;
+        let captured = self.freeze.read(profile, live, &self.mem);
+        let mut json = std::io::BufWriter::new(&taken.json);
+        let unwritten = |e: std::io::Error| format!("cannot write the capture: {e}");
+        serde_json::to_writer(&mut json, &captured.node(why)).map_err(|e| unwritten(e.into()))?;
+        json.flush().map_err(unwritten)?;
+        taken.text.write_all(captured.text(why).as_bytes()).map_err(unwritten)
     }
 
     fn take(&mut self, capture: &Capture, mut fds: Fds) -> Result<Taken, RemoteError> {
@@ -352,7 +366,7 @@ impl Session {
         let text = File::from(fds.take(capture.text, "text").map_err(missing)?);
         let core = capture.vmcore.map(|slot| fds.take(slot, "vmcore")).transpose().map_err(missing)?;
         let (profile, live) = self.sampler.locate(&self.mem).map_err(|e| not_readable(&e))?;
-        let state = KernelState::read(profile, live, &self.mem, Parts::ALL);
+        let copied = self.freeze.touch(profile, live, &self.mem);
         let view = View { profile, live, mem: live.view(&self.mem) };
         let unwritten = |e: VmcoreError| RemoteError::new(ErrorCode::Infrastructure, &e);
         let vmcore_bytes = match core {
@@ -361,11 +375,12 @@ impl Session {
         };
         let read = Captured {
             read_us: began.elapsed().as_micros() as u64,
-            tasks: state.tasks.items.len() as u32,
-            dsqs: state.dsqs.items.len() as u32,
+            tasks: copied.tasks as u32,
+            dsqs: copied.dsqs as u32,
+            copied_bytes: copied.bytes as u64,
             vmcore_bytes,
         };
-        Ok(Taken { read, state, json, text })
+        Ok(Taken { read, json, text })
     }
 
     /// Time that did not pass for the guest does not count.
@@ -442,21 +457,11 @@ fn not_readable(obstacle: &NotReady) -> RemoteError {
     RemoteError::new(ErrorCode::Unavailable, obstacle)
 }
 
-/// Everything read, and where it is to be written.
+/// Everything is copied; where it is to be written.
 struct Taken {
     read: Captured,
-    state: KernelState,
     json: File,
     text: File,
-}
-
-impl Taken {
-    fn write(mut self, why: &str) -> std::io::Result<()> {
-        let mut json = std::io::BufWriter::new(&self.json);
-        serde_json::to_writer(&mut json, &self.state.node().with("why", why.into()))?;
-        json.flush()?;
-        self.text.write_all(dump::text(why, &self.state).as_bytes())
-    }
 }
 
 /// Run time of the vCPUs between samples, from totals that arrive at times of their own.

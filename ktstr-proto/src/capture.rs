@@ -132,6 +132,8 @@ pub struct Captured {
     pub tasks: u32,
     /// Dispatch queues read.
     pub dsqs: u32,
+    /// Bytes of guest memory copied for it.
+    pub copied_bytes: u64,
     /// Bytes of guest memory written as a core file.
     pub vmcore_bytes: u64,
 }

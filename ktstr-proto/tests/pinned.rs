@@ -112,7 +112,7 @@ fn report() -> RunReport {
 }
 
 fn captured() -> Captured {
-    Captured { read_us: 1, tasks: 2, dsqs: 3, vmcore_bytes: 4 }
+    Captured { read_us: 1, tasks: 2, dsqs: 3, copied_bytes: 5, vmcore_bytes: 4 }
 }
 
 fn start() -> Start {

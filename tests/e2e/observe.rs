@@ -218,6 +218,17 @@ fn facts(kernel: Option<&str>) {
     assert!(text.contains("scx-ktstr") && text.contains("/facts/inner"), "{text}");
     let capture: Value = serde_json::from_slice(&fs::read(format!("{path}.json")).unwrap()).unwrap();
 
+    // What the scheduler's programs keep is in it, with names and values, and what they cost.
+    let map = |ending: &str| {
+        let maps = at(&capture, "/bpf/maps").as_array().unwrap();
+        let is_it = |map: &&Value| at(map, "/name").as_str().is_some_and(|name| name.ends_with(ending));
+        maps.iter().find(is_it).unwrap_or_else(|| panic!("no map {ending} among {}", maps.len()))
+    };
+    let programs = at(&capture, "/bpf/programs").as_array().unwrap();
+    assert!(programs.iter().any(|prog| int(prog, "/verified_insns") > 0), "{programs:?}");
+    assert!(at(map(".bss"), "/entries/0/value").as_object().is_some_and(|vars| vars.len() > 2));
+    assert!(text.contains("== BPF programs and maps =="), "{text}");
+
     // The core file of the same moment answers the same.
     let kernel = kernel_file(&dir);
     let core = format!("{path}.vmcore");

@@ -81,6 +81,43 @@ impl PageTable {
         }
         unreachable!("level 1 always returns")
     }
+
+    /// Where the 512 small pages of the 2 MiB around `kva` lie; an error when no table says so.
+    pub fn neighbours(&self, mem: &GuestMem, kva: Kva) -> Result<Vec<Option<Gpa>>, PageError> {
+        if !self.levels.is_canonical(kva) {
+            return Err(PageError::NonCanonical { kva });
+        }
+        let mut table = self.root.0 & FRAME;
+        for level in (2..=self.levels.count()).rev() {
+            let shift = 12 + 9 * (u32::from(level) - 1);
+            let unreadable = |source| PageError::TableUnreadable { kva, level, source };
+            let entry = mem.read_u64(Gpa(table + ((kva.0 >> shift) & 511) * 8)).map_err(unreadable)?;
+            if entry & PRESENT == 0 {
+                return Err(PageError::NotPresent { kva, level });
+            }
+            match (level, entry & LARGE != 0) {
+                (2 | 3, true) => {
+                    let page = 1u64 << shift;
+                    let into = kva.0 & (page - 1) & !(IMAGE_ALIGN - 1);
+                    let first = (entry & FRAME & !(page - 1)) + into;
+                    return Ok((0..512).map(|nth| Some(Gpa(first + nth * 4096))).collect());
+                }
+                (_, true) => return Err(PageError::ReservedBit { kva, level }),
+                (_, false) => table = entry & FRAME,
+            }
+        }
+        let mut bytes = vec![0; 4096];
+        mem.read(Gpa(table), &mut bytes).map_err(|source| PageError::TableUnreadable {
+            kva,
+            level: 1,
+            source,
+        })?;
+        let entry = |word: &[u8; 8]| {
+            let entry = u64::from_le_bytes(*word);
+            (entry & PRESENT != 0).then_some(Gpa(entry & FRAME))
+        };
+        Ok(bytes.as_chunks().0.iter().map(entry).collect())
+    }
 }
 
 #[cfg(test)]

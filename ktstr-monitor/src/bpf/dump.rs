@@ -21,6 +21,9 @@ use crate::types::{Ty, TypeRef};
 /// Values in a whole dump, at most.
 const MAX_NODES: usize = 2_000_000;
 
+/// Pages of arenas that are copied while a guest stands: 64 MiB.
+const MAX_ARENA_PAGES: usize = 16 << 10;
+
 /// All programs and maps.
 #[derive(Debug)]
 pub struct BpfState {
@@ -28,6 +31,8 @@ pub struct BpfState {
     pub programs: Vec<ProgramDump>,
     /// Maps, by number.
     pub maps: Vec<MapDump>,
+    /// Numbers that programs use as pointers: the place, and what it points at.
+    pub casts: Vec<(String, String)>,
     /// What could not be read at all.
     pub damage: Vec<String>,
 }
@@ -66,10 +71,12 @@ pub struct DumpOptions {
 impl BpfState {
     /// Reads everything. The guest should be stopped.
     pub fn read(reader: &Reader<'_>, options: DumpOptions) -> Self {
-        let mut state = Self { programs: Vec::new(), maps: Vec::new(), damage: Vec::new() };
+        let mut state =
+            Self { programs: Vec::new(), maps: Vec::new(), casts: Vec::new(), damage: Vec::new() };
         let programs = state.walk(reader.programs());
         let maps = state.walk(reader.maps());
         let follow = follow_all(reader, &programs, &maps);
+        state.casts = follow.told();
         let mut nodes = MAX_NODES;
         for map in maps {
             let mut options = options;
@@ -80,6 +87,30 @@ impl BpfState {
         }
         state.programs = programs.into_iter().map(|info| ProgramDump { info }).collect();
         state
+    }
+
+    /// Reads what [`BpfState::read`] will read, so that it is copied; the guest stands meanwhile.
+    pub fn touch(reader: &Reader<'_>, options: DumpOptions) {
+        let programs = reader.programs().map(|walk| walk.items).unwrap_or_default();
+        for program in &programs {
+            // What cannot be read is said when it is asked for.
+            let _ = reader.instructions(program);
+        }
+        let maps = reader.maps().map(|walk| walk.items).unwrap_or_default();
+        let mut pages = MAX_ARENA_PAGES;
+        for map in &maps {
+            let _ = reader.entries_shortly(map, options.limits);
+            if map.kind == MapKind::Arena
+                && let Ok(arena) = reader.arena(map)
+            {
+                for page in reader.arena_pages(map, &arena).into_iter().flatten() {
+                    let Some(left) = pages.checked_sub(1) else { break };
+                    pages = left;
+                    reader.mem.touch(arena.page(page), 4096);
+                }
+            }
+        }
+        drop(Follow::new(reader, &maps));
     }
 
     fn walk<T>(&mut self, walked: Result<super::Walk<T>, BpfError>) -> Vec<T> {
@@ -109,6 +140,9 @@ impl BpfState {
         for map in &self.maps {
             text.push_str(&map.to_text());
         }
+        for (place, target) in &self.casts {
+            writeln!(text, "cast {place} {target}").expect("writing to a string");
+        }
         for damage in &self.damage {
             writeln!(text, "! {damage}").expect("writing to a string");
         }
@@ -119,7 +153,15 @@ impl BpfState {
     pub fn to_json(&self) -> Json {
         let programs: Vec<Json> = self.programs.iter().map(|program| program_json(&program.info)).collect();
         let maps: Vec<Json> = self.maps.iter().map(MapDump::to_json).collect();
-        json!({"schema": "ktstr.bpf/1", "programs": programs, "maps": maps, "damage": self.damage})
+        let casts: Vec<Json> =
+            self.casts.iter().map(|(place, target)| json!({"place": place, "target": target})).collect();
+        json!({
+            "schema": "ktstr.bpf/1",
+            "programs": programs,
+            "maps": maps,
+            "casts": casts,
+            "damage": self.damage,
+        })
     }
 }
 
@@ -187,7 +229,12 @@ pub fn follow_all<'r, 'a>(
     maps: &[MapInfo],
 ) -> Follow<'r, 'a> {
     let mut follow = Follow::new(reader, maps);
-    for (set, casts) in cast::of_guest(reader, programs, maps) {
+    let find = || cast::of_guest(reader, programs, maps);
+    let all = match reader.memory {
+        Some(memory) => memory.casts(programs, find),
+        None => find(),
+    };
+    for (set, casts) in all {
         follow.add_casts(&set, casts);
     }
     follow

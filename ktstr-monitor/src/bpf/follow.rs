@@ -59,6 +59,29 @@ impl<'r, 'a> Follow<'r, 'a> {
         self.casts.push((Arc::clone(set), casts));
     }
 
+    /// What [`Follow::add_casts`] was told, in words and in order: `struct cell_ctx+16`, `(cast→arena)
+    /// struct cpumask`. The place is the member's name where its type says one.
+    pub fn told(&self) -> Vec<(String, String)> {
+        let mut all = Vec::new();
+        for (set, casts) in &self.casts {
+            for ((id, offset), cast) in casts {
+                let of = TypeRef::new(set, *id);
+                let place = match member_at(&of, *offset) {
+                    Some(member) => format!("{}.{member}", of.name()),
+                    None => format!("{}+{offset}", of.name()),
+                };
+                let space = match cast.space {
+                    Space::Arena => "arena",
+                    Space::Kernel => "kernel",
+                };
+                all.push((place, format!("(cast→{space}) {}", cast.to.name())));
+            }
+        }
+        all.sort();
+        all.dedup();
+        all
+    }
+
     /// The arena that `pointer` leads into, and the address there.
     pub fn in_arena(&self, pointer: u64) -> Option<(ArenaInfo, Kva)> {
         self.arenas.iter().find_map(|arena| Some((*arena, arena.kernel_address(pointer)?)))
@@ -87,6 +110,22 @@ impl<'r, 'a> Follow<'r, 'a> {
         let name = name.rsplit_once("___").map_or(name.as_str(), |(name, _)| name);
         let (id, _) = kernel.composite(name)?;
         Some(TypeRef::new(kernel, id))
+    }
+}
+
+/// The name of what begins `offset` bytes into a structure or section.
+fn member_at(of: &TypeRef, offset: u64) -> Option<String> {
+    let here = of.strip()?;
+    match here.set.ty(here.id)? {
+        Ty::Composite(composite) => {
+            let member = composite.members.iter().find(|member| member.bit == offset * 8)?;
+            (!member.name.is_empty()).then(|| member.name.clone())
+        }
+        Ty::Section { vars, .. } => {
+            let var = vars.iter().find(|var| var.offset == offset)?;
+            Some(here.set.get(var.var)?.name.clone())
+        }
+        _ => None,
     }
 }
 

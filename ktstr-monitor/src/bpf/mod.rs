@@ -18,6 +18,7 @@ mod hash;
 mod idr;
 mod layout;
 mod map;
+mod memory;
 mod node;
 mod object;
 pub mod path;
@@ -33,7 +34,8 @@ pub use dump::{BpfState, DumpOptions, MapAnswer, MapDump, ProgramDump, follow_al
 pub use follow::{Casts, Follow};
 pub use layout::BpfLayout;
 pub use map::{Cell, Entries, Entry, Key, Limits, MapInfo, MapKind, Owner, RecordState};
-pub use node::{answer_all, answer_map, value_node};
+pub use memory::Memory;
+pub use node::{answer_all, answer_map, state_node, value_node};
 pub use object::ObjectError;
 pub use program::{Function, ProgramInfo, RunStats};
 pub use reader::{BpfError, Reader, Walk};

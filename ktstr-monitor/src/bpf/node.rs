@@ -41,10 +41,18 @@ pub fn answer_map(
 pub fn answer_all(profile: &Profile, live: &LiveKernel, mem: &GuestMem) -> Node {
     let layout = BpfLayout::of(profile.types());
     let reader = Reader::new(profile, live, live.view(mem), &layout);
-    let state = BpfState::read(&reader, Default::default());
+    state_node(&BpfState::read(&reader, Default::default()))
+}
+
+/// All programs and maps, as they were read.
+pub fn state_node(state: &BpfState) -> Node {
+    let cast = |(place, target): &(String, String)| {
+        Node::map([("place", Node::Text(place.clone())), ("target", Node::Text(target.clone()))])
+    };
     Node::map([
         ("programs", Node::List(state.programs.iter().map(|program| program_node(&program.info)).collect())),
         ("maps", Node::List(state.maps.iter().map(map_node).collect())),
+        ("casts", Node::List(state.casts.iter().map(cast).collect())),
         ("damage", texts(&state.damage)),
     ])
 }

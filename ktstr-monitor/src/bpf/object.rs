@@ -35,6 +35,9 @@ pub enum ObjectError {
     /// Its bytes are not there.
     #[error("its bytes cannot be read")]
     Read(#[source] BpfError),
+    /// It is only copied now, and parsed when the guest runs again.
+    #[error("it is not parsed while the guest stands")]
+    NotNow,
     /// Its bytes are no BTF.
     #[error("its bytes are no valid BTF")]
     Parse(#[from] BtfError),
@@ -80,14 +83,27 @@ impl Reader<'_> {
         }
         let bytes = self.bytes(data, len, "a BTF object").map_err(read)?;
         self.objects.borrow_mut().total = total + len;
-        if base.is_null() {
-            let label = if name.is_empty() { format!("btf {id}") } else { name };
-            return Ok(Arc::new(TypeSet::parse(&label, &bytes)?));
+        let of_base = match base.is_null() {
+            true => None,
+            false => Some(self.text(base, &layout.name, "btf.name").map_err(read)?),
+        };
+        if self.only_copies {
+            return Err(ObjectError::NotNow);
         }
-        let of_base = self.text(base, &layout.name, "btf.name").map_err(read)?;
-        if of_base != "vmlinux" {
-            return Err(ObjectError::Base);
+        if let Some(set) = self.memory.and_then(|memory| memory.object(id, &bytes)) {
+            return Ok(set);
         }
-        Ok(Arc::new(TypeSet::parse_split(&name, &bytes, self.kernel_types())?))
+        let set = match of_base.as_deref() {
+            None => {
+                let label = if name.is_empty() { format!("btf {id}") } else { name };
+                Arc::new(TypeSet::parse(&label, &bytes)?)
+            }
+            Some("vmlinux") => Arc::new(TypeSet::parse_split(&name, &bytes, self.kernel_types())?),
+            Some(_) => return Err(ObjectError::Base),
+        };
+        if let Some(memory) = self.memory {
+            memory.keep_object(id, bytes, &set);
+        }
+        Ok(set)
     }
 }

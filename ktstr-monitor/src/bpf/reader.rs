@@ -10,6 +10,7 @@ use thiserror::Error;
 
 use super::idr;
 use super::layout::{BpfLayout, Slot};
+use super::memory::Memory;
 use super::object::{ObjectError, Objects};
 use crate::addr::{CpuId, Kva};
 use crate::kernel::{CpuArea, Gap, LiveKernel, Profile, read_field};
@@ -99,6 +100,10 @@ pub struct Reader<'a> {
     pub(super) layout: &'a BpfLayout,
     pub(super) objects: RefCell<Objects>,
     pub(super) arenas: RefCell<Option<Vec<super::special::ArenaInfo>>>,
+    /// What earlier looks found out.
+    pub(super) memory: Option<&'a Memory>,
+    /// Parsing is for later: what is read now is only to be copied.
+    pub(super) only_copies: bool,
     reads: Cell<u64>,
     copied: Cell<u64>,
 }
@@ -113,7 +118,17 @@ impl<'a> Reader<'a> {
     ) -> Self {
         let (reads, copied) = (Cell::new(0), Cell::new(0));
         let (objects, arenas) = (RefCell::default(), RefCell::default());
-        Self { profile, live, mem, layout, objects, arenas, reads, copied }
+        Self { profile, live, mem, layout, objects, arenas, memory: None, only_copies: false, reads, copied }
+    }
+
+    /// The same, knowing what earlier looks found out.
+    pub fn knowing(self, memory: &'a Memory) -> Self {
+        Self { memory: Some(memory), ..self }
+    }
+
+    /// The same, parsing nothing: for reading what has to be copied while the guest stands.
+    pub fn copying(self) -> Self {
+        Self { only_copies: true, ..self }
     }
 
     /// The guest kernel's types.

@@ -38,6 +38,11 @@ pub struct ArenaInfo {
 }
 
 impl ArenaInfo {
+    /// Where the kernel sees page number `page` of the window.
+    pub fn page(&self, page: u64) -> Kva {
+        self.kernel_start.wrapping_add(u64::from((self.user_start.wrapping_add(page * PAGE)) as u32))
+    }
+
     /// The kernel's address for `pointer`, which a program may hold in either form.
     pub fn kernel_address(&self, pointer: u64) -> Option<Kva> {
         let len = self.user_end - self.user_start;
@@ -91,29 +96,33 @@ impl Reader<'_> {
         let scratch = self.guard_page(arena);
         let mut ranges: Vec<std::ops::Range<u64>> = Vec::new();
         let mut page = 0;
-        while page < count && self.spend(0).is_ok() {
-            let at = arena.kernel_start.wrapping_add(u64::from((arena.user_start + page * PAGE) as u32));
-            let here = page;
-            let mapped = match self.mem.translate(at) {
-                Ok(mapped) => mapped,
-                Err(PageError::NotPresent { level: level @ 2..=3, .. }) => {
-                    // A whole table is absent: on to where the next one begins.
-                    let covered = PAGE << (9 * (u32::from(level) - 1));
-                    page += (covered - at.0 % covered) / PAGE;
-                    continue;
-                }
-                Err(_) => {
-                    page += 1;
-                    continue;
-                }
+        while page < count && self.spend(PAGE).is_ok() {
+            let at = arena.page(page);
+            // To where the next table begins, at the level where there is one.
+            let rest = |level: u32| {
+                let covered = PAGE << (9 * (level - 1));
+                ((covered - at.0 % covered) / PAGE).max(1)
             };
-            page += 1;
-            if Some(mapped.gpa) == scratch {
-                continue;
-            }
-            match ranges.last_mut().filter(|range| range.end == here) {
-                Some(range) => range.end += 1,
-                None => ranges.push(here..here + 1),
+            match self.mem.neighbours(at) {
+                Ok(pages) => {
+                    let first = (at.0 / PAGE % 512) as usize;
+                    // Where the lower half of the address wraps, the window goes on elsewhere.
+                    let low = u64::from(arena.user_start.wrapping_add(page * PAGE) as u32);
+                    let straight = ((1u64 << 32) - low).div_ceil(PAGE).min(rest(2));
+                    let until = count.min(page + straight);
+                    for (here, gpa) in (page..until).zip(&pages[first..]) {
+                        if gpa.is_none() || *gpa == scratch {
+                            continue;
+                        }
+                        match ranges.last_mut().filter(|range| range.end == here) {
+                            Some(range) => range.end += 1,
+                            None => ranges.push(here..here + 1),
+                        }
+                    }
+                    page += straight;
+                }
+                Err(PageError::NotPresent { level: level @ 3.., .. }) => page += rest(level.into()),
+                Err(_) => page += rest(2),
             }
         }
         ranges

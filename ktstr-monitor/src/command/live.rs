@@ -46,8 +46,13 @@ pub fn capture(run: Option<&str>, vmcore: bool, json: bool) -> Result<()> {
     }
     println!("{}", taken.path.display());
     eprintln!(
-        "{} tasks, {} DSQs, {} bytes of memory; read in {} us, the guest stood for {} us",
-        taken.read.tasks, taken.read.dsqs, taken.read.vmcore_bytes, taken.read.read_us, taken.stood_us
+        "{} tasks, {} DSQs, {} bytes copied, {} bytes of core file; copied in {} us, the guest stood for {} us",
+        taken.read.tasks,
+        taken.read.dsqs,
+        taken.read.copied_bytes,
+        taken.read.vmcore_bytes,
+        taken.read.read_us,
+        taken.stood_us
     );
     Ok(())
 }

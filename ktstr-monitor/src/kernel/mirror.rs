@@ -65,6 +65,13 @@ impl Mirror {
         Ok(Copied { mirror: self, bytes })
     }
 
+    /// Keeps the members of the structure at `at` for later.
+    pub fn touch(&self, mem: &KernelMem<'_>, at: Kva) {
+        for piece in &self.pieces {
+            mem.touch(at.wrapping_add(piece.from), piece.len as u64);
+        }
+    }
+
     /// The members this kernel lacks.
     pub fn absent(&self) -> impl Iterator<Item = &FieldMissing> {
         self.fields.iter().filter_map(|field| field.as_ref().err())
@@ -310,6 +317,11 @@ macro_rules! mirror {
                 Ok($name {
                     $($field: copy.get(next.next().unwrap_or(0), concat!($kernel, ".", $path))),*
                 })
+            }
+
+            /// Keeps the structure at `at` for later.
+            pub fn touch(&self, mem: &$crate::paging::KernelMem<'_>, at: $crate::addr::Kva) {
+                self.0.touch(mem, at);
             }
 
             /// The members this kernel lacks.

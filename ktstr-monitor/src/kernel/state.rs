@@ -22,7 +22,7 @@ use crate::addr::Kva;
 use crate::btf::{FieldMissing, KernelTypes};
 use crate::mem::GuestMem;
 use crate::node::Node;
-use crate::paging::Tlb;
+use crate::paging::{KernelMem, Tlb};
 
 /// Where this kernel keeps what a capture reads.
 #[derive(Debug)]
@@ -135,9 +135,23 @@ impl Parts {
 impl KernelState {
     /// Reads `parts`; consistent when the vCPUs stand, else each value for itself.
     pub fn read(profile: &Profile, live: &LiveKernel, mem: &GuestMem, parts: Parts) -> Self {
-        let began = Instant::now();
         let tlb = Tlb::default();
-        let view = View { profile, live, mem: live.view(mem).remembering(&tlb) };
+        Self::read_through(profile, live, live.view(mem).remembering(&tlb), parts)
+    }
+
+    /// Reads what [`KernelState::read_through`] will read of everything, so that it is kept; the guest
+    /// stands meanwhile. Returns how many tasks and dispatch queues there are.
+    pub fn touch(profile: &Profile, live: &LiveKernel, mem: KernelMem<'_>) -> (usize, usize) {
+        let view = View { profile, live, mem };
+        let tasks = TaskReader::new(&view).touch();
+        let rest = Self::read_through(profile, live, mem, Parts { tasks: false, ..Parts::ALL });
+        (tasks, rest.dsqs.items.len())
+    }
+
+    /// As [`KernelState::read`], through `mem`.
+    pub fn read_through(profile: &Profile, live: &LiveKernel, mem: KernelMem<'_>, parts: Parts) -> Self {
+        let began = Instant::now();
+        let view = View { profile, live, mem };
         let empty = || Walk { items: Vec::new(), cut: None };
         let jiffies = view.word("jiffies_64").or_else(|_| view.word("jiffies"));
         let cpus: Vec<_> = live.cpus().iter().filter(|_| parts.cpus).map(|a| cpu::read(&view, *a)).collect();

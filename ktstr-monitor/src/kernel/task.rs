@@ -190,6 +190,24 @@ impl<'v, 'k, 'm> TaskReader<'v, 'k, 'm> {
         (Walk { items, cut: addresses.cut }, gaps)
     }
 
+    /// Keeps for later what [`TaskReader::all`] will read; how many tasks there are.
+    pub fn touch(&mut self) -> usize {
+        let addresses = self.addresses().items;
+        let css_set = self.view.offset("task_struct", "cgroups");
+        let dsq = self.view.offset("task_struct", "scx.dsq");
+        let mem = &self.view.mem;
+        let pointer = |at: Kva, member: &Reading<u64>| {
+            list::pointer(mem, at.wrapping_add(member.clone()?), "a member of task_struct")
+        };
+        for &at in &addresses {
+            self.view.profile.state.task.touch(mem, at);
+            // What cannot be read is said when it is asked for.
+            let _ = pointer(at, &css_set).and_then(|set| self.paths.of_css_set(self.view, set));
+            let _ = pointer(at, &dsq).and_then(|dsq| self.dsq(dsq));
+        }
+        addresses.len()
+    }
+
     /// The task at `at`.
     pub fn read(&mut self, at: Kva) -> Reading<Task> {
         let mut copy = self.view.profile.state.task.read(&self.view.mem, at)?;

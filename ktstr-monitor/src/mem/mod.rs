@@ -5,7 +5,9 @@
 //! [`crate::paging`].
 
 mod guest;
+mod kept;
 mod layout;
 
 pub use guest::{GuestMem, GuestMemMut, MapError, ReadError};
+pub use kept::Kept;
 pub use layout::{Layout, LayoutError, Region};

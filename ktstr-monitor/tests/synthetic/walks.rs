@@ -4,6 +4,7 @@
 use std::time::{Duration, Instant};
 
 use ktstr_monitor::addr::Kva;
+use ktstr_monitor::freeze::Freeze;
 use ktstr_monitor::kernel::dsq::{self, DsqKind};
 use ktstr_monitor::kernel::list::Cut;
 use ktstr_monitor::kernel::state::{KernelState, Parts};
@@ -42,6 +43,28 @@ fn all_tasks_are_found_once_with_their_threads() {
     let json = serde_json::to_value(state.node()).unwrap();
     assert_eq!(json.pointer("/tasks/4/comm").unwrap(), "task-4");
     assert!(json.pointer("/tasks/4/prio/absent").is_some());
+}
+
+#[test]
+fn what_is_read_after_the_guest_went_on_is_what_was_copied_while_it_stood() {
+    let guest = Guest::new(Shape::default());
+    guest.plant_tasks(2000);
+    guest.load_scheduler(|cpu| [i64::from(cpu), 2, 3]);
+    let (mem, mut sampler) = (guest.mem(), guest.sampler());
+    sampler.sample(&mem).unwrap();
+    let (profile, live) = (sampler.profile(), sampler.live().unwrap());
+    let direct = KernelState::read(profile, live, &mem, Parts::ALL);
+    let freeze = Freeze::default();
+    for _ in 0..2 {
+        let copied = freeze.touch(profile, live, &mem);
+        println!("{copied:?}");
+        assert_eq!(copied.tasks, 2000);
+        guest.write(guest.task_gpa(7) + 48, b"changed\0");
+        let captured = freeze.read(profile, live, &mem);
+        assert_eq!(captured.state.node(), direct.node());
+        guest.write(guest.task_gpa(7) + 48, b"task-7\0\0");
+        freeze.end();
+    }
 }
 
 /// Breaks the list of processes at task 2 and returns what is found and why no more.
@@ -125,5 +148,13 @@ proptest! {
         serde_json::to_string(&state.node()).unwrap();
         prop_assert!(began.elapsed() < Duration::from_secs(20));
         prop_assert!(state.tasks.items.len() <= 100_000);
+        // By way of the copy the same is found, whatever the guest does meanwhile.
+        let freeze = Freeze::default();
+        let live = sampler.live().unwrap();
+        let copied = freeze.touch(sampler.profile(), live, &mem);
+        guest.write(0xb0_0000, &[0xa5; 0x3000]);
+        let later = freeze.read(sampler.profile(), live, &mem);
+        prop_assert_eq!(later.state.node(), state.node());
+        prop_assert!(copied.bytes < 16 << 20 && copied.tasks >= later.state.tasks.items.len());
     }
 }

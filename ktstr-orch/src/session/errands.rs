@@ -33,8 +33,10 @@ use super::{Session, State, Stopped};
 
 /// How long the VMM may take to stop all vCPUs, or to let them go on. A busy host delays threads.
 const SWITCH_LIMIT: Duration = Duration::from_secs(15);
-/// How long the guest stands for a question or a capture, at most.
+/// How long the guest stands for a question, at most.
 const READ_LIMIT: Duration = Duration::from_secs(5);
+/// How long it stands for a capture, at most. Some milliseconds are usual; a host may be slow.
+const CAPTURE_LIMIT: Duration = Duration::from_secs(15);
 /// How long it stands while all of its memory is written to a file, at most.
 const VMCORE_LIMIT: Duration = Duration::from_secs(120);
 /// More than this are refused: who asks so much should wait for answers.
@@ -93,7 +95,8 @@ impl Errand {
     fn limit(&self) -> Duration {
         match self {
             Self::Capture { vmcore: true, .. } => VMCORE_LIMIT,
-            _ => READ_LIMIT,
+            Self::Capture { .. } => CAPTURE_LIMIT,
+            Self::Query { .. } => READ_LIMIT,
         }
     }
 

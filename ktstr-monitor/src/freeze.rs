@@ -1,0 +1,108 @@
+//! Captures: copy while the guest stands, read and render when it runs again.
+//!
+//! ```text
+//! vCPUs stand:  touch ── walks lists, copies structures, values, instructions, arena pages
+//! vCPUs run:    read  ── the same walks over the copy; parses, analyses, renders
+//! ```
+//!
+//! Both go the same ways, so that the second finds what the first has copied; what it does not find
+//! says so. Page tables alone are read from the running guest, where they were not remembered: kernel
+//! memory that was mapped at that moment hardly moves, and if it does, the copy lacks it.
+
+use std::time::{Duration, Instant};
+
+use crate::bpf::{self, BpfLayout, BpfState, DumpOptions, Memory, Reader};
+use crate::dump;
+use crate::kernel::state::{KernelState, Parts};
+use crate::kernel::{LiveKernel, Profile};
+use crate::mem::{GuestMem, Kept};
+use crate::node::Node;
+use crate::paging::{KernelMem, Tlb};
+
+/// Pages whose place is remembered through one freeze.
+const PAGES: usize = 1 << 16;
+
+/// Room for what one freeze copies, used again by the next.
+#[derive(Debug)]
+pub struct Freeze {
+    tlb: Tlb,
+    kept: Kept,
+    memory: Memory,
+}
+
+/// What was copied.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Copied {
+    /// Tasks.
+    pub tasks: usize,
+    /// Dispatch queues.
+    pub dsqs: usize,
+    /// Bytes.
+    pub bytes: usize,
+    /// How long it took.
+    pub took: Duration,
+}
+
+/// Everything that a capture holds.
+#[derive(Debug)]
+pub struct Captured {
+    /// The kernel.
+    pub state: KernelState,
+    /// BPF programs and maps.
+    pub bpf: BpfState,
+}
+
+impl Default for Freeze {
+    fn default() -> Self {
+        Self { tlb: Tlb::of(PAGES), kept: Kept::default(), memory: Memory::default() }
+    }
+}
+
+impl Freeze {
+    /// Copies what [`Freeze::read`] will need. The guest stands meanwhile.
+    pub fn touch(&self, profile: &Profile, live: &LiveKernel, mem: &GuestMem) -> Copied {
+        let began = Instant::now();
+        let through = self.through(live, mem);
+        let (tasks, dsqs) = KernelState::touch(profile, live, through);
+        let layout = BpfLayout::of(profile.types());
+        let reader = Reader::new(profile, live, through, &layout).copying();
+        BpfState::touch(&reader, DumpOptions::default());
+        self.kept.seal();
+        Copied { tasks, dsqs, bytes: self.kept.len(), took: began.elapsed() }
+    }
+
+    /// Reads what was copied. The guest may run meanwhile.
+    pub fn read(&self, profile: &Profile, live: &LiveKernel, mem: &GuestMem) -> Captured {
+        let through = self.through(live, mem);
+        let state = KernelState::read_through(profile, live, through, Parts::ALL);
+        let layout = BpfLayout::of(profile.types());
+        let reader = Reader::new(profile, live, through, &layout).knowing(&self.memory);
+        let bpf = BpfState::read(&reader, DumpOptions::default());
+        Captured { state, bpf }
+    }
+
+    /// Forgets what was copied, not what was found out about programs.
+    pub fn end(&self) {
+        self.kept.reopen();
+        self.tlb.forget();
+    }
+
+    fn through<'m>(&'m self, live: &LiveKernel, mem: &'m GuestMem) -> KernelMem<'m> {
+        live.view(mem).remembering(&self.tlb).keeping(&self.kept)
+    }
+}
+
+impl Captured {
+    /// Everything, as a tree.
+    pub fn node(&self, why: &str) -> Node {
+        self.state.node().with("why", why.into()).with("bpf", bpf::state_node(&self.bpf))
+    }
+
+    /// Everything, for people.
+    pub fn text(&self, why: &str) -> String {
+        let mut text = dump::text(why, &self.state);
+        text.push_str("\n== BPF programs and maps ==\n");
+        text.push_str(&self.bpf.to_text());
+        text
+    }
+}
