@@ -48,6 +48,13 @@ pub struct Args {
     #[arg(long)]
     pub fail_verify: bool,
 
+    /// Lose a wakeup, sometimes: a hint says whether the shared queue is worth a look, and is cleared
+    /// after a look that found nothing. A task that another CPU queues in between waits until the next
+    /// one is queued; if none is, the watchdog ends the scheduler. Which runs it hits is decided by
+    /// their interleaving. Refused where the kernel offers no queue by virtual time
+    #[arg(long)]
+    pub race: bool,
+
     /// Before attaching, fill maps of every kind with the values of `plant.h`, for readers of guest
     /// memory to find; they stay until the end. Prints a line "planted" with the addresses it used
     #[arg(long)]
@@ -123,7 +130,7 @@ mod tests {
     fn defaults_misbehave_in_no_way() {
         let args = parse(&[]).unwrap();
         assert_eq!((args.stall_after_ns(), args.crash_after_ns(), args.slow_ns()), (0, 0, 0));
-        assert!(!args.fail_verify && !args.plant);
+        assert!(!args.fail_verify && !args.plant && !args.race);
         assert_eq!((args.watchdog_ms, args.slice_ns()), (5000, 20_000_000));
     }
 

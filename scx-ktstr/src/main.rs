@@ -34,6 +34,9 @@ use bpf::{MainSkel, MainSkelBuilder};
 use cli::Args;
 use exit::{ExitKind, ExitReport, code};
 
+/// The queue that orders tasks by virtual time.
+const VTIME: &str = "vtime";
+
 /// How often the exit record is looked at. Also what makes an idle machine call into the program,
 /// so that a delayed stall or crash happens there too.
 const LOOK_EVERY_MS: u8 = 50;
@@ -50,7 +53,7 @@ fn main() -> ExitCode {
     };
     let mut storage = MaybeUninit::uninit();
     match load(&args, &mut storage) {
-        Ok(skel) => match run(skel) {
+        Ok(skel) => match run(skel, &args) {
             Ok(report) => {
                 println!("{report}");
                 report.code()
@@ -75,6 +78,7 @@ fn load<'a>(args: &Args, storage: &'a mut MaybeUninit<OpenObject>) -> Result<Mai
     rodata.slow_ns = args.slow_ns();
     rodata.slice_ns = args.slice_ns();
     rodata.fail_verify = args.fail_verify.into();
+    rodata.race = args.race.into();
     rodata.loader_tgid = std::process::id().try_into().context("own process id")?;
     let ops = open.struct_ops.ktstr_ops_mut();
     ops.timeout_ms = args.watchdog_ms;
@@ -86,14 +90,16 @@ fn load<'a>(args: &Args, storage: &'a mut MaybeUninit<OpenObject>) -> Result<Mai
 }
 
 /// Attached from here to the end. Dropping the link detaches.
-fn run(mut skel: MainSkel<'_>) -> Result<ExitReport> {
+fn run(mut skel: MainSkel<'_>, args: &Args) -> Result<ExitReport> {
     let signals = signal_pipe()?;
     let link = skel
         .maps
         .ktstr_ops
         .attach_struct_ops()
         .context("making the program the scheduler; is another one attached?")?;
-    println!("scx-ktstr: attached queue={}", queue_name(&skel)?);
+    let queue = queue_name(&skel)?;
+    anyhow::ensure!(!args.race || queue == VTIME, "--race needs the queue by virtual time, here it is {queue}");
+    println!("scx-ktstr: attached queue={queue}");
     while exit_kind(&skel)?.is_none() {
         let mut fds = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::from(LOOK_EVERY_MS)) {
@@ -123,7 +129,7 @@ fn bss<'a>(skel: &'a MainSkel<'_>) -> Result<&'a bpf::types::bss> {
 
 fn queue_name(skel: &MainSkel<'_>) -> Result<&'static str> {
     Ok(match bss(skel)?.shared_queue {
-        0 => "vtime",
+        0 => VTIME,
         _ => {
             "global (this kernel's BTF lists scx_bpf_create_dsq with an argument that no program can \
              pass, so there is no queue by virtual time)"

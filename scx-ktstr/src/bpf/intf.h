@@ -13,16 +13,18 @@
  *   nr_enqueued          .bss     u64       tasks put into the shared queue
  *   nr_dispatched        .bss     u64       tasks moved from the shared queue to a local DSQ
  *   nr_stalled           .bss     u64       tasks enqueued while the stall was on
+ *   nr_not_looked        .bss     u64       with --race, times the shared queue was taken for empty unseen
  *   nr_running           .bss     u64       times a task was given a CPU
  *   vtime_now            .bss     u64       largest virtual time of a running task
  *   shared_queue         .bss     u32       enum ktstr_shared_queue, decided at init
+ *   queue_hint           .bss     u32       with --race, whether the shared queue is worth a look
  *   phase                .bss     u32       enum ktstr_phase
  *   stall                .bss     u32       1 from the moment the stall is on; writable
  *   crash                .bss     u32       written non-zero: error at the next callback
  *   attached_at_ns       .bss     u64       CLOCK_MONOTONIC at init
  *   exit_record          .bss     struct    struct ktstr_exit_record
  *   exit_dump            .bss.dump char[]   the kernel's debug dump, zero-terminated
- *   stall_after_ns, crash_after_ns, slow_ns, fail_verify, loader_tgid, slice_ns
+ *   stall_after_ns, crash_after_ns, slow_ns, fail_verify, race, loader_tgid, slice_ns
  *                        .rodata            the command line
  *
  * Maps: task_vtime (task storage, struct ktstr_task). DSQ: KTSTR_DSQ_ID, ordered by virtual time.

@@ -21,6 +21,7 @@ const volatile u64 crash_after_ns = 0;
 const volatile u64 slow_ns = 0;
 const volatile u64 slice_ns = SCX_SLICE_DFL;
 const volatile u32 fail_verify = 0;
+const volatile u32 race = 0;
 const volatile s32 loader_tgid = 0;
 
 u64 ktstr_magic SEC(".data") = KTSTR_MAGIC;
@@ -31,10 +32,12 @@ u64 nr_local = 0;
 u64 nr_enqueued = 0;
 u64 nr_dispatched = 0;
 u64 nr_stalled = 0;
+u64 nr_not_looked = 0;
 u64 nr_running = 0;
 u64 vtime_now = 0;
 u64 attached_at_ns = 0;
 u32 shared_queue = KTSTR_QUEUE_VTIME;
+u32 queue_hint = 0;
 u32 phase = KTSTR_LOADED;
 u32 stall = 0;
 u32 crash = 0;
@@ -195,6 +198,23 @@ void BPF_PROG(ktstr_enqueue, struct task_struct *p, u64 enq_flags)
 		vtime = task->vtime;
 	}
 	insert_vtime(p, vtime, enq_flags);
+	if (race)
+		queue_hint = 1;
+}
+
+/*
+ * The planted race of --race. The hint spares a CPU the look into an empty queue; it is cleared after
+ * the look that found nothing, instead of before it. A task that another CPU queues between the two
+ * has its hint cleared with the old one: nobody looks for it until the next one is queued.
+ */
+static void dispatch_by_hint(void)
+{
+	if (!queue_hint)
+		COUNT(nr_not_looked);
+	else if (move_to_local(KTSTR_DSQ_ID))
+		COUNT(nr_dispatched);
+	else
+		queue_hint = 0;
 }
 
 static long spin_until(u64 index, void *until)
@@ -217,7 +237,11 @@ void BPF_PROG(ktstr_dispatch, s32 cpu, struct task_struct *prev)
 	}
 	if (crash && !bpf_ksym_exists(scx_bpf_error_bstr))
 		move_to_local(NO_SUCH_DSQ);
-	else if (!stall && shared_queue == KTSTR_QUEUE_VTIME && move_to_local(KTSTR_DSQ_ID))
+	else if (stall || shared_queue != KTSTR_QUEUE_VTIME)
+		return;
+	else if (race)
+		dispatch_by_hint();
+	else if (move_to_local(KTSTR_DSQ_ID))
 		COUNT(nr_dispatched);
 }
 
