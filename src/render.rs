@@ -60,14 +60,6 @@ pub fn infrastructure(test: &str, reason: &str) -> String {
     out
 }
 
-/// What is said of a test that was not run at all.
-pub fn not_run(test: &str, reason: &str) -> String {
-    let mut out = String::new();
-    line(&mut out, format_args!("ktstr_test '{test}' NOT RUN"));
-    wrapped(&mut out, "  ", reason);
-    out
-}
-
 /// What is said of a test that ran on this host.
 pub fn on_host(test: &str, result: &AssertResult) -> String {
     let mut out = String::new();

@@ -60,6 +60,7 @@ const REST: &[&str] = &[
     "post_vm",
     "post_vm_unconditional",
     "workload_root_cgroup",
+    "seeds",
     "ignore",
 ];
 
@@ -150,7 +151,8 @@ fn option<T: quote::ToTokens>(value: Option<T>) -> TokenStream {
 fn emit(attributes: &Attributes, mut function: ItemFn) -> Result<TokenStream> {
     let name = function.sig.ident.clone();
     let text = name.unraw().to_string();
-    let ignore = attributes.flag("ignore")?.unwrap_or(false).then(|| quote!(#[ignore]));
+    let ignored = attributes.flag("ignore")?.unwrap_or(text.starts_with("demo_"));
+    let ignore = ignored.then(|| quote!(#[ignore]));
     let Sorted { conditions, lints, outer } = sort(std::mem::take(&mut function.attrs));
     let body = format_ident!("__ktstr_body_{}", name);
     function.sig.ident = body.clone();
@@ -172,6 +174,7 @@ fn emit(attributes: &Attributes, mut function: ItemFn) -> Result<TokenStream> {
             module_path: ::core::module_path!(),
             package: ::core::env!("CARGO_PKG_NAME"),
             run: #body,
+            ignored: #ignored,
             #fields
             ..::ktstr::host::KtstrTestEntry::DEFAULT
         };
@@ -246,6 +249,7 @@ fn fields(attributes: &Attributes) -> Result<TokenStream> {
         };
         add(function, value);
     }
+    add("seeds", option(attributes.positive_u32("seeds")?));
     add("workload_root_cgroup", option(attributes.text("workload_root_cgroup")?));
     Ok(fields)
 }

@@ -98,7 +98,10 @@ fn run(mut skel: MainSkel<'_>, args: &Args) -> Result<ExitReport> {
         .attach_struct_ops()
         .context("making the program the scheduler; is another one attached?")?;
     let queue = queue_name(&skel)?;
-    anyhow::ensure!(!args.race || queue == VTIME, "--race needs the queue by virtual time, here it is {queue}");
+    anyhow::ensure!(
+        !args.race || queue == VTIME,
+        "--race needs the queue by virtual time, here it is {queue}"
+    );
     println!("scx-ktstr: attached queue={queue}");
     while exit_kind(&skel)?.is_none() {
         let mut fds = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];

@@ -57,6 +57,8 @@ pub struct KtstrTestEntry {
     pub package: &'static str,
     /// The function itself.
     pub run: fn(&Ctx) -> Result<AssertResult>,
+    /// Whether it runs only when asked for.
+    pub ignored: bool,
     /// Dimensions it says itself.
     pub shape: Shape,
     /// Guest memory, MiB.
@@ -101,6 +103,8 @@ pub struct KtstrTestEntry {
     pub post_vm_unconditional: Option<PostVm>,
     /// Cgroup under which its workload cgroups are made.
     pub workload_root_cgroup: Option<&'static str>,
+    /// Under how many seeds it runs.
+    pub seeds: Option<u32>,
 }
 
 /// Why a test cannot be run as it is written.
@@ -130,6 +134,9 @@ pub enum Invalid {
     /// A scheduler must survive that is not there, or must fail.
     #[error("`survives_storm` needs a scheduler and excludes `expect_err`")]
     Storm,
+    /// No seed.
+    #[error("0 seeds are no run at all")]
+    Seeds,
     /// No machine.
     #[error("`host_only` runs no scheduler and has no machine to look at")]
     HostOnly,
@@ -214,6 +221,7 @@ impl KtstrTestEntry {
         refuse_if(bad_name, Invalid::Name { name: self.name.into() })?;
         refuse_if(self.duration_s == 0, Invalid::Duration)?;
         refuse_if(self.memory_mb == Some(0), Invalid::Memory)?;
+        refuse_if(self.seeds == Some(0), Invalid::Seeds)?;
         refuse_if(self.performance_mode && self.no_perf_mode, Invalid::PerformanceMode)?;
         let Expect { err, error_contains, error_matches, survives_storm } = self.expect;
         for (which, given) in [
@@ -224,7 +232,8 @@ impl KtstrTestEntry {
         }
         refuse_if(survives_storm && (err || self.scheduler.is_none()), Invalid::Storm)?;
         let looked_at = self.post_vm.is_some() || self.post_vm_unconditional.is_some();
-        refuse_if(self.host_only && (self.scheduler.is_some() || looked_at || err), Invalid::HostOnly)?;
+        let needs_machine = self.scheduler.is_some() || looked_at || err || self.seeds.is_some();
+        refuse_if(self.host_only && needs_machine, Invalid::HostOnly)?;
         self.validate_scheduler()?;
         let mut names: Vec<&str> = Vec::new();
         for payload in self.payloads() {
@@ -269,6 +278,7 @@ impl KtstrTestEntry {
         module_path: "",
         package: "",
         run: |_| Ok(AssertResult::pass()),
+        ignored: false,
         shape: Shape { numa_nodes: None, llcs: None, cores: None, threads: None },
         memory_mb: None,
         duration_s: DEFAULT_DURATION_S,
@@ -291,6 +301,7 @@ impl KtstrTestEntry {
         post_vm: None,
         post_vm_unconditional: None,
         workload_root_cgroup: None,
+        seeds: None,
     };
 }
 
@@ -364,6 +375,8 @@ mod tests {
             (KtstrTestEntry { name: "a/b", ..good }, "has a `/` in it"),
             (KtstrTestEntry { duration_s: 0, ..good }, "0 s"),
             (KtstrTestEntry { memory_mb: Some(0), ..good }, "0 MiB"),
+            (KtstrTestEntry { seeds: Some(0), ..good }, "0 seeds"),
+            (KtstrTestEntry { host_only: true, seeds: Some(2), ..good }, "`host_only`"),
             (KtstrTestEntry { performance_mode: true, no_perf_mode: true, ..good }, "cannot stand together"),
             (expect(Expect { error_contains: Some("x"), ..Expect::default() }), "needs `expect_err`"),
             (expect(Expect { survives_storm: true, ..Expect::default() }), "needs a scheduler"),

@@ -6,6 +6,7 @@
 
 mod constraints;
 mod entry;
+mod left_out;
 mod seeds;
 mod spec;
 mod vm_result;
@@ -52,19 +53,14 @@ pub fn run(entry: &KtstrTestEntry) {
 
 /// Runs a test as `variant` says and prints its report; the error is the verdict in a few words.
 pub fn run_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<(), String> {
-    if entry.performance_mode && std::env::var_os("KTSTR_NO_PERF_MODE").is_none_or(|value| value.is_empty()) {
-        print!(
-            "{}",
-            render::not_run(
-                &variant.name,
-                "performance_mode: this build cannot isolate a machine on its host; KTSTR_NO_PERF_MODE=1 runs it without"
-            )
-        );
-        return Ok(());
-    }
     let judged = match carry_out(entry, variant) {
-        Ok((_, report)) if entry.allow_inconclusive && inconclusive(&report) => Ok(render::report(&report)),
-        Ok((spec, report)) => judge(&spec, &report, std::env::var("KTSTR_REQUIRE").ok().as_deref()),
+        Ok(Carried::LeftOut(report)) => Ok(render::report(&report)),
+        Ok(Carried::Out { report, text, .. }) if entry.allow_inconclusive && inconclusive(&report) => {
+            Ok(text)
+        }
+        Ok(Carried::Out { accel, report, text }) => {
+            judge(accel, &report, text, std::env::var("KTSTR_REQUIRE").ok().as_deref())
+        }
         Err(error) => Err((
             "infrastructure failure".to_owned(),
             render::infrastructure(&variant.name, &ktstr_proto::link::chain(&*error)),
@@ -148,31 +144,79 @@ fn look_at(entry: &KtstrTestEntry, report: RunReport) -> RunReport {
     vm.report
 }
 
-fn carry_out(
-    entry: &KtstrTestEntry,
-    variant: &Variant,
-) -> Result<(RunSpec, RunReport), Box<dyn std::error::Error>> {
+/// What came of a request.
+enum Carried {
+    /// It was decided here that nothing runs.
+    LeftOut(RunReport),
+    /// It ran; of several runs the one that decides.
+    Out {
+        /// What was asked for.
+        accel: Accel,
+        report: RunReport,
+        /// What is still to be said of it.
+        text: String,
+    },
+}
+
+fn carry_out(entry: &KtstrTestEntry, variant: &Variant) -> Result<Carried, Box<dyn std::error::Error>> {
     let spec = spec_of_variant(entry, variant)?;
-    let Some(count) = seeds::wanted()? else { return run_once(entry, spec) };
+    if entry.performance_mode && std::env::var_os("KTSTR_NO_PERF_MODE").is_none_or(|value| value.is_empty()) {
+        let reason = "performance_mode: this build cannot isolate a machine on its host; KTSTR_NO_PERF_MODE=1 \
+                      runs it without";
+        return Ok(Carried::LeftOut(left_out::report(&spec, reason)));
+    }
+    match seeds::Plan::of(&spec, entry.seeds)? {
+        seeds::Plan::Once => {
+            let accel = spec.accel;
+            let report = run_once(entry, spec)?;
+            Ok(Carried::Out { accel, text: render::report(&report), report })
+        }
+        seeds::Plan::Many(count, accel) => run_seeds(entry, RunSpec { accel, ..spec }, count),
+        seeds::Plan::NotUnder(accel) => {
+            let reason = format!(
+                "seeds: under `{accel}` a seed does not decide how a run goes; leave KTSTR_ACCEL away or set it to \
+                 `det`"
+            );
+            Ok(Carried::LeftOut(left_out::report(&spec, &reason)))
+        }
+    }
+}
+
+/// One run per seed; each new way to end other than in a pass is told when it is seen.
+fn run_seeds(
+    entry: &KtstrTestEntry,
+    spec: RunSpec,
+    count: u32,
+) -> Result<Carried, Box<dyn std::error::Error>> {
+    let accel = spec.accel;
+    if accel != Accel::Det {
+        eprintln!(
+            "ktstr: under `{accel}` a seed decides the workload's choices, not how the CPUs interleave"
+        );
+    }
     let mut ends = seeds::Ends::default();
     for spec in seeds::requests(&spec, count) {
         let seed = spec.seed;
-        let (_, report) = run_once(entry, spec)?;
+        let report = match run_once(entry, spec) {
+            Ok(report) => report,
+            Err(error) => {
+                eprint!("{}", ends.summary());
+                return Err(error);
+            }
+        };
         let text = render::report(&report);
         if ends.add(report) {
-            eprintln!("seed {seed} ends in a new way:\n{text}");
+            eprintln!("seed {seed} ends in a new way:\n{}", render::for_terminal(&text));
+        } else {
+            eprintln!("seed {seed}: nothing new ({} of {count})", ends.runs());
         }
     }
-    print!("{}", ends.summary());
-    let worst = ends.worst().ok_or("no seed was tried")?.clone();
-    Ok((spec, worst))
+    let report = ends.worst().ok_or("no seed was tried")?.clone();
+    Ok(Carried::Out { accel, report, text: ends.summary() })
 }
 
 /// Has one run carried out.
-fn run_once(
-    entry: &KtstrTestEntry,
-    spec: RunSpec,
-) -> Result<(RunSpec, RunReport), Box<dyn std::error::Error>> {
+fn run_once(entry: &KtstrTestEntry, spec: RunSpec) -> Result<RunReport, Box<dyn std::error::Error>> {
     let mut session = Session::start(&format!("test {}", spec.name))?;
     let report = session.run(spec.clone(), SILENCE, |event, _| match event {
         ClientEvent::Notice(line) => eprintln!("ktstr: {line}"),
@@ -186,17 +230,20 @@ fn run_once(
         let took = Duration::from_millis(report.host_ms.1);
         crate::gauntlet::note(&state_dir(), &spec.name, &accel.to_string(), took);
     }
-    Ok((spec, look_at(entry, report)))
+    Ok(look_at(entry, report))
 }
 
 /// What to print, and whether the test harness should see a failure.
-fn judge(spec: &RunSpec, report: &RunReport, require: Option<&str>) -> Result<String, (String, String)> {
-    let text = render::report(report);
+fn judge(
+    accel: Accel,
+    report: &RunReport,
+    text: String,
+    require: Option<&str>,
+) -> Result<String, (String, String)> {
     match (report.infrastructure, report.outcome) {
         (true, _) => Err(("infrastructure failure".into(), text)),
         (false, Outcome::Pass) => Ok(text),
-        (false, Outcome::NotRun) if required(spec.accel, require.unwrap_or_default()) => {
-            let accel = spec.accel;
+        (false, Outcome::NotRun) if required(accel, require.unwrap_or_default()) => {
             let why =
                 format!("not run, but KTSTR_REQUIRE={} demands it ({accel})", require.unwrap_or_default());
             Err((why.clone(), format!("{text}{why}\n")))

@@ -2,22 +2,55 @@
 //!
 //! Under `det` a run is decided by its seed alone, and the seed also chooses how fast the CPUs are and
 //! how long the boot takes, so every seed is another interleaving that can be had again. Each way to
-//! end other than in a pass is reported in full once, with the first seed that showed it. Under other
-//! accelerators a seed only decides the workload's choices.
+//! end other than in a pass is reported in full once, with the first seed that showed it and the line
+//! that repeats it. So many seeds choose `det` unless an accelerator is named. Under a named other one a
+//! seed only decides the workload's choices: a test that declares `seeds` is not run there, one that
+//! the user asks to repeat (`KTSTR_SEEDS`) is, and that is said.
 
 use std::{collections::BTreeMap, env};
 
 use ktstr_proto::{
-    run::RunSpec,
+    run::{Accel, RunSpec},
     verdict::{Outcome, RunReport},
 };
 
 /// Number of seeds to try.
 const SEEDS: &str = "KTSTR_SEEDS";
 
-/// How many seeds the environment asks for, if any.
-pub fn wanted() -> Result<Option<u32>, String> {
-    match env::var(SEEDS).ok().filter(|value| !value.is_empty()) {
+/// How often a test is run.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Plan {
+    /// Once, with the seed and the accelerator of the request.
+    Once,
+    /// Under so many seeds, with this accelerator.
+    Many(u32, Accel),
+    /// Not at all: with this accelerator a seed decides too little.
+    NotUnder(Accel),
+}
+
+impl Plan {
+    /// What the environment and the test ask for; a run that is to vary as a seed says is that one run.
+    pub fn of(spec: &RunSpec, declared: Option<u32>) -> Result<Self, String> {
+        match (spec.vary, wanted(env::var(SEEDS).ok().as_deref())?) {
+            (true, _) => Ok(Self::Once),
+            (false, asked) => Ok(Self::choose(asked, declared, spec.accel)),
+        }
+    }
+
+    fn choose(asked: Option<u32>, declared: Option<u32>, accel: Accel) -> Self {
+        let own = if accel == Accel::Auto { Accel::Det } else { accel };
+        match (asked, declared) {
+            (Some(count), _) => Self::Many(count, own),
+            (None, Some(count)) if own == Accel::Det => Self::Many(count, own),
+            (None, Some(_)) => Self::NotUnder(own),
+            (None, None) => Self::Once,
+        }
+    }
+}
+
+/// How many seeds the variable asks for, if any.
+fn wanted(value: Option<&str>) -> Result<Option<u32>, String> {
+    match value.filter(|value| !value.is_empty()) {
         None => Ok(None),
         Some(value) => match value.parse() {
             Ok(0) | Err(_) => Err(format!("{SEEDS}=`{value}` is no number of seeds; give 1 or more")),
@@ -73,6 +106,11 @@ impl Ends {
     /// The report that decides: the worst kind's first.
     pub fn worst(&self) -> Option<&RunReport> {
         self.kinds.values().map(|end| &end.first).max_by_key(|report| (report.infrastructure, report.outcome))
+    }
+
+    /// How many runs there were.
+    pub fn runs(&self) -> u32 {
+        self.runs
     }
 
     /// How many seeds ended in which way.
@@ -136,6 +174,29 @@ mod tests {
         assert!(text.contains("4 tried, 2 ways to end"), "{text}");
         assert!(text.contains("fail Assertion Gap (seeds 2, 4)"), "{text}");
         assert_eq!(ends.worst().map(|report| report.seed), Some(2));
+    }
+
+    #[test]
+    fn many_seeds_choose_det_and_say_so_where_it_is_not() {
+        use Accel::{Auto, Det, Kvm, Tcg};
+        assert_eq!(Plan::choose(None, None, Auto), Plan::Once);
+        assert_eq!(Plan::choose(None, Some(9), Auto), Plan::Many(9, Det));
+        assert_eq!(Plan::choose(None, Some(9), Det), Plan::Many(9, Det));
+        assert_eq!(Plan::choose(None, Some(9), Kvm), Plan::NotUnder(Kvm));
+        assert_eq!(Plan::choose(Some(3), Some(9), Auto), Plan::Many(3, Det));
+        assert_eq!(Plan::choose(Some(3), None, Tcg), Plan::Many(3, Tcg));
+        assert_eq!(wanted(Some("12")), Ok(Some(12)));
+        assert_eq!(wanted(Some("")), Ok(None));
+        for wrong in ["0", "-1", "many"] {
+            assert!(wanted(Some(wrong)).unwrap_err().contains("give 1 or more"));
+        }
+    }
+
+    #[test]
+    fn one_seed_that_is_to_be_repeated_is_one_run() {
+        let entry = crate::host::tests::entry("t", crate::host::Constraints::NONE);
+        let spec = RunSpec { vary: true, ..crate::host::spec_of(entry).unwrap() };
+        assert_eq!(Plan::of(&spec, Some(200)), Ok(Plan::Once));
     }
 
     #[test]

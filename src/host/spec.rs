@@ -1,7 +1,7 @@
 //! From a registered test and the environment to the request for a run.
 //!
 //! Read from the environment: `KTSTR_KERNEL` (or `KTSTR_TEST_KERNEL`, which wins), `KTSTR_ACCEL`,
-//! `KTSTR_SEED`, `KTSTR_SCHEDULER`, `KTSTR_OBSERVE` (0: no monitor), `KTSTR_SNAPSHOTS` (captures per scenario),
+//! `KTSTR_SEED`, `KTSTR_VARY` (1: the seed also decides speed and boot, as it does among many), `KTSTR_SCHEDULER`, `KTSTR_OBSERVE` (0: no monitor), `KTSTR_SNAPSHOTS` (captures per scenario),
 //! `KTSTR_RUNS_ROOT` (or `KTSTR_RUNS_DIR`), `RUST_LOG` for the guest, `KTSTR_GUEST_ENV` (`A=b,C=d`: more
 //! variables for the guest).
 
@@ -242,7 +242,7 @@ pub(super) fn seed_of(test: &str) -> u64 {
 /// The line that repeats the run; the orchestrator fills in kernel and accelerator.
 fn replay(entry: &KtstrTestEntry, test: &str, seed: u64, scheduler: Option<&str>) -> String {
     // What must be asked for to run.
-    let ignored = if test.starts_with("gauntlet/") { " --run-ignored all" } else { "" };
+    let ignored = if entry.ignored || test.starts_with("gauntlet/") { " --run-ignored all" } else { "" };
     let scheduler = scheduler.map(|path| format!("KTSTR_SCHEDULER={path} ")).unwrap_or_default();
     format!(
         "{scheduler}KTSTR_KERNEL={{kernel}} KTSTR_ACCEL={{accel}} KTSTR_SEED={seed} \

@@ -10,6 +10,7 @@ mod gauntlet;
 mod harness;
 mod matrix;
 mod observe;
+mod race;
 mod topology;
 mod verdicts;
 mod work_types;

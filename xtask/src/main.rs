@@ -11,6 +11,7 @@ mod det_check;
 mod lab;
 mod prereq;
 mod published;
+mod race;
 mod soak;
 mod suite;
 mod topologies;
@@ -34,6 +35,8 @@ enum Command {
     Test(suite::TestArgs),
     /// Run the demo under `det` many times and compare every byte
     DetCheck(det_check::DetCheckArgs),
+    /// Find the race planted in the fixture scheduler by seeds and repeat it
+    Race(race::RaceArgs),
     /// Build a scheduler that others publish and judge it unpatched
     Published(published::PublishedArgs),
     /// Boot every named machine shape and compare what the guest sees
@@ -62,6 +65,7 @@ fn main() -> ExitCode {
         Command::Demo(args) => demo::command(&args),
         Command::Test(args) => suite::command(&args),
         Command::DetCheck(args) => det_check::command(&args),
+        Command::Race(args) => race::command(&args),
         Command::Published(args) => published::command(&args),
         Command::Topologies(args) => topologies::command(&args),
         Command::Soak(args) => soak::command(&args),

@@ -17,7 +17,9 @@ const EXCLUDE: &[(&str, &str, &str)] = &[
     ("host_only", "expect_err", "there is no scheduler that could fail"),
     ("host_only", "post_vm", "there is no machine whose end it could look at"),
     ("host_only", "post_vm_unconditional", "there is no machine whose end it could look at"),
+    ("host_only", "seeds", "a seed decides no interleaving on the host"),
     ("host_only", "staged_schedulers", "no scheduler is started on the host"),
+    ("performance_mode", "seeds", "seeds are run under `det`, which no host can speed up"),
     ("expect_err", "post_vm", "it is not called after a failure; use `post_vm_unconditional`"),
 ];
 

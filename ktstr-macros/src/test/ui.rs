@@ -46,6 +46,17 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "`survives_storm` and `expect_err` cannot stand together: a scheduler cannot both survive and fail",
         "expect_err",
     ),
+    ("seeds = 0", "`seeds` must be at least 1", "0"),
+    (
+        "seeds = 5, host_only",
+        "`host_only` and `seeds` cannot stand together: a seed decides no interleaving on the host",
+        "seeds",
+    ),
+    (
+        "performance_mode, seeds = 5",
+        "`performance_mode` and `seeds` cannot stand together: seeds are run under `det`, which no host can speed up",
+        "seeds",
+    ),
     (
         "host_only, scheduler = S",
         "`host_only` and `scheduler` cannot stand together: no scheduler is started on the host",
