@@ -3,6 +3,12 @@
 //! `/proc/PID/task/TID/schedstat` (kernel: Documentation/scheduler/sched-stats.rst) holds the time a
 //! thread ran and the time it was runnable and did not run. A guest whose vCPU waits for a host CPU
 //! looks from inside as if its scheduler had not run a task; these figures tell the two apart.
+//!
+//! Where the host is a virtual machine itself, its own host may take CPUs away. Its kernel counts that as
+//! `steal` of a CPU (`/proc/stat`) and as run time of the thread that was there. What was stolen from the
+//! CPU that lost most is therefore taken from each thread's run time of the same interval and added to its
+//! wait, as far as it ran at all: which thread was where is not known.
+//!
 //! Threads are known by name: `vcpuN` in our machine, `CPU N/…` and `ALL CPUs/…` in the emulator.
 //! Reads nothing but `/proc`; a thread that is gone simply ends its series.
 
@@ -31,6 +37,64 @@ enum Runs {
 struct Totals {
     ran: Duration,
     waited: Duration,
+}
+
+/// What was stolen from each host CPU since boot; empty where the kernel does not tell.
+#[derive(Debug, Default)]
+struct Stolen(Vec<Duration>);
+
+impl Stolen {
+    fn read() -> Self {
+        Self::parse(&fs::read_to_string("/proc/stat").unwrap_or_default())
+    }
+
+    /// The eighth figure of the `cpuN` lines, in hundredths of a second (`USER_HZ`), see proc_stat(5).
+    fn parse(text: &str) -> Self {
+        let of = |line: &str| {
+            let (name, figures) = line.split_once(' ')?;
+            name.strip_prefix("cpu")?.parse::<u32>().ok()?;
+            let ticks: u64 = figures.split_ascii_whitespace().nth(7)?.parse().ok()?;
+            Some(Duration::from_millis(ticks.saturating_mul(10)))
+        };
+        Self(text.lines().filter_map(of).collect())
+    }
+
+    /// What the CPU that lost most has lost since `before`; nothing when CPUs came or went.
+    fn since(&self, before: &Self) -> Duration {
+        if self.0.len() != before.0.len() {
+            return Duration::ZERO;
+        }
+        self.0.iter().zip(&before.0).map(|(now, then)| now.saturating_sub(*then)).max().unwrap_or_default()
+    }
+}
+
+/// What each thread lost to the host's own host.
+#[derive(Debug, Default)]
+struct Losses {
+    before: Option<(Stolen, Look)>,
+    by_thread: Vec<Duration>,
+}
+
+impl Losses {
+    /// The look as it would be had what was stolen been a wait.
+    fn correct(&mut self, stolen: Stolen, look: Look) -> Look {
+        self.by_thread.resize(look.totals.len(), Duration::ZERO);
+        if let Some((stolen_before, before)) = &self.before {
+            let lost = stolen.since(stolen_before);
+            for ((sum, (_, now)), (_, then)) in
+                self.by_thread.iter_mut().zip(&look.totals).zip(&before.totals)
+            {
+                *sum += lost.min(now.ran.saturating_sub(then.ran));
+            }
+        }
+        let mut corrected = look.clone();
+        for ((_, totals), lost) in corrected.totals.iter_mut().zip(&self.by_thread) {
+            totals.ran = totals.ran.saturating_sub(*lost);
+            totals.waited += *lost;
+        }
+        self.before = Some((stolen, look));
+        corrected
+    }
 }
 
 /// The vCPU threads of one machine.
@@ -155,6 +219,7 @@ pub struct HostWatch {
     pid: u32,
     cpus: u32,
     threads: Option<VcpuThreads>,
+    losses: Losses,
     times: HostTimes,
     counts: bool,
     /// When the next look is due.
@@ -164,7 +229,8 @@ pub struct HostWatch {
 impl HostWatch {
     /// Of the process that runs the vCPUs.
     pub fn new(pid: u32, cpus: u32) -> Self {
-        Self { pid, cpus, threads: None, times: HostTimes::default(), counts: true, next: Instant::now() }
+        let (losses, times) = (Losses::default(), HostTimes::default());
+        Self { pid, cpus, threads: None, losses, times, counts: true, next: Instant::now() }
     }
 
     /// Takes a look if one is due.
@@ -177,7 +243,7 @@ impl HostWatch {
         if self.threads.is_none() {
             self.threads = Some(VcpuThreads::of(self.pid)).filter(|t| t.is_complete(self.cpus));
         }
-        let look = self.threads.as_ref()?.look()?;
+        let look = self.losses.correct(Stolen::read(), self.threads.as_ref()?.look()?);
         if self.counts {
             self.times.add(at, look.clone());
         }
@@ -252,6 +318,23 @@ mod tests {
         let figures = times.figures().unwrap();
         assert_eq!((figures.window_ms, figures.waits_ms), (200, vec![vec![20, 5], vec![85, 5]]));
         assert_eq!((figures.ran_ms, figures.waited_ms), (vec![80, 80], vec![25, 90]));
+    }
+
+    #[test]
+    fn what_was_stolen_from_the_host_is_no_run_time() {
+        let stat = |ticks: [u64; 2]| {
+            let line = |(cpu, ticks): (usize, &u64)| format!("cpu{cpu} 1 2 3 4 5 6 7 {ticks} 0 0\n");
+            let lines: String = ticks.iter().enumerate().map(line).collect();
+            Stolen::parse(&format!("cpu  1 2 3 4 5 6 7 999 0 0\n{lines}intr 5\n"))
+        };
+        let mut losses = Losses::default();
+        let first = losses.correct(stat([5, 7]), look([100, 100], [0, 0]));
+        assert_eq!(first, look([100, 100], [0, 0]), "what came before is not known");
+        // 80 ms were stolen from one CPU; the second thread ran for 30 ms only.
+        let second = losses.correct(stat([5, 15]), look([190, 130], [0, 60]));
+        assert_eq!(second, look([110, 100], [80, 90]));
+        let third = losses.correct(stat([5, 15]), look([290, 130], [0, 160]));
+        assert_eq!(third, look([210, 100], [80, 190]));
     }
 
     #[test]

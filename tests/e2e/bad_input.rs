@@ -5,7 +5,6 @@ use std::{
     io::{Read, Write},
     os::unix::net::UnixStream,
     process::{Command, Stdio},
-    time::Duration,
 };
 
 use ktstr::client::Session;
@@ -16,7 +15,7 @@ use ktstr_proto::{
     verdict::{Cause, RunReport},
 };
 
-use crate::harness::{PATIENCE, alive, exec, run, spec, wait_for};
+use crate::harness::{PATIENCE, SOON, alive, exec, run, spec, wait_for};
 
 fn reason(report: &RunReport) -> String {
     match &report.cause {
@@ -150,7 +149,8 @@ fn a_kernel_that_hangs_before_init() {
     let spec = RunSpec { deadline_ms: Some(4000), ..with_kernel(&path) };
     let report = session.run(spec, PATIENCE, |_, _| ()).expect("a report");
     let Some(Cause::Deadline { phase, waited_ms }) = &report.cause else { panic!("{:?}", report.cause) };
-    assert!(phase.contains("boot") && (4000..8000).contains(waited_ms), "{phase} {waited_ms}");
+    // Not the limit of a boot, which is minutes; a host that is stopped meanwhile makes it more than asked.
+    assert!(phase.contains("boot") && (4000..60_000).contains(waited_ms), "{phase} {waited_ms}");
     assert!(report.infrastructure, "nothing can be said about a scheduler");
 }
 
@@ -212,14 +212,14 @@ impl Served {
             .stdout(Stdio::null())
             .spawn()
             .unwrap();
-        wait_for("socket", Duration::from_secs(10), || UnixStream::connect(&socket).ok());
+        wait_for("socket", SOON, || UnixStream::connect(&socket).ok());
         Self { process, socket, _dir: dir }
     }
 
     /// Sends bytes and returns how many came back before the orchestrator hung up.
     fn answer(&self, bytes: &[u8]) -> usize {
         let mut client = UnixStream::connect(&self.socket).unwrap();
-        client.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+        client.set_read_timeout(Some(SOON)).unwrap();
         client.write_all(bytes).unwrap();
         let mut answer = Vec::new();
         client.read_to_end(&mut answer).expect("the orchestrator hangs up instead of waiting");

@@ -20,6 +20,9 @@ use ktstr_proto::{
 /// Longer than any run here may take; the orchestrator's own deadlines are shorter.
 pub const PATIENCE: Duration = Duration::from_secs(600);
 
+/// What takes a moment is waited for this long: on a host that is stopped for seconds, it takes seconds.
+pub const SOON: Duration = Duration::from_secs(60);
+
 /// The registered test whose name ends in `name`.
 pub fn subject(name: &str) -> &'static KtstrTestEntry {
     let ends = |entry: &&KtstrTestEntry| entry.full_name().rsplit("::").next() == Some(name);
@@ -113,16 +116,12 @@ impl Live {
 
 /// The one run directory below `root`, once it exists.
 pub fn run_dir(root: &Path) -> PathBuf {
-    wait_for("run directory", Duration::from_secs(60), || {
-        Some(fs::read_dir(root).ok()?.flatten().next()?.path())
-    })
+    wait_for("run directory", SOON, || Some(fs::read_dir(root).ok()?.flatten().next()?.path()))
 }
 
 /// A number recorded in the event log, once it is there.
 pub fn recorded_pid(dir: &Path, event: &str, path: &str) -> u32 {
-    wait_for(event, Duration::from_secs(120), || {
-        recorded(dir, event)?.pointer(path)?.as_u64()?.try_into().ok()
-    })
+    wait_for(event, PATIENCE, || recorded(dir, event)?.pointer(path)?.as_u64()?.try_into().ok())
 }
 
 /// The first line of the event log about `event`.
@@ -140,7 +139,7 @@ pub fn recorded_at(dir: &Path, event: &str) -> Option<u64> {
 
 /// Waits until the guest has said it reached a phase; false when the run ended before.
 pub fn reached(dir: &Path, phase: &str) -> bool {
-    wait_for(phase, Duration::from_secs(240), || {
+    wait_for(phase, PATIENCE, || {
         let said = fs::read_to_string(dir.join("guest.jsonl")).unwrap_or_default();
         if said.contains(&format!("{{\"Phase\":\"{phase}\"}}")) {
             return Some(true);

@@ -10,6 +10,7 @@ mod gauntlet;
 mod harness;
 mod matrix;
 mod observe;
+mod pulse;
 mod race;
 mod topology;
 mod verdicts;

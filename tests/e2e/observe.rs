@@ -5,7 +5,7 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Output},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use ktstr_proto::{
@@ -15,7 +15,7 @@ use ktstr_proto::{
 };
 use serde_json::Value;
 
-use crate::harness::{Live, exec, recorded_pid, run, spec, wait_for};
+use crate::harness::{Live, PATIENCE, SOON, exec, recorded_pid, run, spec, wait_for};
 use crate::matrix;
 
 /// A worker that is stopped after some work has constant figures; six that spin fill the queues.
@@ -41,7 +41,7 @@ look() {
     echo "--- end of $1"
 }
 N=0
-while [ $N -lt 15 ]; do look $N; N=$((N+1)); sleep 1; done
+while [ $N -lt 20 ]; do look $N; N=$((N+1)); sleep 1; done
 "#;
 
 /// The guest's own account at one moment: lines by their first words.
@@ -206,13 +206,12 @@ fn facts(kernel: Option<&str>) {
     let live = Live::start(planted(kernel), root.path());
     let dir = live.dir.clone();
     let run = dir.to_str().unwrap();
-    let limit = Duration::from_secs(240);
-    wait_for("the guest's account", limit, || Account::read(&printed(&dir), 0));
+    wait_for("the guest's account", PATIENCE, || Account::read(&printed(&dir), 0));
 
     let taken = ask(&["capture", run, "--vmcore", "--json"]);
     let path = at(&taken, "/path").as_str().unwrap().to_owned();
     println!("capture: {taken}");
-    let text = wait_for("the capture's text", Duration::from_secs(20), || {
+    let text = wait_for("the capture's text", SOON, || {
         fs::read_to_string(format!("{path}.txt")).ok().filter(|text| text.contains("== all "))
     });
     assert!(text.contains("scx-ktstr") && text.contains("/facts/inner"), "{text}");
@@ -228,20 +227,6 @@ fn facts(kernel: Option<&str>) {
     assert!(programs.iter().any(|prog| int(prog, "/verified_insns") > 0), "{programs:?}");
     assert!(at(map(".bss"), "/entries/0/value").as_object().is_some_and(|vars| vars.len() > 2));
     assert!(text.contains("== BPF programs and maps =="), "{text}");
-
-    // The core file of the same moment answers the same.
-    let kernel = kernel_file(&dir);
-    let core = format!("{path}.vmcore");
-    let from_core = |question| ask(&["query", "--core", &core, "--kernel", &kernel, question, "--json"]);
-    let members = |member: &str| -> Value {
-        at(&capture, "/rq").as_array().unwrap().iter().map(|rq| at(rq, member).clone()).collect()
-    };
-    assert_eq!(from_core("rq[*].nr_switches"), members("/nr_switches"));
-    assert_eq!(from_core("rq[*].clock"), members("/clock"));
-    assert_eq!(
-        from_core("tasks").as_array().unwrap().len(),
-        at(&capture, "/tasks").as_array().unwrap().len()
-    );
 
     // Ten who ask at once all get their answer.
     let began = Instant::now();
@@ -260,13 +245,27 @@ fn facts(kernel: Option<&str>) {
     let said = String::from_utf8_lossy(&refused.stderr).into_owned();
     assert!(!refused.status.success() && said.contains("did not answer in time"), "{said}");
 
+    // The core file of the same moment answers the same; for this nobody needs the guest any more.
+    let kernel = kernel_file(&dir);
+    let core = format!("{path}.vmcore");
+    let from_core = |question| ask(&["query", "--core", &core, "--kernel", &kernel, question, "--json"]);
+    let members = |member: &str| -> Value {
+        at(&capture, "/rq").as_array().unwrap().iter().map(|rq| at(rq, member).clone()).collect()
+    };
+    assert_eq!(from_core("rq[*].nr_switches"), members("/nr_switches"));
+    assert_eq!(from_core("rq[*].clock"), members("/clock"));
+    assert_eq!(
+        from_core("tasks").as_array().unwrap().len(),
+        at(&capture, "/tasks").as_array().unwrap().len()
+    );
+
     let (report, _) = live.end();
     let report = report.expect("a report");
     assert_eq!(report.exit_status, Some(0), "{:?}", report.cause);
     assert!(report.notes.iter().any(|note| note.contains("the guest goes on")), "{:?}", report.notes);
     let printed = printed(&dir);
     let accounts: Vec<_> = (0..).map_while(|nth| Account::read(&printed, nth)).collect();
-    assert_eq!(accounts.len(), 15, "the guest went on to the end");
+    assert_eq!(accounts.len(), 20, "the guest went on to the end");
     let jiffies = int(&capture, "/jiffies");
     let is_later = |account: &Account| account.number("timestamp", 1) >= jiffies;
     let later = accounts.iter().position(is_later).expect("the guest went on after the capture");
@@ -277,7 +276,7 @@ fn facts(kernel: Option<&str>) {
 
 /// The kernel that a run used: the orchestrator's store has it under its key.
 fn kernel_file(dir: &Path) -> String {
-    let found = wait_for("kernel in the log", Duration::from_secs(10), || {
+    let found = wait_for("kernel in the log", SOON, || {
         let log = fs::read_to_string(dir.join("events.jsonl")).ok()?;
         let line = log.lines().find(|line| line.contains("\"what\":\"kernel-file\""))?;
         let event: Value = serde_json::from_str(line).ok()?;

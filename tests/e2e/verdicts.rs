@@ -1,15 +1,17 @@
 //! The same test has the same verdict everywhere, and each way to fail has its own cause.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ktstr::prelude::*;
 use ktstr_proto::{
     Accel,
+    host::HostTime,
     run::RunSpec,
     verdict::{Cause, Outcome, RunReport},
 };
 
 use crate::harness::{exec, not_run, recorded, run, run_with_output, spec};
+use crate::pulse::Pulse;
 
 declare_scheduler!(HEALTHY, { name = "scx-ktstr", binary = "scx-ktstr", topology = (1, 2, 2, 1) });
 declare_scheduler!(STALLING, {
@@ -89,8 +91,14 @@ fn erring(_ctx: &Ctx) -> Result<AssertResult> {
     Err(anyhow::anyhow!("no such knob").context("tuning the machine"))
 }
 
+/// It passed, or nothing stands against it but what the host's own figures explain.
 fn assert_pass(report: &RunReport) {
-    assert!(!report.infrastructure && report.outcome == Outcome::Pass, "{:?}", report.cause);
+    let sound = [Outcome::Pass, Outcome::Inconclusive].contains(&report.outcome);
+    let details = report.result.iter().flat_map(|result| &result.details);
+    let against: Vec<_> = details.filter(|detail| detail.outcome > Outcome::Pass).collect();
+    assert!(!report.infrastructure && sound, "{:?}: {against:#?}", report.cause);
+    let excused = against.iter().all(|detail| detail.message.contains("may be the host's doing"));
+    assert!(excused && against.is_empty() == (report.outcome == Outcome::Pass), "{against:#?}");
     let stats = &report.result.as_ref().expect("a passing test has figures").stats;
     assert!(stats.total_iterations() > 0 && stats.workers.iter().all(|w| w.cpu_time_ns > 0));
 }
@@ -165,12 +173,16 @@ fn on_tcg_every_work_type_makes_progress() {
 }
 
 /// A scheduler that is out is reported soon after, not when the test's time is up.
-fn assert_prompt(report: &RunReport) {
+fn assert_prompt(report: &RunReport, pulse: &Pulse) {
     let disabled = recorded(&report.run_dir, "scheduler-disabled").expect("the event is in the log");
     let at = disabled.pointer("/t_ms").and_then(serde_json::Value::as_u64).expect("with its time");
     let took = report.host_ms.1 - at;
-    println!("reported {took} ms after sched_ext was disabled");
-    assert!(took <= 2000, "the report came {took} ms after sched_ext was disabled");
+    // What is left to do takes CPU time, of which the guest got this share, and time that passes.
+    let waited_pct = report.host.as_ref().map_or(0.0, HostTime::worst_waited_pct).min(95.0);
+    let withheld = pulse.withheld_since(Instant::now() - Duration::from_millis(took));
+    let allowed = (2000.0 / (1.0 - waited_pct / 100.0)) as u64 + withheld.as_millis() as u64;
+    println!("reported {took} ms after sched_ext was disabled, {allowed} ms are allowed");
+    assert!(took <= allowed, "the report came {took} ms after sched_ext was disabled");
 }
 
 fn assert_fails(report: &RunReport) {
@@ -184,11 +196,12 @@ fn assert_fails(report: &RunReport) {
 
 #[test]
 fn a_stall_is_called_a_stall() {
+    let pulse = Pulse::start();
     let report = run(spec("stalling", Accel::Tcg));
     assert_fails(&report);
     assert!(matches!(report.cause, Some(Cause::SchedulerStall { .. })), "{:?}", report.cause);
     assert!(!report.scheduler_log.is_empty(), "the scheduler's log is kept");
-    assert_prompt(&report);
+    assert_prompt(&report, &pulse);
     // The evidence was taken before the kernel ended the scheduler and cleared its queues away.
     let dump = std::fs::read_to_string(report.run_dir.join("capture-0.txt")).expect("a capture in time");
     assert!(dump.lines().next().is_some_and(|line| line.contains("watchdog")), "{dump}");
@@ -198,10 +211,11 @@ fn a_stall_is_called_a_stall() {
 
 #[test]
 fn a_crash_is_called_an_error_of_the_scheduler() {
+    let pulse = Pulse::start();
     let report = run(spec("crashing", Accel::Tcg));
     assert_fails(&report);
     assert!(matches!(report.cause, Some(Cause::SchedulerError { .. })), "{:?}", report.cause);
-    assert_prompt(&report);
+    assert_prompt(&report, &pulse);
 }
 
 #[test]

@@ -469,7 +469,8 @@ impl WorkloadHandle {
         }
     }
 
-    fn report(&self, index: usize, with_distributions: bool) -> WorkerReport {
+    /// One worker's figures so far; with distributions, its histograms and phases, too.
+    pub(super) fn report(&self, index: usize, with_distributions: bool) -> WorkerReport {
         let waited = self.started.map_or(0, |start| start.elapsed().as_nanos() as u64);
         let place = Place::of(index, self.config.work_type.group_size() as usize);
         let slot = self.board.slot(index);

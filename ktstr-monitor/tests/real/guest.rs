@@ -58,23 +58,27 @@ impl Guest {
             }
         });
         let mut guest = Self { child, lines, vmlinux, task: 0, first_node: 0 };
-        let planted = guest.line_with("scx-ktstr: planted ");
+        // Two processes say these, so they come in any order.
+        let [planted, _] = guest.lines_with(["scx-ktstr: planted ", "guest-is-ready"]);
         guest.task = number_after(&planted, "task=");
         guest.first_node = number_after(&planted, "first_node=");
-        guest.line_with("guest-is-ready");
         Some(guest)
     }
 
-    /// Waits for a line that contains `text`.
-    pub fn line_with(&self, text: &str) -> String {
+    /// Waits for a line with each of these texts, whichever comes first.
+    pub fn lines_with<const N: usize>(&self, texts: [&str; N]) -> [String; N] {
         let until = Instant::now() + PATIENCE;
-        loop {
+        let mut found = [const { None }; N];
+        while found.contains(&None) {
             let left = until.saturating_duration_since(Instant::now());
-            let line = self.lines.recv_timeout(left).unwrap_or_else(|e| panic!("no line {text:?}: {e}"));
-            if line.contains(text) {
-                return line;
+            let line = self.lines.recv_timeout(left).unwrap_or_else(|e| panic!("{e}: {texts:?}: {found:?}"));
+            for (found, text) in found.iter_mut().zip(texts) {
+                if found.is_none() && line.contains(text) {
+                    *found = Some(line.clone());
+                }
             }
         }
+        found.map(|line| line.expect("all were found"))
     }
 
     /// The guest's memory, from address 0 on.

@@ -215,5 +215,5 @@ fn writes(reader: &Reader<'_>, mem: &GuestMemMut, guest: &Guest) {
     assert!(matches!(refused, Err(WriteError::NoEntry { .. })), "{refused:?}");
 
     write("main_bpf.bss", "crash", 1).expect("the switch is written");
-    guest.line_with("scx-ktstr: exit kind=");
+    guest.lines_with(["scx-ktstr: exit kind="]);
 }

@@ -15,6 +15,7 @@ use ktstr_proto::vmm::{Emulator, Kill, Pause, Resume, Shutdown, Start, Started, 
 use ktstr_proto::{AccelKind, Call, Channel, ChannelError, Topology, channel::Message};
 
 use crate::guest::{Needs, QEMU, initramfs, needs};
+use crate::pulse::Pulse;
 
 const LIMIT: Duration = Duration::from_secs(120);
 pub const RING: RingRegion = RingRegion { gpa: 0x800_0000, len: 1 << 20, mode: Mode::Wrap };
@@ -269,10 +270,14 @@ fn pause_resume_kill() {
     assert!(matches!(role.call(Kill, Fds::default()), Err(ChannelError::Refused { .. })));
 }
 
-/// Whether the process is gone, waiting at most the 200 ms in which everybody must notice.
+/// Everybody notices a death within this, of the time that the host does not withhold from everybody.
+pub const NOTICE: Duration = Duration::from_millis(200);
+
+/// Whether the process is gone, waiting at most as long as everybody may take to notice.
 pub fn gone(pid: u32) -> bool {
+    let pulse = Pulse::start();
     let start = Instant::now();
-    while start.elapsed() < Duration::from_millis(200) {
+    while start.elapsed() < NOTICE + pulse.withheld_since(start) {
         let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"));
         // A zombie without a parent of ours is reaped by whoever adopted it.
         if stat.map_or(true, |stat| stat.contains(") Z ")) {
@@ -281,6 +286,15 @@ pub fn gone(pid: u32) -> bool {
         std::thread::sleep(Duration::from_millis(2));
     }
     false
+}
+
+/// What `notice` yields, in time.
+pub fn noticed<T>(pulse: &Pulse, notice: impl FnOnce() -> T) -> T {
+    let start = Instant::now();
+    let seen = notice();
+    let (took, withheld) = (start.elapsed(), pulse.withheld_since(start));
+    assert!(took < NOTICE + withheld, "noticed after {took:?}, {withheld:?} withheld by the host");
+    seen
 }
 
 #[test]
@@ -306,10 +320,9 @@ fn a_killed_emulator_is_a_typed_event() {
     let (started, _) = role.start(&needs, AccelKind::Tcg, RING, "echo up; sleep 1000");
     role.until(|events| console(events).contains("up"));
     let pid = nix::unistd::Pid::from_raw(started.emulator_pid.unwrap() as i32);
+    let pulse = Pulse::start();
     nix::sys::signal::kill(pid, nix::sys::signal::SIGKILL).unwrap();
-    let start = Instant::now();
-    let exit = role.exit();
-    assert!(start.elapsed() < Duration::from_millis(200), "after {:?}", start.elapsed());
+    let exit = noticed(&pulse, || role.exit());
     assert!(matches!(&exit, VmExit::EmulatorDied { how, .. } if how.contains("SIGKILL")), "{exit:?}");
 }
 
