@@ -61,6 +61,12 @@ impl Verdict {
         self.result.push(DetailKind::Note, Outcome::Pass, text);
     }
 
+    /// Something on which a claim could not be decided.
+    pub fn undecided(&mut self, text: impl Into<String>) {
+        self.claims += 1;
+        self.result.push(DetailKind::Claim, Outcome::Inconclusive, text);
+    }
+
     /// A figure that fails nothing.
     pub fn note_value(&mut self, label: &str, value: impl Debug) {
         self.note(format!("{label} = {value:?}"));
@@ -88,12 +94,22 @@ impl Verdict {
         if !failed.is_empty() {
             anyhow::bail!("{}", failed.join("; "));
         }
+        if self.result.is_inconclusive() {
+            let open = self.result.details.iter().filter(|detail| detail.outcome == Outcome::Inconclusive);
+            let open: Vec<_> = open.map(|detail| detail.message.as_str()).collect();
+            return Err(Undecided(open.join("; ")).into());
+        }
         for detail in &self.result.details {
             println!("ktstr: {}", detail.message);
         }
         Ok(())
     }
 }
+
+/// Claims of which none failed, but not all could be decided.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("{0}")]
+pub struct Undecided(pub String);
 
 /// A claim about one value.
 #[must_use = "a claim says nothing until it is compared"]

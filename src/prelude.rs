@@ -31,7 +31,11 @@ pub use crate::{
     claims::{
         AbsoluteThresholds, Verdict, all_of, any_of, assert_scx_events_clean, assert_thresholds, claim_better,
     },
-    host::{Constraints, VmResult},
+    host::{
+        Constraints, VmResult,
+        series::{SampleSeries, SeriesField},
+        snapshot::{Snapshot, SnapshotBridge, SnapshotError},
+    },
     scenario::{
         execute_defs, execute_scenario, execute_scenario_with, execute_steps, execute_steps_with, judge,
         scenarios,

@@ -414,6 +414,7 @@ pub(crate) mod tests {
             cause: Some(Cause::Assertion),
             result: Some(result),
             timeline: Vec::new(),
+            captures: Vec::new(),
             assert: None,
             host: None,
             monitor: Some(MonitorSummary {

@@ -34,6 +34,42 @@ fn looks_right(vm: &VmResult) -> Result<()> {
     verdict.into_anyhow_or_log()
 }
 
+/// Five looks at the scheduler's own figures; a claim that does not hold says where and when.
+fn sees_counters_rise(vm: &VmResult) -> Result<()> {
+    let bridge = vm.snapshot_bridge();
+    let series = vm.snapshots();
+    let mut verdict = Verdict::new();
+    claim!(verdict, bridge.periodic_target()).equals(4);
+    // A busy host may leave time for fewer; those that were not taken are places without values.
+    claim!(verdict, bridge.periodic_real()).at_least(2);
+    let enqueued = series.var_u64("nr_enqueued");
+    enqueued.nondecreasing(&mut verdict);
+    let values: Vec<u64> = enqueued.values().copied().collect();
+    claim!(verdict, values.last()).above(values.first());
+    println!("nr_enqueued: {values:?}");
+    for snapshot in series.snapshots().iter().filter(|snapshot| snapshot.json().is_ok()) {
+        println!("{} at {:.0} ms, stood {} us", snapshot.tag(), snapshot.at_ms(), snapshot.mark().stood_us);
+        claim!(verdict, snapshot.kernel("rq[1].cpu")?.as_u64()?).equals(1);
+    }
+
+    let mut wrong = Verdict::new();
+    enqueued.each(&mut wrong).at_most(0);
+    let said = wrong.into_anyhow_or_log().expect_err("the scheduler has enqueued something").to_string();
+    let first = enqueued.points().iter().find(|point| point.value.is_ok()).context("no value")?;
+    let evidence = format!("nr_enqueued is {} at {}, claimed at most 0", values[0], first.place());
+    claim!(verdict, said == evidence || said.starts_with("nr_enqueued: no value")).equals(true);
+    println!("{said}");
+    let taken = series.snapshots().iter().find(|snapshot| snapshot.json().is_ok()).context("none")?;
+    let said = taken.var("nr_enqeued").expect_err("there is no such variable").to_string();
+    claim!(verdict, said.contains("nearest: nr_enqueued")).equals(true);
+    verdict.into_anyhow_or_log()
+}
+
+#[ktstr_test(scheduler = SCX_KTSTR, num_snapshots = 4, duration_s = 4, post_vm = sees_counters_rise)]
+fn counters_are_seen_rising(ctx: &Ctx) -> Result<AssertResult> {
+    scenarios::steady(ctx)
+}
+
 /// One boot for everything that can stand together.
 #[ktstr_test(
     scheduler = SCX_KTSTR,

@@ -147,6 +147,7 @@ pub mod tests {
             cause,
             result: None,
             timeline: Vec::new(),
+            captures: Vec::new(),
             assert: None,
             monitor: None,
             host: None,

@@ -61,6 +61,7 @@ const REST: &[&str] = &[
     "post_vm_unconditional",
     "workload_root_cgroup",
     "seeds",
+    "num_snapshots",
     "ignore",
 ];
 
@@ -250,6 +251,8 @@ fn fields(attributes: &Attributes) -> Result<TokenStream> {
         add(function, value);
     }
     add("seeds", option(attributes.positive_u32("seeds")?));
+    let snapshots = attributes.positive_u32("num_snapshots")?.unwrap_or(0);
+    add("num_snapshots", quote!(#snapshots));
     add("workload_root_cgroup", option(attributes.text("workload_root_cgroup")?));
     Ok(fields)
 }

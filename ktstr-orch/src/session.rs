@@ -655,6 +655,7 @@ impl Session {
             cause: judgement.cause,
             result: judgement.result,
             timeline: self.evidence.timeline(),
+            captures: self.errands.marks(),
             assert: matches!(self.spec.job, Job::Test(_)).then(|| self.assert()),
             monitor: self.evidence.monitor.clone(),
             host,

@@ -529,6 +529,24 @@ pub struct TimelineMark {
     pub iterations: u64,
 }
 
+/// A look at all of the guest's state, taken while its CPUs stood, or one that was to be taken.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CaptureMark {
+    /// What it is called: `periodic_000` and so on for those a test asks for, `seen_000` for those the
+    /// run took by itself, `asked_000` for those somebody outside asked for.
+    pub tag: String,
+    /// Why it was taken.
+    pub why: String,
+    /// When, in milliseconds after the scenario's start; time in which the guest stood does not count.
+    pub at_ms: i64,
+    /// When it was to be taken, in the same time.
+    pub boundary_ms: Option<u64>,
+    /// How long the guest stood for it, microseconds.
+    pub stood_us: u64,
+    /// Name of its JSON in the run's directory, or why there is none.
+    pub file: Result<String, String>,
+}
+
 /// Everything a client learns of a finished run; also the sidecar.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunReport {
@@ -548,6 +566,8 @@ pub struct RunReport {
     pub result: Option<AssertResult>,
     /// What the scenario did and when.
     pub timeline: Vec<TimelineMark>,
+    /// Captures, in the order in which they were taken or given up.
+    pub captures: Vec<CaptureMark>,
     /// The thresholds that were applied.
     pub assert: Option<Assert>,
     /// What the monitor saw.

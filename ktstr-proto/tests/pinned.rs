@@ -87,6 +87,14 @@ fn report() -> RunReport {
         cause: Some(Cause::Assertion),
         result: Some(AssertResult::fail(DetailKind::Gap, "gap")),
         timeline: vec![ktstr_proto::verdict::TimelineMark { at_ms: -1, what: "w".into(), iterations: 2 }],
+        captures: vec![ktstr_proto::verdict::CaptureMark {
+            tag: "t".into(),
+            why: "y".into(),
+            at_ms: -1,
+            boundary_ms: Some(2),
+            stood_us: 3,
+            file: Ok("f".into()),
+        }],
         assert: Some(Assert::default_checks()),
         host: Some(ktstr_proto::host::HostTime {
             window_ms: 200,

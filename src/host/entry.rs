@@ -105,6 +105,8 @@ pub struct KtstrTestEntry {
     pub workload_root_cgroup: Option<&'static str>,
     /// Under how many seeds it runs.
     pub seeds: Option<u32>,
+    /// Captures of the guest's state during its scenario.
+    pub num_snapshots: u32,
 }
 
 /// Why a test cannot be run as it is written.
@@ -302,6 +304,7 @@ impl KtstrTestEntry {
         post_vm_unconditional: None,
         workload_root_cgroup: None,
         seeds: None,
+        num_snapshots: 0,
     };
 }
 

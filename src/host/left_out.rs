@@ -31,6 +31,7 @@ pub fn report(spec: &RunSpec, reason: &str) -> RunReport {
         cause: Some(Cause::Missing { reason: reason.into() }),
         result: None,
         timeline: Vec::new(),
+        captures: Vec::new(),
         assert: None,
         monitor: None,
         host: None,

@@ -8,7 +8,10 @@ mod constraints;
 mod entry;
 mod left_out;
 mod seeds;
+pub mod series;
+pub mod snapshot;
 mod spec;
+pub mod temporal;
 mod vm_result;
 
 use std::{
@@ -118,20 +121,25 @@ fn look_at(entry: &KtstrTestEntry, report: RunReport) -> RunReport {
     for look in wanted.into_iter().flatten() {
         match catch_unwind(AssertUnwindSafe(|| look(&vm))) {
             Ok(Ok(())) => {}
-            Ok(Err(error)) => wrong.push(format!("after the run: {error:#}")),
+            Ok(Err(error)) => {
+                let open = error.downcast_ref::<crate::claims::Undecided>().is_some();
+                let outcome = if open { Outcome::Inconclusive } else { Outcome::Fail };
+                wrong.push((outcome, format!("after the run: {error:#}")));
+            }
             Err(panic) => {
                 let text = panic.downcast_ref::<String>().map(String::as_str);
                 let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("(no text)");
-                wrong.push(format!("after the run the test panicked: {text}"));
+                wrong.push((Outcome::Fail, format!("after the run the test panicked: {text}")));
             }
         }
     }
     if !wrong.is_empty() {
         let report = &mut vm.report;
         let result = report.result.get_or_insert_with(AssertResult::pass);
-        wrong.into_iter().for_each(|message| result.push(DetailKind::Claim, Outcome::Fail, message));
+        let outcomes: Vec<Outcome> = wrong.iter().map(|(outcome, _)| *outcome).collect();
+        wrong.into_iter().for_each(|(outcome, text)| result.push(DetailKind::Claim, outcome, text));
         if !report.infrastructure {
-            report.outcome = Outcome::Fail;
+            report.outcome = outcomes.into_iter().fold(report.outcome, Ord::max);
             report.cause.get_or_insert(Cause::Assertion);
         }
         // Whoever counts verdicts reads them there; that it could not be written is said by its absence.

@@ -2,6 +2,7 @@
 
 use std::{fs, io, path::Path};
 
+use super::{series::SampleSeries, snapshot::SnapshotBridge};
 use ktstr_proto::{
     monitor::MonitorSummary,
     verdict::{AssertResult, Outcome, RunReport, ScenarioStats},
@@ -38,6 +39,16 @@ impl VmResult {
     /// What the monitor saw.
     pub fn monitor(&self) -> Option<&MonitorSummary> {
         self.report.monitor.as_ref()
+    }
+
+    /// The captures of the guest's state, read from the run's directory.
+    pub fn snapshot_bridge(&self) -> SnapshotBridge {
+        SnapshotBridge::of(&self.report)
+    }
+
+    /// Those that the test asked for with `num_snapshots`, as a series.
+    pub fn snapshots(&self) -> SampleSeries {
+        SampleSeries::of(&self.snapshot_bridge()).periodic_only()
     }
 
     /// The directory with everything that was written during the run.

@@ -122,6 +122,7 @@ impl Session {
             cause,
             result: None,
             timeline: Vec::new(),
+            captures: Vec::new(),
             assert: None,
             monitor: None,
             host: None,

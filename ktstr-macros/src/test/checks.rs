@@ -18,10 +18,14 @@ const EXCLUDE: &[(&str, &str, &str)] = &[
     ("host_only", "post_vm", "there is no machine whose end it could look at"),
     ("host_only", "post_vm_unconditional", "there is no machine whose end it could look at"),
     ("host_only", "seeds", "a seed decides no interleaving on the host"),
+    ("host_only", "num_snapshots", "there is no machine that could be captured"),
     ("host_only", "staged_schedulers", "no scheduler is started on the host"),
     ("performance_mode", "seeds", "seeds are run under `det`, which no host can speed up"),
     ("expect_err", "post_vm", "it is not called after a failure; use `post_vm_unconditional`"),
 ];
+
+/// Each is a file of about a megabyte, and the guest stands for it.
+const MAX_SNAPSHOTS: u32 = 64;
 
 /// What needs something else, and what for.
 const NEED: &[(&str, &str, &str)] = &[
@@ -53,6 +57,10 @@ pub fn contradictions(attributes: &Attributes) -> Result<()> {
             let message = format!("`{min} = {low}` is above `{max} = {high}`: no machine fits");
             return Err(Error::new(key_span(attributes, max), message));
         }
+    }
+    if let Some(count) = attributes.positive_u32("num_snapshots")?.filter(|count| *count > MAX_SNAPSHOTS) {
+        let message = format!("`num_snapshots = {count}` is more than the {MAX_SNAPSHOTS} a run keeps");
+        return Err(Error::new(value_span(attributes, "num_snapshots"), message));
     }
     own_shape_fits(attributes)?;
     pattern(attributes)?;

@@ -91,6 +91,12 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "`workload_root_cgroup` begins with `/`, is not `/` itself and has no `..` in it",
         "\"a\"",
     ),
+    ("num_snapshots = 65", "`num_snapshots = 65` is more than the 64 a run keeps", "65"),
+    (
+        "host_only, num_snapshots = 3",
+        "`host_only` and `num_snapshots` cannot stand together: there is no machine that could be captured",
+        "num_snapshots",
+    ),
     ("post_vm = |r| Ok(())", "`post_vm` must be the name of a `fn(&VmResult) -> Result<()>`", "|"),
     (
         "llcs = 3, numa_nodes = 2",

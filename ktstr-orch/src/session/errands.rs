@@ -25,7 +25,7 @@ use ktstr_proto::{
     guest::Phase,
     link::{ErrorCode, RemoteError},
     monitor::{MonitorReply, MonitorRequest},
-    verdict::Process,
+    verdict::{CaptureMark, Process},
     vmm::{Pause, Resume, VmmReply, VmmRequest},
 };
 
@@ -73,7 +73,7 @@ enum Cause {
 #[derive(Debug)]
 enum Errand {
     Query { asker: Asker, query: Query },
-    Capture { cause: Cause, why: String, vmcore: bool },
+    Capture { cause: Cause, why: String, vmcore: bool, boundary: Option<Duration> },
 }
 
 impl Errand {
@@ -128,9 +128,14 @@ struct Underway {
     errand: Errand,
     stage: Stage,
     until: Instant,
+    /// When the guest was found standing.
+    at: Option<Instant>,
     found: Option<Found>,
     path: PathBuf,
 }
+
+/// Snapshots of a scenario: when each is due, and at which time of the scenario that is.
+type Planned = std::collections::VecDeque<(Instant, Duration)>;
 
 /// Errands of one run.
 #[derive(Debug, Default)]
@@ -148,7 +153,11 @@ pub(super) struct Errands {
     /// For the server to deliver.
     pub(super) answers: Vec<Answered>,
     /// When captures were asked for in advance.
-    planned: std::collections::VecDeque<(Instant, String)>,
+    planned: Planned,
+    /// When the first scenario began, moved on by the time the guest has stood since.
+    began: Option<Instant>,
+    /// What became of captures.
+    marks: Vec<CaptureMark>,
 }
 
 impl Errands {
@@ -156,6 +165,38 @@ impl Errands {
     pub(super) fn deadline(&self) -> Option<Instant> {
         let planned = self.planned.front().filter(|_| self.is_idle()).map(|(at, _)| *at);
         self.underway.as_ref().map(|underway| underway.until).into_iter().chain(planned).min()
+    }
+
+    /// What became of captures, those that came to nothing too.
+    pub(super) fn marks(&self) -> Vec<CaptureMark> {
+        self.marks.clone()
+    }
+
+    /// Milliseconds after the scenario's start; before it, negative ones.
+    fn scenario_ms(&self, at: Instant) -> i64 {
+        let Some(began) = self.began else { return 0 };
+        let ms = |span: Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
+        at.checked_duration_since(began).map_or_else(|| -ms(began - at), ms)
+    }
+
+    fn mark(&mut self, cause: Cause, why: &str, at: Instant, boundary: Option<Duration>) -> &mut CaptureMark {
+        let kind = match cause {
+            Cause::Asked(_) => "asked",
+            Cause::Planned => "periodic",
+            Cause::Seen => "seen",
+        };
+        let of_kind = |mark: &&CaptureMark| mark.tag.starts_with(kind);
+        let tag = format!("{kind}_{:03}", self.marks.iter().filter(of_kind).count());
+        let mark = CaptureMark {
+            tag,
+            why: why.to_owned(),
+            at_ms: self.scenario_ms(at),
+            boundary_ms: boundary.map(|boundary| boundary.as_millis() as u64),
+            stood_us: 0,
+            file: Err("it was not taken".to_owned()),
+        };
+        self.marks.push(mark);
+        self.marks.last_mut().expect("it was just pushed")
     }
 
     fn is_idle(&self) -> bool {
@@ -181,14 +222,15 @@ impl Session {
     /// Somebody wants a capture.
     pub fn capture(&mut self, asker: Asker, wanted: &TakeCapture) {
         let why = "asked for".to_owned();
-        self.enqueue(Errand::Capture { cause: Cause::Asked(asker), why, vmcore: wanted.vmcore });
+        let (cause, vmcore) = (Cause::Asked(asker), wanted.vmcore);
+        self.enqueue(Errand::Capture { cause, why, vmcore, boundary: None });
     }
 
     /// The run takes a capture by itself, unless it has taken too many.
     pub(super) fn capture_now(&mut self, why: String) {
         if self.errands.automatic < MAX_AUTOMATIC && self.monitor_attached && self.state == State::Running {
             self.errands.automatic += 1;
-            self.enqueue(Errand::Capture { cause: Cause::Seen, why, vmcore: false });
+            self.enqueue(Errand::Capture { cause: Cause::Seen, why, vmcore: false, boundary: None });
         }
     }
 
@@ -199,17 +241,12 @@ impl Session {
         }
     }
 
-    /// `count` captures, evenly spread from 10 % to 90 % of the `length` of a scenario that begins now.
+    /// `count` captures, evenly spread between 10 % and 90 % of the `length` of a scenario that begins
+    /// now: neither its first moments nor its last ones are like the rest.
     pub(super) fn plan_captures(&mut self, count: u32, length: Duration) {
         let now = Instant::now();
-        let part = |nth: u32| match count {
-            1 => 0.5,
-            _ => 0.1 + 0.8 * f64::from(nth) / f64::from(count - 1),
-        };
-        let planned = (0..count).map(|nth| {
-            let why = format!("snapshot {} of {count}", nth + 1);
-            (now + length.mul_f64(part(nth)), why)
-        });
+        let boundary = |nth| length.mul_f64(0.1 + 0.8 * f64::from(nth + 1) / f64::from(count + 1));
+        let planned = (0..count).map(boundary).map(|boundary| (now + boundary, boundary));
         self.errands.planned = planned.collect();
     }
 
@@ -236,9 +273,20 @@ impl Session {
             (Some(why), Some(asker)) => {
                 self.errands.answers.push((asker, Err(error(ErrorCode::Unavailable, why))));
             }
-            (Some(why), None) => self.notice(format!("{} was not taken: {why}", errand.name())),
+            (Some(why), None) => {
+                self.notice(format!("{} was not taken: {why}", errand.name()));
+                self.came_to_nothing(&errand, why);
+            }
         }
         self.next_errand();
+    }
+
+    /// A capture that will not be there.
+    fn came_to_nothing(&mut self, errand: &Errand, why_not: &str) {
+        if let Errand::Capture { cause, why, boundary, .. } = errand {
+            let mark = self.errands.mark(*cause, why, Instant::now(), *boundary);
+            mark.file = Err(why_not.to_owned());
+        }
     }
 
     fn next_errand(&mut self) {
@@ -251,7 +299,8 @@ impl Session {
         self.errands.written = None;
         let (until, placeholder) = (Instant::now() + SWITCH_LIMIT, Stage::Stopping { request: 0 });
         let freezes = errand.freezes();
-        self.errands.underway = Some(Underway { errand, stage: placeholder, until, found: None, path });
+        self.errands.underway =
+            Some(Underway { errand, stage: placeholder, until, at: None, found: None, path });
         if freezes {
             match self.ask_vmm(VmmRequest::Pause(Pause)) {
                 Some(request) => self.set_stage(Stage::Stopping { request }, SWITCH_LIMIT),
@@ -279,7 +328,8 @@ impl Session {
 
     /// The guest stands, or need not: ask the monitor.
     fn read(&mut self, frozen: bool) {
-        let Some(underway) = &self.errands.underway else { return };
+        let Some(underway) = &mut self.errands.underway else { return };
+        underway.at = frozen.then(Instant::now);
         let limit = underway.errand.limit();
         let mut fds = Fds::default();
         let request = match &underway.errand {
@@ -393,10 +443,15 @@ impl Session {
             if let Some(asker) = errand.asker() {
                 self.errands.answers.push((asker, Err(gone())));
             }
+            self.came_to_nothing(&errand, why);
         }
-        let left = std::mem::take(&mut self.errands.planned).len();
-        if left > 0 {
-            self.notice(format!("{left} snapshots were not taken: the run ended before"));
+        let left = std::mem::take(&mut self.errands.planned);
+        if !left.is_empty() {
+            self.notice(format!("{} snapshots were not taken: the run ended before", left.len()));
+        }
+        for (_, boundary) in left {
+            let mark = self.errands.mark(Cause::Planned, "snapshot", Instant::now(), Some(boundary));
+            mark.file = Err("the run ended before".to_owned());
         }
     }
 
@@ -404,9 +459,11 @@ impl Session {
     pub(super) fn errands_tick(&mut self, now: Instant) {
         if self.errands.is_idle()
             && self.monitor_attached
-            && let Some((_, why)) = self.errands.planned.pop_front_if(|(at, _)| *at <= now)
+            && let Some((_, boundary)) = self.errands.planned.pop_front_if(|(at, _)| *at <= now)
         {
-            self.enqueue(Errand::Capture { cause: Cause::Planned, why, vmcore: false });
+            let why = format!("snapshot at {} ms", boundary.as_millis());
+            let boundary = Some(boundary);
+            self.enqueue(Errand::Capture { cause: Cause::Planned, why, vmcore: false, boundary });
         }
         let Some(underway) = &self.errands.underway else { return };
         if now < underway.until {
@@ -439,7 +496,26 @@ impl Session {
     /// The guest runs; tell everybody.
     fn conclude(&mut self, stood: Option<Duration>) {
         let Some(underway) = self.errands.underway.take() else { return };
+        let at = underway.at.unwrap_or_else(Instant::now);
+        let marked = match (&underway.errand, &underway.found) {
+            (Errand::Capture { cause, why, boundary, .. }, Some(Found::Captured { path, .. })) => {
+                let mark = self.errands.mark(*cause, why, at, *boundary);
+                mark.stood_us = stood.map_or(0, |stood| stood.as_micros() as u64);
+                let name = path.with_extension("json");
+                mark.file = Ok(name.file_name().unwrap_or_default().to_string_lossy().into_owned());
+                true
+            }
+            _ => false,
+        };
+        if !marked {
+            let why_not = match &underway.found {
+                Some(Found::Nothing(why)) => why.message.clone(),
+                _ => "it came to nothing".to_owned(),
+            };
+            self.came_to_nothing(&underway.errand, &why_not);
+        }
         if let Some(stood) = stood {
+            self.errands.began = self.errands.began.map(|began| began + stood);
             // Time that did not pass for the guest is not taken from its deadline either.
             self.give_up = self.give_up.map(|at| at + stood);
             for (at, _) in &mut self.errands.planned {
@@ -489,6 +565,10 @@ impl Session {
             self.errands.written = Some(written);
             return;
         }
+        // Files are written one capture after the other: it is the last one that has any.
+        if let (Err(why), Some(mark)) = (&written, self.errands.marks.iter_mut().rfind(|m| m.file.is_ok())) {
+            mark.file = Err(why.clone());
+        }
         match (self.errands.unwritten.take(), written) {
             (Some((Cause::Asked(asker), taken)), Ok(())) => {
                 self.errands.answers.push((asker, Ok(ClientReply::TakeCapture(taken))));
@@ -513,6 +593,9 @@ impl Session {
 
     /// The scenario begins: snapshots that the test asked for are planned.
     pub(super) fn scenario_began(&mut self, phase: Phase) {
+        if phase == Phase::ScenarioStarted {
+            self.errands.began.get_or_insert_with(Instant::now);
+        }
         if phase == Phase::ScenarioStarted
             && let ktstr_proto::run::Job::Test(test) = &self.spec.job
             && self.spec.snapshots > 0
