@@ -48,6 +48,18 @@ pub struct Args {
     #[arg(long)]
     pub fail_verify: bool,
 
+    /// Starve one task: the first that uses up ten slices in a row, and so never pauses, waits behind
+    /// everybody else for a second at a time, until it exits; then the next such one. Says who it is.
+    /// It falls far behind its peers and never waits so long that the watchdog would notice
+    #[arg(long)]
+    pub unfair: bool,
+
+    /// Ignore which CPUs a task may use: one that may not run on all of them is put on any CPU in turn.
+    /// The kernel notices the first time that the CPU is not allowed, and ends the scheduler with an
+    /// error that names task and CPU
+    #[arg(long)]
+    pub wrong_cpu: bool,
+
     /// Lose a wakeup, sometimes: a hint says whether the shared queue is worth a look, and is cleared
     /// after a look that found nothing. A task that another CPU queues in between waits until the next
     /// one is queued; if none is, the watchdog ends the scheduler. Which runs it hits is decided by
@@ -131,6 +143,7 @@ mod tests {
         let args = parse(&[]).unwrap();
         assert_eq!((args.stall_after_ns(), args.crash_after_ns(), args.slow_ns()), (0, 0, 0));
         assert!(!args.fail_verify && !args.plant && !args.race);
+        assert!(!args.unfair && !args.wrong_cpu);
         assert_eq!((args.watchdog_ms, args.slice_ns()), (5000, 20_000_000));
     }
 

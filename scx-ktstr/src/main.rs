@@ -79,6 +79,10 @@ fn load<'a>(args: &Args, storage: &'a mut MaybeUninit<OpenObject>) -> Result<Mai
     rodata.slice_ns = args.slice_ns();
     rodata.fail_verify = args.fail_verify.into();
     rodata.race = args.race.into();
+    rodata.unfair = args.unfair.into();
+    rodata.wrong_cpu = args.wrong_cpu.into();
+    let cpus = libbpf_rs::num_possible_cpus().context("counting the CPUs")?;
+    rodata.nr_cpus = cpus.try_into().context("counting the CPUs")?;
     rodata.loader_tgid = std::process::id().try_into().context("own process id")?;
     let ops = open.struct_ops.ktstr_ops_mut();
     ops.timeout_ms = args.watchdog_ms;
@@ -103,7 +107,13 @@ fn run(mut skel: MainSkel<'_>, args: &Args) -> Result<ExitReport> {
         "--race needs the queue by virtual time, here it is {queue}"
     );
     println!("scx-ktstr: attached queue={queue}");
+    let mut starved = 0;
     while exit_kind(&skel)?.is_none() {
+        let pid = bss(&skel)?.unfair_pid;
+        if pid != starved && pid != 0 {
+            println!("scx-ktstr: starving pid={pid}");
+        }
+        starved = pid;
         let mut fds = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
         match poll(&mut fds, PollTimeout::from(LOOK_EVERY_MS)) {
             Ok(0) | Err(nix::Error::EINTR) => {}

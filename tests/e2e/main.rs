@@ -13,5 +13,6 @@ mod observe;
 mod pulse;
 mod race;
 mod topology;
+mod trust;
 mod verdicts;
 mod work_types;

@@ -15,6 +15,7 @@ mod race;
 mod soak;
 mod suite;
 mod topologies;
+mod trust;
 mod workspace;
 
 use clap::{Parser, Subcommand};
@@ -43,6 +44,8 @@ enum Command {
     Topologies(topologies::TopologiesArgs),
     /// Boot many times and look for a guest that the emulator corrupted
     Soak(soak::SoakArgs),
+    /// Break a scheduler in known ways, many times, and count which checks notice
+    Trust(trust::TrustArgs),
     /// Run a command in a VM that has a working /dev/kvm, on any machine
     Lab(lab::LabArgs),
     /// Check for, and install, what building and running needs
@@ -69,6 +72,7 @@ fn main() -> ExitCode {
         Command::Published(args) => published::command(&args),
         Command::Topologies(args) => topologies::command(&args),
         Command::Soak(args) => soak::command(&args),
+        Command::Trust(args) => trust::command(&args),
         Command::Lab(args) => lab::command(args),
         Command::Prereq(args) => prereq::command(&args),
         Command::Bench(args) => bench::command(&args),

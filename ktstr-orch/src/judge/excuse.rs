@@ -6,8 +6,9 @@
 //! here turns a failure into a pass, and nothing is excused without figures.
 
 use ktstr_proto::{
+    histogram::Histogram,
     host::HostTime,
-    verdict::{Assert, AssertResult, DetailKind, Outcome},
+    verdict::{Assert, AssertResult, CgroupStats, DetailKind, Outcome, ScenarioStats},
 };
 
 /// A vCPU kept waiting for this share of the window, percent, explains a worker that did nothing.
@@ -17,11 +18,13 @@ const HARDLY_RAN_PCT: f64 = 90.0;
 pub fn by_host(result: &mut AssertResult, assert: &Assert, host: &HostTime) {
     let worst_gap = result.stats.worst_gap_ms();
     let worst_spread = result.stats.worst_spread();
+    let worst_wake_ms = worst_p99_wake_ms(&result.stats);
     for detail in result.details.iter_mut().filter(|d| d.outcome == Outcome::Fail) {
         let excuse = match detail.kind {
             DetailKind::Gap => gap(worst_gap, assert, host),
             DetailKind::Spread => spread(worst_spread, assert, host),
             DetailKind::NoProgress => no_progress(host),
+            DetailKind::Benchmark => wake(worst_wake_ms, assert, host),
             _ => None,
         };
         if let Some(excuse) = excuse {
@@ -41,6 +44,28 @@ fn gap(seen_ms: u64, assert: &Assert, host: &HostTime) -> Option<String> {
     let (waited, thread) = host.worst_wait_within(seen_ms);
     (seen_ms.saturating_sub(waited) <= limit).then(|| {
         format!("but the host kept vCPU thread {thread} waiting for {waited} ms of such a stretch, so this may be the host's doing")
+    })
+}
+
+/// The 99th percentile of wake latencies of the cgroup where it is longest.
+fn worst_p99_wake_ms(stats: &ScenarioStats) -> u64 {
+    let p99 = |cgroup: &CgroupStats| {
+        let mut all = Histogram::default();
+        let members = stats.workers.iter().filter(|worker| worker.cgroup == cgroup.name);
+        members.filter(|worker| !worker.is_messenger).for_each(|worker| all.merge(&worker.wake_latency));
+        all.quantile(0.99).unwrap_or(0) / 1_000_000
+    };
+    stats.cgroups.iter().map(p99).max().unwrap_or(0)
+}
+
+/// As for a gap: what is left of the wake's time when the longest wait in such a time is taken away.
+fn wake(seen_ms: u64, assert: &Assert, host: &HostTime) -> Option<String> {
+    let limit_ms = assert.max_p99_wake_latency_ns?.div_ceil(1_000_000);
+    let (waited, thread) = host.worst_wait_within(seen_ms);
+    // Within the limit it is another benchmark that failed.
+    let explained = seen_ms > limit_ms && seen_ms.saturating_sub(waited) <= limit_ms;
+    explained.then(|| {
+        format!("but the host kept vCPU thread {thread} waiting for {waited} ms of such a time, so this may be the host's doing")
     })
 }
 
@@ -64,7 +89,7 @@ fn no_progress(host: &HostTime) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ktstr_proto::verdict::CgroupStats;
+    use ktstr_proto::{histogram::bucket_of, verdict::WorkerReport};
 
     fn result(kind: DetailKind, max_gap_ms: u64, spread_pct: f64) -> AssertResult {
         let mut result = AssertResult::fail(kind, "finding");
@@ -104,6 +129,24 @@ mod tests {
             by_host(&mut own_fault, &assert, &host(vec![vec![0; 60], vec![1; 60]]));
             assert_eq!(own_fault.outcome, Outcome::Fail, "{kind:?}");
         }
+    }
+
+    #[test]
+    fn a_late_wake_is_excused_as_far_as_the_wait_explains_it() {
+        let assert = Assert { max_p99_wake_latency_ns: Some(100_000_000), ..Assert::default_checks() };
+        let judged = |wake_ms: u64, waits: Vec<Vec<u32>>| {
+            let mut late = result(DetailKind::Benchmark, 0, 0.0);
+            let mut worker = WorkerReport::default();
+            let (wake_ns, bucket) = (wake_ms * 1_000_000, bucket_of(wake_ms * 1_000_000));
+            let counts = (0..=bucket).map(|n| if n == bucket { 100 } else { 0 });
+            worker.wake_latency = Histogram::from_counts(counts, wake_ns);
+            late.stats.workers.push(worker);
+            by_host(&mut late, &assert, &host(waits));
+            late.outcome
+        };
+        assert_eq!(judged(300, vec![vec![0; 20]]), Outcome::Fail);
+        assert_eq!(judged(300, vec![vec![60; 20]]), Outcome::Inconclusive);
+        assert_eq!(judged(900, vec![vec![60; 20]]), Outcome::Fail, "more than the wait explains");
     }
 
     #[test]

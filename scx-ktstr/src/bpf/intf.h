@@ -14,6 +14,7 @@
  *   nr_dispatched        .bss     u64       tasks moved from the shared queue to a local DSQ
  *   nr_stalled           .bss     u64       tasks enqueued while the stall was on
  *   nr_not_looked        .bss     u64       with --race, times the shared queue was taken for empty unseen
+ *   unfair_pid           .bss     s32       with --unfair, who is starved; 0 while nobody is
  *   nr_running           .bss     u64       times a task was given a CPU
  *   vtime_now            .bss     u64       largest virtual time of a running task
  *   shared_queue         .bss     u32       enum ktstr_shared_queue, decided at init
@@ -24,10 +25,12 @@
  *   attached_at_ns       .bss     u64       CLOCK_MONOTONIC at init
  *   exit_record          .bss     struct    struct ktstr_exit_record
  *   exit_dump            .bss.dump char[]   the kernel's debug dump, zero-terminated
- *   stall_after_ns, crash_after_ns, slow_ns, fail_verify, race, loader_tgid, slice_ns
+ *   stall_after_ns, crash_after_ns, slow_ns, fail_verify, race, unfair, wrong_cpu, nr_cpus,
+ *   loader_tgid, slice_ns
  *                        .rodata            the command line
  *
- * Maps: task_vtime (task storage, struct ktstr_task). DSQ: KTSTR_DSQ_ID, ordered by virtual time.
+ * Maps: task_vtime (task storage, struct ktstr_task). DSQ: KTSTR_DSQ_ID, ordered by virtual time;
+ * with --unfair KTSTR_LATE_DSQ_ID, which is served last.
  */
 #ifndef SCX_KTSTR_INTF_H
 #define SCX_KTSTR_INTF_H
@@ -36,6 +39,7 @@
 #define KTSTR_ABI 1
 
 #define KTSTR_DSQ_ID 0x6b74ULL
+#define KTSTR_LATE_DSQ_ID 0x6b75ULL
 
 #define KTSTR_REASON_LEN 128
 #define KTSTR_MSG_LEN 1024
@@ -67,6 +71,9 @@ struct ktstr_exit_record {
 
 struct ktstr_task {
 	unsigned long long vtime;
+	/* Slices used up without a pause. */
+	unsigned int full_slices;
+	unsigned int reserved;
 };
 
 #endif

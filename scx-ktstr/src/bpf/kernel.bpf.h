@@ -57,10 +57,15 @@ enum {
 #define SCX_SLICE_DFL 20000000ULL
 #define SCX_DSQ_GLOBAL 0x8000000000000001ULL
 #define SCX_DSQ_LOCAL 0x8000000000000002ULL
+#define SCX_DSQ_LOCAL_ON 0xc000000000000000ULL
 
 #define CORE __attribute__((preserve_access_index))
 
+/* linux/sched/ext.h: a bit of sched_ext_entity.flags. */
+#define SCX_TASK_QUEUED 1
+
 struct sched_ext_entity {
+	u32 flags;
 	u32 weight;
 	u64 slice;
 } CORE;
@@ -87,6 +92,7 @@ struct scx_exit_info {
 } CORE;
 
 struct scx_init_task_args;
+struct scx_exit_task_args;
 
 /* libbpf matches the fields by name with the kernel's, so a subset is enough. */
 struct sched_ext_ops {
@@ -99,6 +105,7 @@ struct sched_ext_ops {
 	void (*cpu_online)(s32 cpu);
 	void (*cpu_offline)(s32 cpu);
 	s32 (*init_task)(struct task_struct *p, struct scx_init_task_args *args);
+	void (*exit_task)(struct task_struct *p, struct scx_exit_task_args *args);
 	void (*enable)(struct task_struct *p);
 	s32 (*init)(void);
 	void (*exit)(struct scx_exit_info *info);

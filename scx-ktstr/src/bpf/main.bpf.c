@@ -22,6 +22,9 @@ const volatile u64 slow_ns = 0;
 const volatile u64 slice_ns = SCX_SLICE_DFL;
 const volatile u32 fail_verify = 0;
 const volatile u32 race = 0;
+const volatile u32 unfair = 0;
+const volatile u32 wrong_cpu = 0;
+const volatile u32 nr_cpus = 1;
 const volatile s32 loader_tgid = 0;
 
 u64 ktstr_magic SEC(".data") = KTSTR_MAGIC;
@@ -33,6 +36,8 @@ u64 nr_enqueued = 0;
 u64 nr_dispatched = 0;
 u64 nr_stalled = 0;
 u64 nr_not_looked = 0;
+s32 unfair_pid = 0;
+u64 late_since_ns = 0;
 u64 nr_running = 0;
 u64 vtime_now = 0;
 u64 attached_at_ns = 0;
@@ -60,6 +65,13 @@ static bool vtime_before(u64 a, u64 b)
 {
 	return (s64)(a - b) < 0;
 }
+
+/* --unfair: who used up so many slices in a row is the one to starve ... */
+#define FULL_SLICES 10
+/* ... behind everybody else, until it has waited so long. */
+#define LATE_NS 1000000000ULL
+/* Where there are no queues of our own, with so small a part of a slice. */
+#define LATE_SLICE_DIVISOR 20
 
 /* Ends the scheduler with an error of its own, where the kernel's BTF shows the kfunc for that. */
 static void fail(void)
@@ -104,6 +116,21 @@ static bool exempt_from_stall(struct task_struct *p)
 static bool bound_kthread(struct task_struct *p)
 {
 	return (p->flags & PF_KTHREAD) && p->nr_cpus_allowed == 1;
+}
+
+static bool is_starved(struct task_struct *p)
+{
+	return unfair && p->pid == unfair_pid;
+}
+
+/* The first task that never pauses is the one, until it exits. */
+static void look_for_victim(struct task_struct *p, struct ktstr_task *task, bool runnable)
+{
+	bool used_up = runnable && !p->scx.slice;
+
+	task->full_slices = used_up ? task->full_slices + 1 : 0;
+	if (!unfair_pid && task->full_slices >= FULL_SLICES && !exempt_from_stall(p))
+		unfair_pid = p->pid;
 }
 
 static void insert(struct task_struct *p, u64 dsq_id, u64 slice, u64 enq_flags)
@@ -185,9 +212,25 @@ void BPF_PROG(ktstr_enqueue, struct task_struct *p, u64 enq_flags)
 		if (shared_queue == KTSTR_QUEUE_GLOBAL)
 			return;
 	}
+	/*
+	 * The mistake of --wrong-cpu: tasks that may not run everywhere are dealt out in turn to all CPUs,
+	 * whatever their mask says. The kernel notices and ends the scheduler.
+	 */
+	if (wrong_cpu && p->nr_cpus_allowed < nr_cpus && !exempt_from_stall(p)) {
+		COUNT(nr_local);
+		insert(p, SCX_DSQ_LOCAL_ON | (nr_local % nr_cpus), slice_ns, enq_flags);
+		return;
+	}
 	COUNT(nr_enqueued);
 	if (shared_queue == KTSTR_QUEUE_GLOBAL) {
-		insert(p, SCX_DSQ_GLOBAL, slice_ns * weight_of(p) / 100, enq_flags);
+		u64 slice = slice_ns * weight_of(p) / 100;
+
+		insert(p, SCX_DSQ_GLOBAL, is_starved(p) ? slice / LATE_SLICE_DIVISOR : slice, enq_flags);
+		return;
+	}
+	if (is_starved(p)) {
+		late_since_ns = bpf_ktime_get_ns();
+		insert(p, KTSTR_LATE_DSQ_ID, slice_ns, enq_flags);
 		return;
 	}
 	task = bpf_task_storage_get(&task_vtime, p, 0, 0);
@@ -217,6 +260,17 @@ static void dispatch_by_hint(void)
 		queue_hint = 0;
 }
 
+/* The mistake of --unfair: whoever runs goes on, however long the one in the late queue has waited. */
+static void dispatch_late(struct task_struct *prev)
+{
+	bool goes_on = prev && (prev->scx.flags & SCX_TASK_QUEUED);
+
+	if (goes_on && bpf_ktime_get_ns() - late_since_ns < LATE_NS)
+		return;
+	if (move_to_local(KTSTR_LATE_DSQ_ID))
+		COUNT(nr_dispatched);
+}
+
 static long spin_until(u64 index, void *until)
 {
 	return bpf_ktime_get_ns() >= *(u64 *)until;
@@ -243,6 +297,8 @@ void BPF_PROG(ktstr_dispatch, s32 cpu, struct task_struct *prev)
 		dispatch_by_hint();
 	else if (move_to_local(KTSTR_DSQ_ID))
 		COUNT(nr_dispatched);
+	else if (unfair)
+		dispatch_late(prev);
 }
 
 SEC("struct_ops/ktstr_tick")
@@ -268,6 +324,8 @@ void BPF_PROG(ktstr_stopping, struct task_struct *p, bool runnable)
 	struct ktstr_task *task = bpf_task_storage_get(&task_vtime, p, 0, 0);
 	u64 left = p->scx.slice;
 
+	if (task && unfair)
+		look_for_victim(p, task, runnable);
 	/* The slice may have been extended behind our back: then nothing is charged. */
 	if (task && left < slice_ns)
 		task->vtime += (slice_ns - left) * 100 / weight_of(p);
@@ -304,13 +362,23 @@ s32 BPF_PROG(ktstr_init_task, struct task_struct *p, struct scx_init_task_args *
 	return 0;
 }
 
+SEC("struct_ops/ktstr_exit_task")
+void BPF_PROG(ktstr_exit_task, struct task_struct *p, struct scx_exit_task_args *args)
+{
+	if (is_starved(p))
+		unfair_pid = 0;
+}
+
 SEC("struct_ops.s/ktstr_init")
 s32 BPF_PROG(ktstr_init)
 {
 	attached_at_ns = bpf_ktime_get_ns();
 	phase = KTSTR_ATTACHED;
-	if (bpf_ksym_exists(scx_bpf_create_dsq))
-		return scx_bpf_create_dsq(KTSTR_DSQ_ID, -1);
+	if (bpf_ksym_exists(scx_bpf_create_dsq)) {
+		s32 err = unfair ? scx_bpf_create_dsq(KTSTR_LATE_DSQ_ID, -1) : 0;
+
+		return err ? err : scx_bpf_create_dsq(KTSTR_DSQ_ID, -1);
+	}
 	shared_queue = KTSTR_QUEUE_GLOBAL;
 	return 0;
 }
@@ -337,6 +405,7 @@ struct sched_ext_ops ktstr_ops = {
 	.cpu_online = (void *)ktstr_cpu_online,
 	.cpu_offline = (void *)ktstr_cpu_offline,
 	.init_task = (void *)ktstr_init_task,
+	.exit_task = (void *)ktstr_exit_task,
 	.enable = (void *)ktstr_enable,
 	.init = (void *)ktstr_init,
 	.exit = (void *)ktstr_exit,
