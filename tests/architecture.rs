@@ -93,3 +93,32 @@ fn the_dev_dependency_is_light() {
     let found: Vec<_> = crates.iter().filter(|c| heavy.iter().any(|h| c.starts_with(h))).collect();
     assert!(found.is_empty(), "the dev-dependency must stay light, found {found:?}");
 }
+
+/// Names of an enum's variants or of what a macro lists, as the source has them.
+fn names_in<'s>(source: &'s str, begin: &str) -> Vec<&'s str> {
+    let (_, rest) = source.split_once(begin).expect("the source has this");
+    let (list, _) = rest.split_once("\n}").expect("the list ends");
+    let bare =
+        |line: &'s str| line.trim().strip_suffix(',').filter(|name| name.chars().all(char::is_alphanumeric));
+    list.lines().filter_map(bare).collect()
+}
+
+#[test]
+fn every_operation_and_threshold_is_in_the_book() {
+    let operations = names_in(include_str!("../ktstr-guest/src/scenario/op.rs"), "pub enum OpKind {");
+    assert!(operations.len() >= 24, "{operations:?}");
+    let rows = ktstr::prelude::Assert::NO_OVERRIDES.rows();
+    let thresholds = rows.iter().map(|(name, _)| *name);
+    let pages = [
+        (include_str!("../docs/reference/operations.md"), operations),
+        (include_str!("../docs/reference/checks.md"), thresholds.collect()),
+    ];
+    for (page, names) in pages {
+        let missing: Vec<_> = names.iter().filter(|name| !page.contains(&format!("`{name}`"))).collect();
+        assert!(
+            missing.is_empty(),
+            "{} says nothing of {missing:?}",
+            page.lines().next().unwrap_or_default()
+        );
+    }
+}

@@ -200,6 +200,13 @@ mod tests {
     use super::*;
 
     #[test]
+    fn every_field_is_in_the_book() {
+        let page = include_str!("../../docs/reference/scheduler.md");
+        let missing: Vec<_> = KEYS.iter().filter(|key| !page.contains(&format!("`{key}`"))).collect();
+        assert!(missing.is_empty(), "docs/reference/scheduler.md says nothing of {missing:?}");
+    }
+
+    #[test]
     fn the_documented_declaration_is_accepted() {
         let code = expand(quote!(MY_SCHED, {
             name = "my_sched",

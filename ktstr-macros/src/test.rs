@@ -356,6 +356,13 @@ fn thresholds(attributes: &Attributes) -> Result<TokenStream> {
 mod tests {
     use super::*;
 
+    #[test]
+    fn every_attribute_is_in_the_book() {
+        let page = include_str!("../../docs/reference/attributes.md");
+        let missing: Vec<_> = keys().into_iter().filter(|key| !page.contains(&format!("`{key}`"))).collect();
+        assert!(missing.is_empty(), "docs/reference/attributes.md says nothing of {missing:?}");
+    }
+
     fn refusal(attributes: TokenStream, function: TokenStream) -> String {
         expand(attributes, function).unwrap_err().to_string()
     }

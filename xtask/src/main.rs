@@ -6,6 +6,7 @@
 //! in the lab passes its own code on.
 
 mod bench;
+mod book;
 mod demo;
 mod det_check;
 mod lab;
@@ -50,6 +51,8 @@ enum Command {
     Lab(lab::LabArgs),
     /// Check for, and install, what building and running needs
     Prereq(prereq::PrereqArgs),
+    /// Compile the book's examples; --record runs what it shows
+    Book(book::BookArgs),
     /// Measure start-up against bare QEMU, as ratios
     Bench(bench::BenchArgs),
     /// PID 1 inside the lab
@@ -75,6 +78,7 @@ fn main() -> ExitCode {
         Command::Trust(args) => trust::command(&args),
         Command::Lab(args) => lab::command(args),
         Command::Prereq(args) => prereq::command(&args),
+        Command::Book(args) => book::command(&args),
         Command::Bench(args) => bench::command(&args),
         Command::LabAgent => lab::agent_main(),
         Command::LabKeeper { dir } => lab::keeper_main(&dir),

@@ -7,6 +7,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 
 use crate::{
+    book,
     prereq::{self, Group, Outcome},
     workspace,
 };
@@ -49,6 +50,7 @@ pub fn command(args: &TestArgs) -> Result<u8> {
     let mut host = nextest(&args.nextest);
     host.arg("--workspace");
     let on_host = workspace::timed("tests on this host", &mut host)?.success();
+    book::compile()?;
     let in_lab = args.no_lab || lab()?;
     println!(
         "suite: host {}, lab {}",
