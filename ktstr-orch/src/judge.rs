@@ -273,7 +273,7 @@ impl Evidence {
             GuestFrame::StepFailed { reason, .. } => Some(reason.clone()),
             _ => None,
         });
-        if let Some(reason) = disabled.filter(|r| !r.starts_with("unregistered from user")) {
+        if let Some(reason) = disabled.filter(|r| !unregistered(r)) {
             return Some(if reason.starts_with("runnable task stall") {
                 Cause::SchedulerStall { reason }
             } else {
@@ -489,6 +489,12 @@ fn add_event_findings(
             result.push(DetailKind::Monitor, Outcome::Fail, message);
         }
     }
+}
+
+/// Whether the kernel says that the scheduler's own process ended it (kernel/sched/ext.c,
+/// `scx_exit_reason()`).
+pub fn unregistered(reason: &str) -> bool {
+    reason.starts_with("unregistered from user")
 }
 
 #[cfg(test)]

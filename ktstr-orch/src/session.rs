@@ -29,7 +29,7 @@ use ktstr_proto::{
 use crate::{
     children::{Child, describe},
     host_time::HostWatch,
-    judge::{Evidence, Stopped},
+    judge::{Evidence, Stopped, unregistered},
     plan::{Plan, PlanError},
     rundir::{RunDir, RunDirError},
 };
@@ -369,7 +369,9 @@ impl Session {
                         GuestFrame::ScxDisabled { reason } => {
                             let reason = reason.clone();
                             self.record("scheduler-disabled", &reason);
-                            self.capture_if_none("the scheduler was disabled");
+                            if !unregistered(&reason) {
+                                self.capture_if_none("the scheduler was disabled");
+                            }
                         }
                         GuestFrame::TestEnded(end) if self.fails_with_scheduler(end) => {
                             self.capture_if_none("the test failed");
@@ -473,7 +475,10 @@ impl Session {
             }
             Message::Event(MonitorEvent::SchedulerExiting { kind }) => {
                 self.record("scheduler-exiting", &kind);
-                self.capture_now(format!("the scheduler is being ended: {kind}"));
+                // Whoever started it ends it: there is nothing to explain.
+                if kind != "SCX_EXIT_UNREG" {
+                    self.capture_now(format!("the scheduler is being ended: {kind}"));
+                }
             }
             Message::Event(MonitorEvent::CaptureWritten(written)) => {
                 self.record("capture-written", &written);

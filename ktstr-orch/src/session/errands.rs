@@ -577,8 +577,9 @@ impl Session {
                 self.errands.answers.push((asker, Err(error(ErrorCode::Infrastructure, why))));
             }
             (Some((Cause::Seen, taken)), Ok(())) => {
+                let why = self.errands.marks.last().map_or("", |mark| mark.why.as_str());
                 let text = taken.path.with_extension("txt");
-                self.notice(format!("the guest's state at that moment is in {}", text.display()));
+                self.notice(format!("{why}: the guest's state at that moment is in {}", text.display()));
             }
             (_, Ok(())) => {}
             (_, Err(why)) => self.notice(why),
