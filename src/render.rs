@@ -240,8 +240,18 @@ fn timeline(out: &mut String, report: &RunReport) {
             let slices = of_cgroup.flat_map(|worker| &worker.phases).filter(|s| s.phase == phase.index);
             let gap_ms = slices.map(|slice| slice.max_gap_ns / 1_000_000).max();
             let gap = gap_ms.map_or(String::new(), |gap| format!(" gap={gap}ms"));
+            let us = |ns: u64| ns as f64 / 1000.0;
+            let wakes = if cgroup.wakes > 0 {
+                let (median, p99, max) =
+                    (cgroup.median_wake_latency_ns, cgroup.p99_wake_latency_ns, cgroup.max_wake_latency_ns);
+                format!(" wake p50={:.0}us p99={:.0}us max={:.0}us", us(median), us(p99), us(max))
+            } else {
+                String::new()
+            };
+            let delay = cgroup.mean_run_delay_ns();
+            let delay = delay.map_or(String::new(), |ns| format!(" run_delay={:.0}us", us(ns)));
             let text = format!(
-                "  {}: workers={} iter={} rate={:.0}/cpu-s migrations={}{gap}",
+                "  {}: workers={} iter={} rate={:.0}/cpu-s migrations={}{gap}{delay}{wakes}",
                 cgroup.name,
                 cgroup.workers,
                 cgroup.iterations,
@@ -484,6 +494,12 @@ replay: KTSTR_KERNEL=7.2.12 KTSTR_ACCEL=tcg KTSTR_SEED=7 cargo nextest run -p kt
             workers: 2,
             iterations: 50,
             cpu_time_ns: 500_000_000,
+            run_delay_ns: 90_000,
+            pcount: 3,
+            wakes: 9,
+            median_wake_latency_ns: 12_000,
+            p99_wake_latency_ns: 1_400_000,
+            max_wake_latency_ns: 1_500_000,
             ..PhaseCgroup::default()
         };
         let phase = PhaseBucket {
@@ -504,7 +520,8 @@ replay: KTSTR_KERNEL=7.2.12 KTSTR_ACCEL=tcg KTSTR_SEED=7 cargo nextest run -p kt
         );
         assert!(
             text.contains(
-                "  Step[0] 10-900ms ops=3:\n    cg_0: workers=2 iter=50 rate=100/cpu-s migrations=0\n"
+                "  Step[0] 10-900ms ops=3:\n    cg_0: workers=2 iter=50 rate=100/cpu-s migrations=0 \
+                 run_delay=30us wake\n    p50=12us p99=1400us max=1500us\n"
             ),
             "{text}"
         );

@@ -35,9 +35,26 @@ pub struct PhaseCgroup {
     pub cpu_time_ns: u64,
     /// Changes of CPU.
     pub migrations: u64,
+    /// Time runnable but not running, nanoseconds, of all its workers.
+    pub run_delay_ns: u64,
+    /// Times its workers were put on a CPU.
+    pub pcount: u64,
+    /// Wakes whose latency was measured; without any the latencies below say nothing.
+    pub wakes: u64,
+    /// From the wake to the run, nanoseconds, over the wakes of all its workers: the median.
+    pub median_wake_latency_ns: u64,
+    /// The 99th percentile.
+    pub p99_wake_latency_ns: u64,
+    /// The longest.
+    pub max_wake_latency_ns: u64,
 }
 
 impl PhaseCgroup {
+    /// Time runnable but not running before it was put on a CPU, nanoseconds; `None` when it never was.
+    pub fn mean_run_delay_ns(&self) -> Option<u64> {
+        self.run_delay_ns.checked_div(self.pcount)
+    }
+
     /// Iterations in each second of CPU time; 0 without any.
     pub fn iteration_rate(&self) -> f64 {
         if self.cpu_time_ns == 0 { 0.0 } else { self.iterations as f64 * 1e9 / self.cpu_time_ns as f64 }

@@ -1,13 +1,17 @@
-//! What each phase of a scenario was like: the workers' counters at its ends, subtracted.
+//! What each phase of a scenario was like: the workers' counters at its ends, subtracted, and what the
+//! workers themselves keep by phase, taken over when they are gone. Of a scenario with more phases than
+//! [`MAX_PHASES`] the last kept one is a mixture, so no bucket gets it.
 
 use std::time::Instant;
 
 use ktstr_proto::{
+    histogram::Histogram,
     stats::{Phase, PhaseBucket, PhaseCgroup},
     verdict::WorkerReport,
 };
 
 use super::engine::Running;
+use crate::work::MAX_PHASES;
 
 /// Counters of one group of workers.
 #[derive(Debug, Clone, Copy, Default)]
@@ -36,13 +40,15 @@ pub(super) struct Phases {
     buckets: Vec<PhaseBucket>,
     /// Counters of each group when the phase began, by its order.
     before: Vec<(usize, Totals)>,
+    /// Wake latencies by phase and cgroup.
+    wakes: Vec<(u32, String, Histogram)>,
 }
 
 impl Phases {
     /// The baseline begins.
     pub fn begin() -> Self {
         let baseline = PhaseBucket { label: Phase::Baseline.to_string(), ..PhaseBucket::default() };
-        Self { begun: Instant::now(), buckets: vec![baseline], before: Vec::new() }
+        Self { begun: Instant::now(), buckets: vec![baseline], before: Vec::new(), wakes: Vec::new() }
     }
 
     fn now_ms(&self) -> u64 {
@@ -72,6 +78,20 @@ impl Phases {
     pub fn finish(&mut self, cgroup: &str, order: usize, reports: &[WorkerReport]) {
         self.account(cgroup, order, reports);
         self.before.retain(|(known, _)| *known != order);
+        for slice in reports.iter().flat_map(|report| &report.phases) {
+            let Some(phase) = self.buckets.iter_mut().find(|phase| phase.index == slice.phase) else {
+                continue;
+            };
+            let entry = entry(phase, cgroup);
+            entry.run_delay_ns += slice.run_delay_ns;
+            entry.pcount += slice.pcount;
+            let known =
+                |(phase, name, _): &&mut (u32, String, Histogram)| *phase == slice.phase && name == cgroup;
+            match self.wakes.iter_mut().find(known) {
+                Some((.., wakes)) => wakes.merge(&slice.wake_latency),
+                None => self.wakes.push((slice.phase, cgroup.into(), slice.wake_latency.clone())),
+            }
+        }
     }
 
     /// Adds what a group did since it was last looked at to the current phase.
@@ -85,11 +105,7 @@ impl Phases {
             }
         };
         let Some(phase) = self.buckets.last_mut() else { return };
-        let at = phase.cgroups.iter().position(|known| known.name == cgroup).unwrap_or_else(|| {
-            phase.cgroups.push(PhaseCgroup { name: cgroup.into(), ..PhaseCgroup::default() });
-            phase.cgroups.len() - 1
-        });
-        let entry = &mut phase.cgroups[at];
+        let entry = entry(phase, cgroup);
         entry.workers += reports.len() as u32;
         entry.iterations += now.iterations.saturating_sub(before.iterations);
         entry.work_units += now.work_units.saturating_sub(before.work_units);
@@ -103,8 +119,34 @@ impl Phases {
         if let Some(phase) = self.buckets.last_mut() {
             phase.end_ms = now;
         }
+        let mixed = (self.buckets.len() > MAX_PHASES).then_some(MAX_PHASES as u32 - 1);
+        for phase in &mut self.buckets {
+            for cgroup in &mut phase.cgroups {
+                if mixed == Some(phase.index) {
+                    (cgroup.run_delay_ns, cgroup.pcount) = (0, 0);
+                    continue;
+                }
+                let known = |(index, name, _): &&(u32, String, Histogram)| {
+                    *index == phase.index && *name == cgroup.name
+                };
+                let Some((.., wakes)) = self.wakes.iter().find(known) else { continue };
+                cgroup.wakes = wakes.count();
+                cgroup.median_wake_latency_ns = wakes.quantile(0.5).unwrap_or_default();
+                cgroup.p99_wake_latency_ns = wakes.quantile(0.99).unwrap_or_default();
+                cgroup.max_wake_latency_ns = wakes.max();
+            }
+        }
         self.buckets
     }
+}
+
+/// A cgroup's figures in a phase, made if they are not there yet.
+fn entry<'a>(phase: &'a mut PhaseBucket, cgroup: &str) -> &'a mut PhaseCgroup {
+    let at = phase.cgroups.iter().position(|known| known.name == cgroup).unwrap_or_else(|| {
+        phase.cgroups.push(PhaseCgroup { name: cgroup.into(), ..PhaseCgroup::default() });
+        phase.cgroups.len() - 1
+    });
+    &mut phase.cgroups[at]
 }
 
 #[cfg(test)]
@@ -130,5 +172,47 @@ mod tests {
         assert_eq!((step.cgroup("a").unwrap().iterations, step.cgroup("a").unwrap().workers), (6, 2));
         assert_eq!(step.cgroup("b").unwrap().iterations, 3);
         assert_eq!(step.cgroup("b").unwrap().iteration_rate(), 1e6);
+    }
+
+    #[test]
+    fn latencies_are_those_of_all_workers_of_a_cgroup_in_the_phase() {
+        use ktstr_proto::verdict::PhaseSlice;
+        let slice = |phase, wakes: &[u64]| PhaseSlice {
+            phase,
+            run_delay_ns: 600,
+            pcount: 3,
+            wake_latency: Histogram::of(wakes.iter().copied()),
+            ..PhaseSlice::default()
+        };
+        let worker = |slices| WorkerReport { phases: slices, ..report(1) };
+        let mut phases = Phases::begin();
+        phases.next(1, "Step[0]".into(), &[]);
+        let (one, two) = (slice(1, &[1000, 1000, 1000]), slice(1, &[9000]));
+        phases.finish("a", 0, &[worker(vec![slice(0, &[]), one])]);
+        phases.finish("a", 1, &[worker(vec![two])]);
+        let buckets = phases.into_buckets();
+        let step = buckets[1].cgroup("a").unwrap();
+        assert_eq!((step.wakes, step.max_wake_latency_ns), (4, 9000));
+        assert!(step.median_wake_latency_ns.abs_diff(1000) < 16 && step.p99_wake_latency_ns > 8900);
+        assert_eq!(step.mean_run_delay_ns(), Some(200));
+        let baseline = buckets[0].cgroup("a").unwrap();
+        assert_eq!((baseline.wakes, baseline.mean_run_delay_ns()), (0, Some(200)));
+        assert_eq!(PhaseCgroup::default().mean_run_delay_ns(), None);
+    }
+
+    #[test]
+    fn a_mixture_of_phases_is_given_to_none() {
+        use ktstr_proto::verdict::PhaseSlice;
+        let mut phases = Phases::begin();
+        for index in 1..=MAX_PHASES as u32 {
+            phases.next(index, format!("Step[{}]", index - 1), &[]);
+        }
+        let last = MAX_PHASES as u32 - 1;
+        let slice =
+            PhaseSlice { phase: last, pcount: 3, wake_latency: Histogram::of([5]), ..PhaseSlice::default() };
+        phases.finish("a", 0, &[WorkerReport { phases: vec![slice], ..report(1) }]);
+        let buckets = phases.into_buckets();
+        let mixed = buckets[last as usize].cgroup("a").unwrap();
+        assert_eq!((mixed.wakes, mixed.pcount), (0, 0));
     }
 }
