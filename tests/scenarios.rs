@@ -144,6 +144,10 @@ fn what_a_definition_says_reaches_the_kernel(ctx: &Ctx) -> Result<AssertResult> 
             .memory_max(64 << 20)
             .pids_max(9)
             .affinity(AffinityIntent::exact([2])),
+        CgroupDef::named("hosted")
+            .pcomm("the-host")
+            .work(WorkSpec::new(WorkType::pipe_io()).workers(2))
+            .work(WorkSpec::new(WorkType::bursty()).workers(1)),
         CgroupDef::empty("outer"),
         CgroupDef::named("outer/inner").workers(1).mem_policy(MemPolicy::Bind([0].into())),
     ];
@@ -167,12 +171,20 @@ fn what_a_definition_says_reaches_the_kernel(ctx: &Ctx) -> Result<AssertResult> 
             look_at(ctx, "fifo")?
         );
         ensure!(look_at(ctx, "limited")?.1 == "2", "{:?}", look_at(ctx, "limited")?);
+        let hosts = ctx.cgroups.processes("hosted")?;
+        ensure!(hosts.len() == 1 && look_at(ctx, "hosted")?.0 == "the-host", "{:?}", look_at(ctx, "hosted")?);
+        let threads = std::fs::read_dir(format!("/proc/{}/task", hosts[0]))?.count();
+        ensure!(threads == 4, "the leader and three workers of two groups are {threads} threads");
         ensure!(ctx.cgroups.processes("outer/inner")?.len() == 1, "the nested cgroup has its worker");
         let file = |name: &str| std::fs::read_to_string(ctx.cgroups.path("limited").join(name));
         ensure!(file("cpu.max")?.trim() == "20000 100000" && file("pids.max")?.trim() == "9");
         ensure!(file("memory.max")?.trim() == "67108864" && file("cpu.weight")?.trim() == "50");
         Ok(())
     })?;
+    let hosted = result.stats.phase_cgroup(Phase::step(0), "hosted").context("hosted in the step")?;
+    let latencies = [hosted.median_wake_latency_ns, hosted.p99_wake_latency_ns, hosted.max_wake_latency_ns];
+    ensure!(hosted.workers == 3 && hosted.wakes > 0 && hosted.pcount > 0, "{hosted:?}");
+    ensure!(latencies[0] > 0 && latencies.is_sorted(), "{hosted:?}");
     let limited = result.stats.workers.iter().find(|w| w.cgroup == "limited").context("no such worker")?;
     let share = limited.cpu_time_ns * 100 / limited.wall_time_ns.max(1);
     ensure!(share <= 35, "20 % of one CPU were allowed, {share} % were used");

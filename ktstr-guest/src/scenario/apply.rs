@@ -20,6 +20,16 @@ use crate::{
     work::{CloneMode, WorkType, WorkloadConfig, WorkloadHandle},
 };
 
+/// A group of workers before it is made.
+struct Planned {
+    config: WorkloadConfig,
+    /// What each asks for itself.
+    affinity: Vec<Vec<u32>>,
+    /// What its cgroup allows, if it restricts.
+    restricted: Option<Vec<u32>>,
+    order: usize,
+}
+
 impl Engine<'_> {
     /// Carries out one operation and puts it into the timeline.
     pub fn apply(&mut self, op: &Op, layer: Layer, place: &str) -> Result<(), ScenarioError> {
@@ -68,7 +78,7 @@ impl Engine<'_> {
             }
             Op::Spawn { placement, work } => {
                 let cgroup = name_of(placement).unwrap_or_default().to_owned();
-                self.spawn(&cgroup, work, layer)?;
+                self.spawn(&cgroup, std::slice::from_ref(work), layer)?;
                 self.start()?;
                 format!(
                     "workers started in {}",
@@ -174,11 +184,8 @@ impl Engine<'_> {
             self.ctx.cgroups.set_cpuset_mems(name, &nodes.iter().copied().collect::<Vec<_>>())?;
         }
         self.ctx.cgroups.set_limits(name, &def.limits)?;
-        for work in def.groups() {
-            let work = self.overridden(def, work);
-            self.spawn(name, &work, layer)?;
-        }
-        Ok(())
+        let groups: Vec<WorkSpec> = def.groups().into_iter().map(|work| self.overridden(def, work)).collect();
+        self.spawn(name, &groups, layer)
     }
 
     /// The work with the run's own work type, where the cgroup allows it and its numbers fit.
@@ -207,8 +214,61 @@ impl Engine<'_> {
         }
     }
 
-    /// Forks a group of workers into a cgroup; the empty name is the runner's own.
-    fn spawn(&mut self, cgroup: &str, work: &WorkSpec, layer: Layer) -> Result<(), ScenarioError> {
+    /// Forks groups of workers into a cgroup; the empty name is the runner's own. Those that name the same
+    /// process become threads of one.
+    fn spawn(&mut self, cgroup: &str, groups: &[WorkSpec], layer: Layer) -> Result<(), ScenarioError> {
+        let mut planned = Vec::new();
+        for work in groups {
+            planned.push(Some(self.plan(cgroup, work)?));
+        }
+        let failed = |source| ScenarioError::Work { cgroup: cgroup.into(), source };
+        let mut made: Vec<(Planned, WorkloadHandle)> = Vec::new();
+        for at in 0..planned.len() {
+            let Some(first) = planned[at].take() else { continue };
+            let mut together = vec![first];
+            if let CloneMode::Pcomm(_) = together[0].config.mode {
+                let same = |other: &mut Planned| other.config.mode == together[0].config.mode;
+                let rest: Vec<Planned> =
+                    planned[at + 1..].iter_mut().filter_map(|other| other.take_if(same)).collect();
+                together.extend(rest);
+            }
+            let configs: Vec<WorkloadConfig> = together.iter().map(|group| group.config.clone()).collect();
+            let handles = match configs.first().map(|config| &config.mode) {
+                Some(CloneMode::Pcomm(_)) => WorkloadHandle::spawn_sharing(configs).map_err(failed)?,
+                _ => configs
+                    .into_iter()
+                    .map(WorkloadHandle::spawn)
+                    .collect::<Result<_, _>>()
+                    .map_err(failed)?,
+            };
+            made.extend(together.into_iter().zip(handles));
+        }
+        made.sort_by_key(|(group, _)| group.order);
+        for (group, handle) in made {
+            let Planned { config, affinity, restricted, order } = group;
+            handle.enter_phase(self.phases.current());
+            if !cgroup.is_empty() {
+                for pid in handle.pids() {
+                    self.ctx.cgroups.move_process(cgroup, pid)?;
+                }
+            }
+            self.workers.push(Running {
+                allowed: affinity.iter().map(|own| within(restricted.as_deref(), own)).collect(),
+                handle,
+                origin: config.cgroup,
+                cgroup: cgroup.into(),
+                layer,
+                order,
+                started: None,
+                affinity,
+                frozen: (Duration::ZERO, Duration::ZERO),
+            });
+        }
+        Ok(())
+    }
+
+    /// What a group of workers is to be.
+    fn plan(&mut self, cgroup: &str, work: &WorkSpec) -> Result<Planned, ScenarioError> {
         let workers = self.count(cgroup, work);
         if workers == 0 {
             return Err(ScenarioError::NoWorkers { cgroup: cgroup.into() });
@@ -239,28 +299,9 @@ impl Engine<'_> {
             attributes: attributes.collect(),
             mode: work.pcomm.clone().map_or(CloneMode::Fork, CloneMode::Pcomm),
         };
-        let failed = |source| ScenarioError::Work { cgroup: cgroup.into(), source };
-        let origin = config.cgroup.clone();
-        let handle = WorkloadHandle::spawn(config).map_err(failed)?;
-        if !cgroup.is_empty() {
-            for pid in handle.pids() {
-                self.ctx.cgroups.move_process(cgroup, pid)?;
-            }
-        }
-        let first = |own: &Vec<u32>| within(restricted.as_deref(), own);
-        self.workers.push(Running {
-            allowed: affinity.iter().map(first).collect(),
-            handle,
-            origin,
-            cgroup: cgroup.into(),
-            layer,
-            order: self.order,
-            started: None,
-            affinity,
-            frozen: (Duration::ZERO, Duration::ZERO),
-        });
+        let order = self.order;
         self.order += 1;
-        Ok(())
+        Ok(Planned { config, affinity, restricted, order })
     }
 
     fn choose(

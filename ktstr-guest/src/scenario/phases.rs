@@ -55,6 +55,11 @@ impl Phases {
         self.begun.elapsed().as_millis() as u64
     }
 
+    /// Which phase it is.
+    pub fn current(&self) -> u32 {
+        self.buckets.last().map_or(0, |phase| phase.index)
+    }
+
     /// Counts an operation.
     pub fn count_op(&mut self) {
         if let Some(phase) = self.buckets.last_mut() {

@@ -29,7 +29,8 @@ pub struct WorkSpec {
     pub nice: Option<i32>,
     /// Name of each worker, `task->comm`.
     pub comm: Option<String>,
-    /// Name of a process whose threads the workers are; groups with the same name share one process.
+    /// Name of a process whose threads the workers are; groups of one cgroup
+    /// with the same name share it.
     pub pcomm: Option<String>,
     /// User id.
     pub uid: Option<u32>,

@@ -49,23 +49,25 @@ pub(super) struct Birth<'a> {
     pub ready: &'a File,
 }
 
-/// The whole life of a process with the workers `indices`: one, or several as threads under `comm`.
-pub(super) fn process(
-    birth: &Birth<'_>,
-    indices: std::ops::Range<usize>,
-    comm: Option<&str>,
-    links: &[Links],
-) -> ! {
+/// The whole life of a process that is one worker.
+pub(super) fn process(birth: &Birth<'_>, index: usize, links: &Links) -> ! {
+    live(|| worker(birth, index, links))
+}
+
+/// The whole life of a process called `comm` that hosts the workers of all `births` as threads; `links`
+/// are those of each birth's groups.
+pub(super) fn hosting(births: &[Birth<'_>], comm: &str, links: &[Vec<Links>]) -> ! {
+    live(|| lead(births, comm, links))
+}
+
+fn live(life: impl FnOnce() -> bool) -> ! {
     let lived = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
         // A group of its own, so that what it forks is ended with it.
         let _ = setpgid(Pid::from_raw(0), Pid::from_raw(0));
         // Workers whose partner stopped first must see an error, not be killed by the signal.
         // SAFETY: this forked process has one thread, and the standard library wants it so.
         let _ = unsafe { signal(Signal::SIGPIPE, SigHandler::SigIgn) };
-        match comm {
-            None => worker(birth, indices.start, &links[0]),
-            Some(comm) => lead(birth, indices, comm, links),
-        }
+        life()
     }));
     let code = match lived {
         Ok(true) => 0,
@@ -77,14 +79,18 @@ pub(super) fn process(
 }
 
 /// Leads a process whose threads are the workers.
-fn lead(birth: &Birth<'_>, indices: std::ops::Range<usize>, comm: &str, links: &[Links]) -> bool {
+fn lead(births: &[Birth<'_>], comm: &str, links: &[Vec<Links>]) -> bool {
     let name = std::ffi::CString::new(comm.replace('\0', "")).unwrap_or_default();
     let _ = prctl::set_name(&name);
     let _ = prctl::set_pdeathsig(Signal::SIGKILL);
     std::thread::scope(|scope| {
-        let group = birth.config.work_type.group_size() as usize;
-        let threads: Vec<_> =
-            indices.map(|index| scope.spawn(move || thread(birth, index, &links[index / group]))).collect();
+        let mut threads = Vec::new();
+        for (birth, links) in births.iter().zip(links) {
+            let group = birth.config.work_type.group_size() as usize;
+            for index in 0..birth.board.slots() {
+                threads.push(scope.spawn(move || thread(birth, index, &links[index / group])));
+            }
+        }
         threads.into_iter().map(|thread| thread.join().unwrap_or(false)).fold(true, |all, one| all & one)
     })
 }

@@ -7,8 +7,8 @@
 //!                  killed                  Exited / Signaled                    killed: TimedOut
 //! ```
 //!
-//! A worker is a forked process, a thread of a forked process that hosts all of the workload, or a thread
-//! of the calling process. Forked ones die with the thread that made them, and what they fork dies with
+//! A worker is a forked process, a thread of a forked process that hosts all of one or several workloads,
+//! or a thread of the calling process. A process that hosts several is ended by the last that is left. Forked ones die with the thread that made them, and what they fork dies with
 //! them. Waiting for workers is bounded; nothing here waits for one that does not come. A thread of the
 //! calling process that does not stop cannot be killed: it is reported, and left behind.
 
@@ -18,7 +18,7 @@ use std::{
     ops::Range,
     os::fd::{AsFd, OwnedFd},
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::Ordering::{Acquire, Relaxed, SeqCst},
     },
     time::{Duration, Instant},
@@ -87,6 +87,9 @@ pub enum WorkError {
         /// What it asked for and why it was refused.
         reason: String,
     },
+    /// Workloads that are to share a process are not made for it.
+    #[error("workloads that share a process are all CloneMode::Pcomm with the same name")]
+    Unshared,
     /// The system refused.
     #[error("cannot {action}")]
     System {
@@ -133,11 +136,35 @@ pub struct WorkloadConfig {
     pub mode: CloneMode,
 }
 
-/// A forked process and the workers in it.
+/// A forked process and the workers of this workload in it.
 struct Process {
     pid: Pid,
     workers: Range<usize>,
-    end: Option<WaitStatus>,
+    /// How it ended; shared with the other workloads in it.
+    end: Arc<Mutex<Option<WaitStatus>>>,
+}
+
+impl Process {
+    fn new(pid: Pid, workers: Range<usize>) -> Self {
+        Self { pid, workers, end: Arc::default() }
+    }
+
+    fn end(&self) -> Option<WaitStatus> {
+        *self.end.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn ended(&self) -> bool {
+        self.end().is_some()
+    }
+
+    fn set_end(&self, status: WaitStatus) {
+        *self.end.lock().unwrap_or_else(PoisonError::into_inner) = Some(status);
+    }
+
+    /// Whether it hosts other workloads that are still there.
+    fn shared(&self) -> bool {
+        Arc::strong_count(&self.end) > 1
+    }
 }
 
 /// Workers. Dropping it ends them.
@@ -156,6 +183,49 @@ pub struct WorkloadHandle {
 impl WorkloadHandle {
     /// Makes the workers, parked.
     pub fn spawn(config: WorkloadConfig) -> Result<Self, WorkError> {
+        let (mut handle, alive_write, ready) = Self::prepare(config)?;
+        let (workers, group) = (handle.board.slots(), handle.config.work_type.group_size() as usize);
+        match handle.config.mode.clone() {
+            CloneMode::Fork => {
+                let mut links = Vec::new();
+                for index in 0..workers {
+                    if index % group == 0 {
+                        // Dropped here once the group before has its own copies.
+                        links = vec![handle.links()?];
+                    }
+                    handle.fork(index, &links[0], &ready)?;
+                }
+            }
+            CloneMode::Pcomm(comm) => host(std::slice::from_mut(&mut handle), &[ready], &comm)?,
+            CloneMode::Thread => handle.threads(ready)?,
+        }
+        drop(alive_write);
+        Ok(handle)
+    }
+
+    /// Makes workloads whose workers are threads of one process, parked. Each is started, stopped and
+    /// collected on its own; the process ends with the last.
+    pub fn spawn_sharing(configs: Vec<WorkloadConfig>) -> Result<Vec<Self>, WorkError> {
+        let Some(CloneMode::Pcomm(comm)) = configs.first().map(|config| config.mode.clone()) else {
+            return if configs.is_empty() { Ok(Vec::new()) } else { Err(WorkError::Unshared) };
+        };
+        if configs.iter().any(|config| config.mode != CloneMode::Pcomm(comm.clone())) {
+            return Err(WorkError::Unshared);
+        }
+        let (mut handles, mut ends, mut ready) = (Vec::new(), Vec::new(), Vec::new());
+        for config in configs {
+            let (handle, alive_write, ready_write) = Self::prepare(config)?;
+            handles.push(handle);
+            ends.push(alive_write);
+            ready.push(ready_write);
+        }
+        host(&mut handles, &ready, &comm)?;
+        drop(ends);
+        Ok(handles)
+    }
+
+    /// All but the workers, the end of the life pipe that they inherit, and where they say they are ready.
+    fn prepare(config: WorkloadConfig) -> Result<(Self, OwnedFd, File), WorkError> {
         config.work_type.check()?;
         let (group, work_type) = (config.work_type.group_size(), config.work_type.name());
         if !config.workers.is_multiple_of(group) {
@@ -168,7 +238,7 @@ impl WorkloadHandle {
             .map_err(|source| WorkError::System { action: "map memory for the workers' figures", source })?;
         let (alive, alive_write) = system("create the life pipe", pipe2(OFlag::O_CLOEXEC))?;
         let (ready, ready_write) = system("create the ready pipe", pipe2(OFlag::O_CLOEXEC))?;
-        let mut handle = Self {
+        let handle = Self {
             config: Arc::new(config),
             board: Arc::new(board),
             processes: Vec::new(),
@@ -178,28 +248,7 @@ impl WorkloadHandle {
             siblings: None,
         };
         ignore_wake_ups()?;
-        let ready_write = File::from(ready_write);
-        let workers = handle.board.slots();
-        match handle.config.mode.clone() {
-            CloneMode::Fork => {
-                let mut links = Vec::new();
-                for index in 0..workers {
-                    if index % group as usize == 0 {
-                        // Dropped here once the group before has its own copies.
-                        links = vec![handle.links()?];
-                    }
-                    handle.fork(index..index + 1, None, &links, &ready_write)?;
-                }
-            }
-            CloneMode::Pcomm(comm) if workers > 0 => {
-                let links = handle.all_links()?;
-                handle.fork(0..workers, Some(&comm), &links, &ready_write)?;
-            }
-            CloneMode::Pcomm(_) => {}
-            CloneMode::Thread => handle.threads(ready_write)?,
-        }
-        drop(alive_write);
-        Ok(handle)
+        Ok((handle, alive_write, File::from(ready_write)))
     }
 
     fn links(&self) -> Result<Links, WorkError> {
@@ -210,28 +259,16 @@ impl WorkloadHandle {
         (0..self.config.workers / self.config.work_type.group_size()).map(|_| self.links()).collect()
     }
 
-    fn fork(
-        &mut self,
-        workers: Range<usize>,
-        comm: Option<&str>,
-        links: &[Links],
-        ready: &File,
-    ) -> Result<(), WorkError> {
-        let parent = Some(getpid());
-        // SAFETY: the child runs worker code only and leaves through `_exit`; it takes no lock that
-        // another thread of this process may hold (glibc makes the allocator usable after fork).
-        match system("fork a worker", unsafe { fork() })? {
-            ForkResult::Child => {
-                let birth = Birth { board: &self.board, config: &self.config, parent, ready };
-                life::process(&birth, workers, comm, links)
-            }
-            ForkResult::Parent { child } => {
-                // Both sides ask, so that it holds whoever runs first; one that has already ended is past it.
-                let _ = setpgid(child, child);
-                self.processes.push(Process { pid: child, workers, end: None });
-                Ok(())
-            }
-        }
+    /// The birth of this workload's workers in a process whose parent is the calling one.
+    fn birth<'a>(&'a self, ready: &'a File) -> Birth<'a> {
+        Birth { board: &self.board, config: &self.config, parent: Some(getpid()), ready }
+    }
+
+    fn fork(&mut self, worker: usize, links: &Links, ready: &File) -> Result<(), WorkError> {
+        let birth = self.birth(ready);
+        let child = in_child(|| life::process(&birth, worker, links))?;
+        self.processes.push(Process::new(child, worker..worker + 1));
+        Ok(())
     }
 
     fn threads(&self, ready: File) -> Result<(), WorkError> {
@@ -382,15 +419,24 @@ impl WorkloadHandle {
     }
 
     fn all_ended(&self) -> bool {
+        let threads_gone = || self.board.left().load(SeqCst) == 0;
         match self.config.mode {
-            CloneMode::Thread => self.board.left().load(SeqCst) == 0,
-            _ => self.processes.iter().all(|process| process.end.is_some()),
+            CloneMode::Thread => threads_gone(),
+            _ => {
+                let over = |process: &Process| process.ended() || (process.shared() && threads_gone());
+                self.processes.iter().all(over)
+            }
         }
+    }
+
+    /// Whether the workers' own word is waited for, and not the end of their process.
+    fn ends_by_threads(&self) -> bool {
+        self.config.mode == CloneMode::Thread || self.processes.iter().any(Process::shared)
     }
 
     /// Waits for the end of all workers, at most [`STOP_REPEAT`]; whether they are gone.
     fn wait_a_while(&self) -> bool {
-        if self.config.mode == CloneMode::Thread {
+        if self.ends_by_threads() {
             let left = self.board.left();
             let seen = left.load(SeqCst);
             return seen != 0 && sys::futex_wait(left, seen, STOP_REPEAT);
@@ -409,7 +455,7 @@ impl WorkloadHandle {
         for index in 0..self.workers() {
             let slot = self.board.slot(index);
             let (tid, process) = (self.tid(index), self.process_of(index));
-            let ended = process.is_some_and(|process| process.end.is_some());
+            let ended = process.is_some_and(Process::ended);
             if tid != 0 && !ended && !slot.gone.load(Acquire) {
                 let tgid = process.map_or(own, |process| process.pid.as_raw() as u32);
                 // It may just have ended.
@@ -424,26 +470,26 @@ impl WorkloadHandle {
 
     /// Collects processes that have ended, and ends what they have left.
     fn reap(&mut self) {
-        for process in self.processes.iter_mut().filter(|process| process.end.is_none()) {
+        for process in self.processes.iter().filter(|process| !process.ended()) {
             match waitpid(process.pid, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::StillAlive) | Err(Errno::EINTR) => continue,
-                Ok(status) => process.end = Some(status),
+                Ok(status) => process.set_end(status),
                 // Somebody else reaped it.
-                Err(_) => process.end = Some(WaitStatus::Exited(process.pid, -1)),
+                Err(_) => process.set_end(WaitStatus::Exited(process.pid, -1)),
             }
             kill_group(process.pid);
         }
     }
 
-    /// Collects all, killing those that have not ended.
+    /// Collects all, killing those that have not ended and in which nobody else works.
     fn reap_rest(&mut self) {
         self.reap();
-        for process in self.processes.iter_mut().filter(|process| process.end.is_none()) {
+        for process in self.processes.iter().filter(|process| !process.ended() && !process.shared()) {
             kill_group(process.pid);
             let _ = kill(process.pid, Signal::SIGKILL);
             while matches!(waitpid(process.pid, None), Err(Errno::EINTR)) {}
             kill_group(process.pid);
-            process.end = Some(WaitStatus::StillAlive);
+            process.set_end(WaitStatus::StillAlive);
         }
         self.siblings = None;
     }
@@ -458,11 +504,11 @@ impl WorkloadHandle {
             let expected = !slot.early.load(Relaxed) || slot.not_run.load(Acquire) != 0;
             return if expected { WorkerExit::Completed } else { WorkerExit::Exited { code: 0 } };
         }
-        match self.process_of(index).map(|process| process.end) {
+        match self.process_of(index).map(Process::end) {
             Some(Some(WaitStatus::Exited(_, PANICKED))) => WorkerExit::Panicked,
             Some(Some(WaitStatus::Exited(_, code))) => WorkerExit::Exited { code },
             Some(Some(WaitStatus::Signaled(_, signal, _))) => WorkerExit::Signaled { signal: signal as i32 },
-            _ if self.config.mode == CloneMode::Thread && slot.gone.load(Acquire) => {
+            _ if self.config.mode != CloneMode::Fork && slot.gone.load(Acquire) => {
                 WorkerExit::Exited { code: 0 }
             }
             _ => WorkerExit::TimedOut,
@@ -491,16 +537,48 @@ impl WorkloadHandle {
 
 impl Drop for WorkloadHandle {
     fn drop(&mut self) {
-        match self.config.mode {
-            CloneMode::Thread => {
-                if !self.all_ended() {
-                    self.request_stop();
-                    self.await_end(Instant::now() + STOP_TIMEOUT);
-                }
-            }
-            _ => self.reap_rest(),
+        if self.ends_by_threads() && !self.all_ended() {
+            self.request_stop();
+            self.await_end(Instant::now() + STOP_TIMEOUT);
+        }
+        if self.config.mode != CloneMode::Thread {
+            self.reap_rest();
         }
     }
+}
+
+/// Forks a process that lives `life`.
+fn in_child(life: impl FnOnce()) -> Result<Pid, WorkError> {
+    // SAFETY: the child runs worker code only and leaves through `_exit`; it takes no lock that
+    // another thread of this process may hold (glibc makes the allocator usable after fork).
+    match system("fork a worker", unsafe { fork() })? {
+        ForkResult::Child => {
+            life();
+            // SAFETY: ends this forked process without running the parent's exit handlers.
+            unsafe { nix::libc::_exit(PANICKED) }
+        }
+        ForkResult::Parent { child } => {
+            // Both sides ask, so that it holds whoever runs first; one that has already ended is past it.
+            let _ = setpgid(child, child);
+            Ok(child)
+        }
+    }
+}
+
+/// Forks the one process of all these workloads, called `comm`.
+fn host(handles: &mut [WorkloadHandle], ready: &[File], comm: &str) -> Result<(), WorkError> {
+    if handles.iter().all(|handle| handle.workers() == 0) {
+        return Ok(());
+    }
+    let links = handles.iter().map(WorkloadHandle::all_links).collect::<Result<Vec<_>, _>>()?;
+    let births: Vec<_> = handles.iter().zip(ready).map(|(handle, ready)| handle.birth(ready)).collect();
+    let child = in_child(|| life::hosting(&births, comm, &links))?;
+    let end: Arc<Mutex<Option<WaitStatus>>> = Arc::default();
+    for handle in handles {
+        let workers = 0..handle.workers();
+        handle.processes.push(Process { pid: child, workers, end: end.clone() });
+    }
+    Ok(())
 }
 
 /// Ends what a worker has forked; there is nothing to end as a rule.

@@ -144,6 +144,58 @@ fn a_pcomm_process_hosts_all_workers_under_its_name() {
     assert_eq!(reports[1].exit, WorkerExit::Completed);
 }
 
+/// Two workloads in one process, parked.
+fn sharing() -> (WorkloadHandle, WorkloadHandle) {
+    let mode = CloneMode::Pcomm("the-host".into());
+    let configs = [config(2, WorkType::SpinWait), config(4, WorkType::PipeIo { burst_iters: 64 })];
+    let configs = configs.map(|config| WorkloadConfig { mode: mode.clone(), ..config });
+    let mut handles = WorkloadHandle::spawn_sharing(configs.into()).unwrap();
+    let second = handles.pop().unwrap();
+    (handles.pop().unwrap(), second)
+}
+
+#[test]
+fn workloads_that_share_a_process_stop_one_by_one() {
+    let (mut first, mut second) = sharing();
+    assert_eq!((first.pids(), first.pids().len()), (second.pids(), 1));
+    first.start().unwrap();
+    second.start().unwrap();
+    work_until(&first, at_work);
+    work_until(&second, at_work);
+    let pid = first.pids()[0];
+    let reports = first.stop_and_collect();
+    assert_eq!(reports.len(), 2);
+    assert!(reports.iter().all(|report| report.exit == WorkerExit::Completed), "{reports:?}");
+    let before = second.iterations();
+    work_until(&second, |_| second.iterations() > before);
+    let reports = second.stop_and_collect();
+    assert!(reports.iter().all(|report| report.exit == WorkerExit::Completed), "{reports:?}");
+    assert!(!std::path::Path::new(&format!("/proc/{pid}")).exists(), "the process ended with the last");
+}
+
+#[test]
+fn a_shared_process_ends_with_the_last_that_is_dropped() {
+    let (first, mut second) = sharing();
+    second.start().unwrap();
+    let path = format!("/proc/{}", second.pids()[0]);
+    // Parked, never started.
+    drop(first);
+    assert!(std::path::Path::new(&path).exists());
+    work_until(&second, at_work);
+    drop(second);
+    assert!(!std::path::Path::new(&path).exists());
+}
+
+#[test]
+fn only_workloads_made_for_it_share_a_process() {
+    let host = |name: &str| CloneMode::Pcomm(name.into());
+    for modes in [[host("a"), host("b")], [host("a"), CloneMode::Fork], [CloneMode::Fork, host("a")]] {
+        let configs = modes.map(|mode| WorkloadConfig { mode, ..config(1, WorkType::SpinWait) });
+        assert!(matches!(WorkloadHandle::spawn_sharing(configs.into()), Err(WorkError::Unshared)));
+    }
+    assert!(WorkloadHandle::spawn_sharing(Vec::new()).unwrap().is_empty());
+}
+
 #[test]
 fn workers_that_block_say_so_and_a_duty_cycle_is_kept() {
     let work_type = WorkType::Bursty {
