@@ -40,6 +40,23 @@ impl HostTime {
         (most - least) as f64 * 100.0 / self.window_ms.max(1) as f64
     }
 
+    /// How far two tasks of a guest may be apart in CPU time, milliseconds, for no other reason than that
+    /// the host stopped a vCPU while one of them was on it, in any stretch of `length_ms`.
+    ///
+    /// The guest counts each stop as time of whoever was there, who is a matter of chance. Stops of an
+    /// interval are taken as one, and are longer than the real ones; their sizes add up as those of
+    /// independent draws do, of which the bound is three standard deviations.
+    pub fn chance_within(&self, length_ms: u64) -> f64 {
+        let intervals = length_ms.div_ceil(u64::from(self.period_ms.max(1))) as usize;
+        let worst = |waits: &Vec<u32>| {
+            let stretches = waits.windows(intervals.min(waits.len()).max(1));
+            stretches
+                .map(|stretch| stretch.iter().map(|w| f64::from(*w).powi(2)).sum::<f64>())
+                .fold(0.0, f64::max)
+        };
+        3.0 * self.waits_ms.iter().map(worst).fold(0.0, f64::max).sqrt()
+    }
+
     /// The largest share of the window for which the host kept a thread waiting, percent.
     pub fn worst_waited_pct(&self) -> f64 {
         let most = self.waited_ms.iter().copied().max().unwrap_or(0);
@@ -64,6 +81,9 @@ mod tests {
         assert_eq!(host.worst_wait_within(10_000), (110, 0));
         assert_eq!(host.inequality_pct(), 18.0);
         assert_eq!(host.worst_waited_pct(), 22.0);
+        assert_eq!(host.chance_within(100), 180.0);
+        assert_eq!(host.chance_within(500), 3.0 * f64::from(50 * 50 + 60 * 60).sqrt());
+        assert_eq!(HostTime::default().chance_within(100), 0.0);
         assert_eq!(HostTime::default().worst_wait_within(100), (0, 0));
         assert_eq!(HostTime::default().inequality_pct(), 0.0);
     }

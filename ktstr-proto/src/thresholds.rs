@@ -1,5 +1,7 @@
 //! The thresholds of one test, and how layers of them are merged.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::run::AccelKind;
@@ -78,7 +80,19 @@ thresholds! {
     max_slow_tier_ratio: f64,
 }
 
+/// Balancing takes its time: so much more or less on the CPU is not held against a scheduler, however
+/// short the workers lived.
+const BALANCING: Duration = Duration::from_millis(500);
+
 impl Assert {
+    /// The largest spread of workers that lived so long, percentage points: [`Assert::max_spread_pct`]
+    /// and what balancing may cost.
+    pub fn spread_limit(&self, lived: Option<Duration>) -> Option<f64> {
+        let balancing =
+            lived.map_or(0.0, |lived| BALANCING.as_secs_f64() * 100.0 / lived.as_secs_f64().max(0.001));
+        self.max_spread_pct.map(|limit| limit + balancing)
+    }
+
     /// What is checked when nobody says otherwise, where this runs the vCPUs. An emulated CPU is a thread
     /// that shares the host with others and takes long for what hardware does at once, so its limits
     /// are wider.

@@ -24,6 +24,9 @@ pub struct TrustArgs {
     /// Runs of each mutation under each accelerator
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     runs: u32,
+    /// Seed of the first run of each; the next ones follow
+    #[arg(long, default_value_t = 1)]
+    first_seed: u32,
     /// Runs of the healthy scheduler with a busy host
     #[arg(long, default_value_t = 50)]
     healthy_runs: u32,
@@ -36,6 +39,12 @@ pub struct TrustArgs {
     /// Kernel, as for `cargo ktstr test --kernel`
     #[arg(long)]
     kernel: Option<String>,
+}
+
+impl TrustArgs {
+    fn seeds(&self, runs: u32) -> std::ops::Range<u32> {
+        self.first_seed..self.first_seed.saturating_add(runs)
+    }
 }
 
 /// A way to misbehave.
@@ -61,6 +70,8 @@ struct Verdict {
     infrastructure: bool,
     /// The cause, where it is not that a check failed; else the kinds of findings that failed.
     failed: Vec<String>,
+    /// The kinds of findings that the host may have caused.
+    doubted: Vec<String>,
 }
 
 /// What became of the runs of one subject.
@@ -71,6 +82,7 @@ struct Row {
     inconclusive: u32,
     passed: u32,
     infrastructure: u32,
+    doubts: BTreeMap<String, u32>,
     checks: BTreeMap<String, u32>,
 }
 
@@ -78,6 +90,9 @@ impl Row {
     fn add(&mut self, verdict: &Verdict, matching: Option<&str>) {
         for check in &verdict.failed {
             *self.checks.entry(check.clone()).or_default() += 1;
+        }
+        for check in &verdict.doubted {
+            *self.doubts.entry(check.clone()).or_default() += 1;
         }
         let matched = matching.is_some_and(|wanted| verdict.failed.iter().any(|check| check == wanted));
         *match verdict.outcome.as_str() {
@@ -90,16 +105,19 @@ impl Row {
     }
 
     fn print(&self, name: &str, accel: &str, matching: &str, holds: bool) {
-        let checks: Vec<String> =
-            self.checks.iter().map(|(check, times)| format!("{check} {times}")).collect();
+        let listed = |checks: &BTreeMap<String, u32>| {
+            let each: Vec<String> = checks.iter().map(|(check, times)| format!("{check} {times}")).collect();
+            each.join(", ")
+        };
         println!(
-            "| {name} | {accel} | {matching} | {} | {} | {} | {} | {} | {} | {} |",
+            "| {name} | {accel} | {matching} | {} | {} | {} | {} | {} | {} | {} | {} |",
             self.matched,
             self.failed_otherwise,
             self.inconclusive,
             self.passed,
             self.infrastructure,
-            checks.join(", "),
+            listed(&self.checks),
+            listed(&self.doubts),
             if holds { "holds" } else { "DOES NOT HOLD" }
         );
     }
@@ -121,7 +139,7 @@ pub fn command(args: &TrustArgs) -> Result<u8> {
     if "sound".contains(args.only.as_str()) && args.healthy_runs > 0 {
         let load = Load::start()?;
         let mut row = Row::default();
-        for n in 0..args.healthy_runs {
+        for n in args.seeds(args.healthy_runs) {
             bench.run("sound", "tcg", n, &mut row, None, &[])?;
         }
         drop(load);
@@ -131,7 +149,7 @@ pub fn command(args: &TrustArgs) -> Result<u8> {
     for accel in &args.accel {
         for mutation in MUTATIONS.iter().filter(|mutation| mutation.name.contains(args.only.as_str())) {
             let mut row = Row::default();
-            for n in 0..args.runs {
+            for n in args.seeds(args.runs) {
                 bench.run(mutation.name, accel, n, &mut row, Some(mutation.matching), mutation.plausible)?;
             }
             let plausible =
@@ -143,9 +161,9 @@ pub fn command(args: &TrustArgs) -> Result<u8> {
         }
     }
     println!(
-        "| mutation | accelerator | matching check | it failed | only others failed | inconclusive | passed | infrastructure | checks that failed, times | criterion |"
+        "| mutation | accelerator | matching check | it failed | only others failed | inconclusive | passed | infrastructure | checks that failed, times | in doubt, times | criterion |"
     );
-    println!("|---|---|---|---|---|---|---|---|---|---|");
+    println!("|---|---|---|---|---|---|---|---|---|---|---|");
     for (name, accel, matching, row, holds) in &rows {
         row.print(name, accel, matching, *holds);
     }
@@ -173,12 +191,13 @@ impl Bench<'_> {
         let mut run = Command::new(&self.executable);
         run.args(["--ignored", "--exact", &format!("trust::trust_{name}")]);
         run.env("KTSTR_BIN_DIR", workspace::bin_dir()).env_remove("NEXTEST");
-        run.envs([("KTSTR_ACCEL", accel), ("KTSTR_SEED", &(n + 1).to_string()), ("KTSTR_VARY", "1")]);
+        run.envs([("KTSTR_ACCEL", accel), ("KTSTR_SEED", &n.to_string()), ("KTSTR_VARY", "1")]);
         run.env("KTSTR_RUNS_ROOT", &runs).envs(self.args.kernel.iter().map(|k| ("KTSTR_KERNEL", k)));
         // Its status says less than the report.
         run.stdout(Stdio::null()).stderr(Stdio::null()).status().context("cannot run the subject")?;
         let verdict = verdict(&runs)?;
-        println!("{name} {accel} seed {}: {} {:?}", n + 1, verdict.outcome, verdict.failed);
+        let Verdict { outcome, failed, doubted, .. } = &verdict;
+        println!("{name} {accel} seed {n}: {outcome} {failed:?}, in doubt {doubted:?}");
         let known = |check: &String| matching == Some(check) || plausible.contains(&check.as_str());
         let expected = match matching {
             Some(wanted) => {
@@ -227,19 +246,23 @@ fn read(report: &Value) -> Verdict {
     let cause = report
         .get("cause")
         .and_then(|cause| text(cause).or_else(|| cause.as_object()?.keys().next().cloned()));
-    let details = report.pointer("/result/details").and_then(Value::as_array).into_iter().flatten();
-    let mut failed: Vec<String> = details
-        .filter(|detail| detail.get("outcome").and_then(Value::as_str) == Some("Fail"))
-        .filter_map(|detail| text(detail.get("kind")?))
-        .collect();
+    let kinds = |outcome: &str| {
+        let details = report.pointer("/result/details").and_then(Value::as_array).into_iter().flatten();
+        let mut kinds: Vec<String> = details
+            .filter(|detail| detail.get("outcome").and_then(Value::as_str) == Some(outcome))
+            .filter_map(|detail| text(detail.get("kind")?))
+            .collect();
+        kinds.sort();
+        kinds.dedup();
+        kinds
+    };
+    let (mut failed, doubted) = (kinds("Fail"), kinds("Inconclusive"));
     let outcome = report.get("outcome").and_then(text).unwrap_or_default();
     if let Some(cause) = cause.filter(|cause| cause != "Assertion") {
         failed = vec![cause];
     }
-    failed.sort();
-    failed.dedup();
     let infrastructure = report.get("infrastructure").and_then(Value::as_bool) == Some(true);
-    Verdict { outcome, infrastructure, failed }
+    Verdict { outcome, infrastructure, failed, doubted }
 }
 
 /// A busy loop per host CPU, in processes of their own, until dropped.

@@ -23,9 +23,6 @@ pub fn judge(assert: &Assert, reports: Vec<WorkerReport>) -> AssertResult {
     )
 }
 
-/// Balancing takes its time: so much more or less on the CPU is not held against a scheduler, however
-/// short the workers lived.
-const BALANCING: Duration = Duration::from_millis(500);
 /// A worker that ran so long made progress, even if its first unit of work was too much for it.
 const RAN_NS: u64 = 2_000_000;
 
@@ -77,7 +74,7 @@ pub fn judge_groups(assert: &Assert, topo: Option<&TestTopology>, groups: Vec<Gr
         for (lived, peers) in all_peers {
             let theirs = cgroup_stats(&peers);
             let mut assert = *assert;
-            assert.max_spread_pct = assert.max_spread_pct.map(|limit| limit + balancing_pct(lived));
+            assert.max_spread_pct = assert.spread_limit(lived);
             judge_fairness(&assert, &peers, &theirs, &mut result);
             rates::judge(&assert, topo, &peers, &mut result);
             if worst.as_ref().is_none_or(|worst| worst.spread_pct < theirs.spread_pct) {
@@ -93,11 +90,6 @@ pub fn judge_groups(assert: &Assert, topo: Option<&TestTopology>, groups: Vec<Gr
     }
     result.stats = ScenarioStats { cgroups, workers, ..ScenarioStats::default() };
     result
-}
-
-/// [`BALANCING`] as a share of the time the workers lived, percentage points.
-fn balancing_pct(lived: Option<Duration>) -> f64 {
-    lived.map_or(0.0, |lived| BALANCING.as_secs_f64() * 100.0 / lived.as_secs_f64().max(0.001))
 }
 
 /// Those of a group that do the same and may use the same CPUs.
