@@ -36,6 +36,10 @@ pub struct TrustArgs {
     /// Only subjects with this in their name
     #[arg(long, default_value = "")]
     only: String,
+    /// Test executable with the subjects, built before; then nothing is built, and the tree may change
+    /// meanwhile. Our executables are looked for in KTSTR_BIN_DIR
+    #[arg(long)]
+    subjects: Option<PathBuf>,
     /// Kernel, as for `cargo ktstr test --kernel`
     #[arg(long)]
     kernel: Option<String>,
@@ -125,13 +129,19 @@ impl Row {
 
 /// 0 when every criterion holds, 1 when one does not.
 pub fn command(args: &TrustArgs) -> Result<u8> {
-    workspace::build_executables()?;
-    if args.kernel.is_none() {
-        workspace::ensure_kernel(None)?;
-    }
+    let executable = match &args.subjects {
+        Some(built) => built.clone(),
+        None => {
+            workspace::build_executables()?;
+            if args.kernel.is_none() {
+                workspace::ensure_kernel(None)?;
+            }
+            subjects()?
+        }
+    };
     let which = format!("{}-{}", if args.only.is_empty() { "all" } else { &args.only }, args.accel.join("-"));
     let base = workspace::target_dir().join("trust").join(which);
-    let bench = Bench { executable: subjects()?, base, args };
+    let bench = Bench { executable, base, args };
     if bench.base.exists() {
         fs::remove_dir_all(&bench.base).context("cannot clear the last runs")?;
     }
@@ -190,7 +200,10 @@ impl Bench<'_> {
         let runs = self.base.join(format!("{name}-{accel}-{n}"));
         let mut run = Command::new(&self.executable);
         run.args(["--ignored", "--exact", &format!("trust::trust_{name}")]);
-        run.env("KTSTR_BIN_DIR", workspace::bin_dir()).env_remove("NEXTEST");
+        if self.args.subjects.is_none() {
+            run.env("KTSTR_BIN_DIR", workspace::bin_dir());
+        }
+        run.env_remove("NEXTEST");
         run.envs([("KTSTR_ACCEL", accel), ("KTSTR_SEED", &n.to_string()), ("KTSTR_VARY", "1")]);
         run.env("KTSTR_RUNS_ROOT", &runs).envs(self.args.kernel.iter().map(|k| ("KTSTR_KERNEL", k)));
         // Its status says less than the report.
