@@ -48,6 +48,13 @@ pub enum JailError {
         #[source]
         source: PolicyError,
     },
+    /// The kernel has Landlock and refuses the ruleset.
+    #[error("make the Landlock ruleset")]
+    Ruleset {
+        /// The reason.
+        #[source]
+        source: landlock::RulesetError,
+    },
     /// A path or argument that no system call takes.
     #[error("{what} contains a zero byte: {text:?}")]
     ZeroByte {

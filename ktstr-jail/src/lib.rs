@@ -10,13 +10,13 @@
 //! way to obtain a [`Confined`] past it. A failed [`enter`] leaves the process half confined; all it
 //! can sensibly do is to report the error and exit.
 //!
-//! Order: `plan.rs`. The single system calls: `step.rs`. Landlock, limits per device process and
-//! filters per thread would be further steps there.
+//! Order: `plan.rs`. The single system calls: `step.rs`. The Landlock ruleset: `ruleset.rs`.
 
 mod enter;
 mod error;
 mod plan;
 mod policy;
+mod ruleset;
 mod spawn;
 mod spec;
 mod step;

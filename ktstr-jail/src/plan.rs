@@ -7,7 +7,8 @@
 //! 4. the privileges of user id 0, the bounding set, the capabilities: the last use of them is over;
 //! 5. not dumpable, no_new_privs, which the filter requires;
 //! 6. descriptors and the parent's death, for a child;
-//! 7. the filters, allow-list last: after it almost none of the above could be done.
+//! 7. the Landlock ruleset, where the kernel has it: the mounts are done;
+//! 8. the filters, allow-list last: after it almost none of the above could be done.
 
 use std::ffi::{CString, OsStr};
 use std::os::unix::ffi::OsStrExt;
@@ -15,6 +16,7 @@ use std::path::{Component, Path};
 
 use crate::error::JailError;
 use crate::policy::{self, OwnNumbers};
+use crate::ruleset;
 use crate::spec::{JailSpec, Mount, UserNamespace};
 use crate::step::{STAGING, Step, Use};
 
@@ -66,6 +68,7 @@ pub(crate) fn plan(spec: &JailSpec, walker: &Walker<'_>) -> Result<Vec<Step>, Ja
         }
     };
     steps.push(Step::NoNewPrivileges);
+    steps.extend(ruleset::ruleset(spec)?.map(|ruleset| Step::Landlock { ruleset }));
     let filters = policy::compile(spec.role, own).map_err(|source| JailError::Policy { source })?;
     steps.extend(filters.into_iter().map(|program| Step::Filter { program }));
     Ok(steps)

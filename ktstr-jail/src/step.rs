@@ -5,6 +5,7 @@
 
 use std::ffi::{CStr, CString};
 use std::fmt;
+use std::os::fd::{AsRawFd, OwnedFd};
 
 use libc::{c_int, c_long, c_uint, c_ulong};
 use nix::errno::Errno;
@@ -75,6 +76,9 @@ pub(crate) enum Step {
     KeepOnly {
         sorted: Vec<c_int>,
     },
+    Landlock {
+        ruleset: OwnedFd,
+    },
     Filter {
         program: BpfProgram,
     },
@@ -105,6 +109,7 @@ impl fmt::Display for Step {
             Self::NoNewPrivileges => f.write_str("set no_new_privs"),
             Self::DieWithParent => f.write_str("ask to be killed with the parent"),
             Self::KeepOnly { .. } => f.write_str("mark all other descriptors close-on-exec"),
+            Self::Landlock { .. } => f.write_str("enforce the Landlock ruleset"),
             Self::Filter { .. } => f.write_str("load a system call filter"),
         }
     }
@@ -147,6 +152,10 @@ impl Step {
             Self::NoNewPrivileges => prctl(libc::PR_SET_NO_NEW_PRIVS, 1),
             Self::DieWithParent => prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as c_ulong),
             Self::KeepOnly { sorted } => keep_only(sorted),
+            Self::Landlock { ruleset } => {
+                // SAFETY: numbers are passed; the descriptor is open as long as the step lives.
+                check_long(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) })
+            }
             Self::Filter { program } => load_filter(program),
         }
     }
