@@ -20,6 +20,7 @@ pub use ktstr_guest::{
 pub use ktstr_macros::{Payload, declare_scheduler, ktstr_test};
 pub use ktstr_proto::{
     Topology,
+    device::{DISK_DEVICE, DISK_MOUNT, DiskConfig, Filesystem, NetConfig},
     stats::{PayloadMetrics, Phase, PhaseBucket, PhaseCgroup, Polarity},
     verdict::{
         Assert, AssertResult, CgroupStats, DetailKind, Outcome, ScenarioStats, WorkerExit, WorkerReport,

@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use ktstr_proto::{Accel, topology::Shape};
+use ktstr_proto::{Accel, device::DiskConfig, topology::Shape};
 
 /// Test harness for Linux process schedulers.
 #[derive(Debug, Parser)]
@@ -195,6 +195,10 @@ pub struct ShellArgs {
     /// Guest memory [default: estimated from what is packed]
     #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u32).range(128..))]
     pub memory_mb: Option<u32>,
+    /// A disk, /dev/vda: its MiB, then fs=raw|ext4|btrfs, iops=N, bytes=N (per second), ro, nomount.
+    /// With a file system it is mounted on /mnt/disk0: 64,fs=ext4,iops=200
+    #[arg(long, value_name = "SPEC")]
+    pub disk: Option<DiskConfig>,
     /// Show the kernel's console on stderr
     #[arg(long)]
     pub dmesg: bool,

@@ -94,6 +94,8 @@ fn spec(args: &ShellArgs) -> anyhow::Result<RunSpec> {
         observe: std::env::var_os("KTSTR_OBSERVE").is_some_and(|value| value == "1"),
         snapshots: 0,
         env: Vec::new(),
+        disk: args.disk,
+        networks: Vec::new(),
     })
 }
 

@@ -130,6 +130,7 @@ fn job(pairs: &[(&str, &str)]) -> Result<GuestJob> {
         env: Vec::new(),
         scheduler: None,
         task: GuestTask::Exec("true".into()),
+        disk: None,
     };
     let mut scheduler = GuestScheduler {
         name: String::new(),

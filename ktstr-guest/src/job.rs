@@ -64,6 +64,7 @@ mod tests {
             env: vec![("A".into(), "b".into())],
             scheduler: None,
             task: GuestTask::Exec("true".into()),
+            disk: None,
         }
     }
 

@@ -20,11 +20,13 @@ pub enum Role {
     Monitor,
     /// The emulator, including its start.
     Emulator,
+    /// The process that serves disks and networks.
+    Device,
 }
 
 impl Role {
     /// Each role.
-    pub const ALL: [Role; 3] = [Role::Vmm, Role::Monitor, Role::Emulator];
+    pub const ALL: [Role; 4] = [Role::Vmm, Role::Monitor, Role::Emulator, Role::Device];
 
     fn files(self) -> [(&'static str, &'static str); 2] {
         let common = ("common.json", include_str!("../policy/common.json"));
@@ -32,6 +34,7 @@ impl Role {
             Role::Vmm => [common, ("vmm.json", include_str!("../policy/vmm.json"))],
             Role::Monitor => [common, ("monitor.json", include_str!("../policy/monitor.json"))],
             Role::Emulator => [common, ("emulator.json", include_str!("../policy/emulator.json"))],
+            Role::Device => [common, ("device.json", include_str!("../policy/device.json"))],
         }
     }
 }
@@ -344,7 +347,9 @@ mod tests {
 
     #[test]
     fn only_the_emulator_may_open_or_execute() {
-        for (syscall, allowed) in [("openat", [false, false, true]), ("execveat", [false, false, true])] {
+        for (syscall, allowed) in
+            [("openat", [false, false, true, false]), ("execveat", [false, false, true, false])]
+        {
             let found = Role::ALL.map(|role| merge(role, OWN).unwrap().allow.contains_key(syscall));
             assert_eq!(found, allowed, "{syscall}");
         }
@@ -357,7 +362,7 @@ mod tests {
             let merged = merge(role, OWN).unwrap();
             merged.allow.get("ioctl").is_some_and(|rules| rules.iter().any(|args| args[0]["val"] == KVM_RUN))
         };
-        assert_eq!(Role::ALL.map(has_run), [true, false, false]);
+        assert_eq!(Role::ALL.map(has_run), [true, false, false, false]);
     }
 
     #[test]

@@ -61,6 +61,12 @@ impl JailSpec {
         Self::empty(Role::Monitor, 256)
     }
 
+    /// The jail of the process that serves disks and networks. Nothing of the host is visible.
+    #[must_use]
+    pub fn device() -> Self {
+        Self::empty(Role::Device, 128)
+    }
+
     /// The jail of an emulator: its executable's libraries, its firmware, its own descriptors.
     ///
     /// `data` are directories or files it reads beside the system's library directories.
@@ -105,6 +111,7 @@ mod tests {
     fn vmm_and_monitor_see_nothing() {
         assert!(JailSpec::vmm().mounts.is_empty());
         assert!(JailSpec::monitor().mounts.is_empty());
+        assert!(JailSpec::device().mounts.is_empty());
     }
 
     #[test]

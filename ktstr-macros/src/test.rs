@@ -23,6 +23,8 @@ const SLOTS: &[&str] = &[
     "config",
     "staged_schedulers",
     "extra_include_files",
+    "disk",
+    "networks",
 ];
 const FLAG_THRESHOLDS: &[&str] = &["not_stuck", "isolation", "fail_on_rq_clock_stuck"];
 const NUMBER_THRESHOLDS: &[&str] = &[
@@ -161,6 +163,7 @@ fn emit(attributes: &Attributes, mut function: ItemFn) -> Result<TokenStream> {
     let entry = format_ident!("__KTSTR_ENTRY_{}", text.to_uppercase());
     let fields = fields(attributes)?;
     let gate = gate(attributes)?;
+    let devices = device_gate(attributes)?.map(|gate| quote!(#(#conditions)* #gate));
     Ok(quote! {
         #(#conditions)*
         #(#lints)*
@@ -182,6 +185,8 @@ fn emit(attributes: &Attributes, mut function: ItemFn) -> Result<TokenStream> {
 
         #(#conditions)*
         #gate
+
+        #devices
 
         #(#conditions)*
         #(#outer)*
@@ -253,6 +258,12 @@ fn fields(attributes: &Attributes) -> Result<TokenStream> {
     add("seeds", option(attributes.positive_u32("seeds")?));
     let snapshots = attributes.positive_u32("num_snapshots")?.unwrap_or(0);
     add("num_snapshots", quote!(#snapshots));
+    if let Some(disk) = attributes.value("disk")? {
+        add("disk", quote!(::core::option::Option::Some(#disk)));
+    }
+    if let Some(networks) = networks(attributes)? {
+        add("networks", quote!(const { &#networks }));
+    }
     add("workload_root_cgroup", option(attributes.text("workload_root_cgroup")?));
     Ok(fields)
 }
@@ -264,6 +275,26 @@ fn reference(attributes: &Attributes, key: &str, what: &str) -> Result<TokenStre
         Some(Expr::Path(path)) => Ok(quote!(::core::option::Option::Some(&#path))),
         Some(other) => Err(Error::new(other.span(), format!("`{key}` must be the name of {what}"))),
     }
+}
+
+/// A list of constants: an array is what a static can refer to.
+fn networks(attributes: &Attributes) -> Result<Option<&Expr>> {
+    match attributes.value("networks")? {
+        None => Ok(None),
+        Some(list @ Expr::Array(array)) if !array.elems.is_empty() => Ok(Some(list)),
+        Some(other) => {
+            Err(Error::new(other.span(), "`networks` must be a list of `NetConfig` constants, `[NET]`"))
+        }
+    }
+}
+
+/// The compiler checks that disk and networks can be made.
+fn device_gate(attributes: &Attributes) -> Result<Option<TokenStream>> {
+    let (disk, networks) = (attributes.value("disk")?, networks(attributes)?);
+    let Some(span) = disk.or(networks).map(Spanned::span) else { return Ok(None) };
+    let disk = option(disk);
+    let networks = networks.map_or_else(|| quote!(&[]), |networks| quote!(&#networks));
+    Ok(Some(quote_spanned!(span=> const _: () = ::ktstr::host::device_gate(#disk, #networks);)))
 }
 
 /// The compiler checks that a scheduler that takes an inline configuration gets one, and no other does.

@@ -6,6 +6,8 @@
 //! what happened. [`store`] holds kernels, [`pack`] builds initramfs archives.
 
 pub mod children;
+mod devices;
+mod disk;
 mod door;
 pub mod host_time;
 pub mod judge;

@@ -14,6 +14,7 @@ use std::{
 
 use ktstr_proto::{
     Accel, AccelKind, Fds,
+    device::MAX_NETWORKS,
     guest::{GuestJob, GuestScheduler, GuestTask, GuestTest},
     ring::{Mode, RingRegion},
     run::{Job, RunSpec, SchedulerJob},
@@ -23,6 +24,8 @@ use ktstr_proto::{
 
 use crate::{
     children::{Child, SpawnError, find_executable},
+    devices,
+    disk::{self, DiskError},
     pack::{self, Initramfs, LibraryPath, PackError, memory},
     store::{Kernel, KernelUnfit, ResolveError, RootError, Store, StoreError, store_root},
 };
@@ -101,6 +104,40 @@ pub enum PlanError {
         "accelerator det is for replayable runs: an interactive shell takes host-timed input, use --exec or another accelerator"
     )]
     InteractiveDet,
+    /// A disk or network that cannot be made.
+    #[error("the machine's {device} cannot be made: {reason}")]
+    Device {
+        /// Disk or network.
+        device: &'static str,
+        /// Why.
+        reason: String,
+    },
+    /// A disk or network completes requests in the host's time.
+    #[error(
+        "accelerator det has no disks and networks: another process serves them in the host's time, and the run could not be repeated; use tcg or kvm"
+    )]
+    DeviceDet,
+    /// Our own machine has no front of such a device.
+    #[error("accelerator {accel} has no {device} in this version")]
+    NoFront {
+        /// The accelerator.
+        accel: AccelKind,
+        /// Disk or network.
+        device: &'static str,
+    },
+    /// The kernel cannot use the disk.
+    #[error(
+        "kernel {kernel} has no {module} in the store, which the machine's disk or network needs: `cargo ktstr kernel pull` it again, or choose another"
+    )]
+    NoModule {
+        /// The kernel.
+        kernel: String,
+        /// The module.
+        module: &'static str,
+    },
+    /// The disk's image cannot be made.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
     /// A file cannot be used.
     #[error("cannot {action} {path}")]
     File {
@@ -125,9 +162,15 @@ pub enum PlanError {
 impl PlanError {
     /// Whether something is merely missing here, so that the run counts as not run.
     pub fn is_missing(&self) -> bool {
+        if let Self::Disk(error) = self {
+            return error.is_missing();
+        }
         matches!(
             self,
-            Self::Kernel(ResolveError::Nothing { .. })
+            Self::DeviceDet
+                | Self::NoFront { .. }
+                | Self::NoModule { .. }
+                | Self::Kernel(ResolveError::Nothing { .. })
                 | Self::Unfit { .. }
                 | Self::Busybox
                 | Self::NoEmulator { .. }
@@ -158,6 +201,7 @@ pub struct Plan {
     pub notes: Vec<String>,
     kernel: Kernel,
     initramfs: fs::File,
+    disk: Option<OwnedFd>,
 }
 
 impl Plan {
@@ -174,6 +218,12 @@ impl Plan {
     /// The decompressed kernel.
     pub fn open_kernel(&self) -> Result<OwnedFd, PlanError> {
         open(&self.kernel.vmlinux()).map(OwnedFd::from)
+    }
+
+    /// The disk's image.
+    pub fn open_disk(&self) -> Result<Option<OwnedFd>, PlanError> {
+        let file = |source| PlanError::File { action: "use", path: "the disk's image".into(), source };
+        self.disk.as_ref().map(OwnedFd::try_clone).transpose().map_err(file)
     }
 
     /// The initramfs, from its start.
@@ -206,6 +256,7 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
     if interactive && accel == AccelKind::Det {
         return Err(PlanError::InteractiveDet);
     }
+    check_devices(spec, accel, &kernel)?;
     let emulator = match accel {
         AccelKind::Kvm => None,
         AccelKind::Tcg | AccelKind::Det => Some(find_emulator(accel)?),
@@ -218,7 +269,10 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
     let memory_mb = memory_mb(spec, &load)?;
     notes.extend(sound_emulator_note(emulator.as_ref()));
     let (boot_limit, run_limit) = limits(spec, accel);
+    let disks = store.root().parent().unwrap_or(store.root()).join("disks");
+    let disk = spec.disk.as_ref().map(|config| disk::image(config, &disks)).transpose()?;
     Ok(Plan {
+        disk,
         cmdline: cmdline(spec, accel, ring, kernel_hz(&kernel)),
         accel,
         emulator,
@@ -263,6 +317,59 @@ fn choose_accelerator(wanted: Accel, notes: &mut Vec<String>) -> Result<AccelKin
             }
         }
     }
+}
+
+/// What the guest needs for its disk and networks beside what it always gets.
+fn device_modules(spec: &RunSpec) -> Vec<&'static str> {
+    let disk = spec.disk.iter().flat_map(|disk| [Some("virtio_blk"), disk.filesystem.kind()]);
+    let network = spec.networks.iter().take(1).map(|_| Some("virtio_net"));
+    disk.chain(network).flatten().collect()
+}
+
+fn check_devices(spec: &RunSpec, accel: AccelKind, kernel: &Kernel) -> Result<(), PlanError> {
+    if !devices::wanted(spec) {
+        return Ok(());
+    }
+    let device = |device, reason: &str| PlanError::Device { device, reason: reason.into() };
+    if let Some(why) = spec.disk.and_then(|disk| disk.objection()) {
+        return Err(device("disk", why));
+    }
+    if let Some(why) = spec.networks.iter().find_map(|network| network.objection()) {
+        return Err(device("network", why));
+    }
+    if spec.networks.len() > MAX_NETWORKS {
+        return Err(device("network", "it has at most four"));
+    }
+    let mut addresses: Vec<_> = spec.networks.iter().map(|network| network.mac).collect();
+    addresses.sort_unstable();
+    addresses.dedup();
+    if addresses.len() != spec.networks.len() {
+        return Err(device("network", "two have the same address"));
+    }
+    if accel == AccelKind::Det {
+        return Err(PlanError::DeviceDet);
+    }
+    let without = match (accel, spec.networks.is_empty()) {
+        (_, false) => Some("network"),
+        (AccelKind::Kvm, _) => Some("disk"),
+        _ => None,
+    };
+    if let Some(device) = without {
+        return Err(PlanError::NoFront { accel, device });
+    }
+    let options = kernel.config().and_then(|config| fs::read_to_string(config).ok()).unwrap_or_default();
+    for module in device_modules(spec) {
+        // Without a configuration nothing is known, and the guest says what it lacks.
+        let option = match module {
+            "btrfs" | "ext4" => format!("CONFIG_{}_FS=m", module.to_uppercase()),
+            other => format!("CONFIG_{}=m", other.to_uppercase()),
+        };
+        let is_module = options.lines().any(|line| line == option);
+        if is_module && kernel.modules(&[module]).is_empty() {
+            return Err(PlanError::NoModule { kernel: kernel.key().to_owned(), module });
+        }
+    }
+    Ok(())
 }
 
 /// Asks a VMM process of its own, so that whatever the host's KVM does to it hurts nobody.
@@ -437,7 +544,9 @@ fn pack_initramfs(
     let mut archive =
         Initramfs::new(&guest, LibraryPath::of_host(env::var("LD_LIBRARY_PATH").ok().as_deref()))?;
     archive.busybox(&pack::in_path("busybox", &path).ok_or(PlanError::Busybox)?)?;
-    archive.modules(&kernel.modules(&["virtio_mmio", "virtio_console"]))?;
+    let mut modules = vec!["virtio_mmio", "virtio_console"];
+    modules.extend(device_modules(spec));
+    archive.modules(&kernel.modules(&modules))?;
     archive.modules_on_demand(&kernel.modules(&["loop"]))?;
     if let Some(config) = kernel.config() {
         archive.kernel_config(kernel.release(), &config)?;
@@ -505,6 +614,7 @@ fn guest_job(spec: &RunSpec, ring: RingRegion, accel: AccelKind) -> GuestJob {
         env: spec.env.clone(),
         scheduler,
         task,
+        disk: spec.disk,
     }
 }
 

@@ -73,6 +73,8 @@ enum Source {
     VmmEnd(usize),
     Monitor(usize),
     MonitorEnd(usize),
+    Device(usize),
+    DeviceEnd(usize),
     /// The socket in the directory of a run.
     RunListener(usize),
     Observer(usize),
@@ -180,9 +182,11 @@ impl Server {
         let token = self.next_token;
         self.next_token += 1;
         let interest = match source {
-            Source::Client(_) | Source::Vmm(_) | Source::Monitor(_) | Source::Observer(_) => {
-                Interest::READABLE | Interest::WRITABLE
-            }
+            Source::Client(_)
+            | Source::Vmm(_)
+            | Source::Monitor(_)
+            | Source::Device(_)
+            | Source::Observer(_) => Interest::READABLE | Interest::WRITABLE,
             _ => Interest::READABLE,
         };
         self.poll
@@ -244,6 +248,8 @@ impl Server {
             Source::VmmEnd(id) => self.with(id, Session::vmm_ended),
             Source::Monitor(id) => self.with(id, Session::monitor_ready),
             Source::MonitorEnd(id) => self.with(id, Session::monitor_ended),
+            Source::Device(id) => self.with(id, Session::device_ready),
+            Source::DeviceEnd(id) => self.with(id, Session::device_ended),
             Source::RunListener(id) => self.admit_observers(id)?,
             Source::Observer(id) => self.observer_ready(id),
         }
@@ -436,6 +442,10 @@ impl Server {
         if let Some(monitor) = session.monitor() {
             wanted.push((Source::Monitor(id), monitor.channel.as_raw_fd()));
             wanted.push((Source::MonitorEnd(id), monitor.pidfd.as_raw_fd()));
+        }
+        if let Some(device) = session.device() {
+            wanted.push((Source::Device(id), device.channel.as_raw_fd()));
+            wanted.push((Source::DeviceEnd(id), device.pidfd.as_raw_fd()));
         }
         let have = entry.registered.clone();
         for (source, fd) in have.iter().filter(|x| !wanted.contains(x)) {

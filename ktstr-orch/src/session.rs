@@ -9,6 +9,7 @@
 //! The session owns its two children and its directory; it never blocks. Whatever happens it ends
 //! in [`State::Done`] with exactly one report in the outbox and no process left.
 
+mod device;
 mod errands;
 
 use std::time::{Duration, Instant, SystemTime};
@@ -17,17 +18,19 @@ use ktstr_proto::{
     ChannelError, Fds, Link,
     channel::Message,
     client::ClientEvent,
+    device::DeviceLink,
     guest::{GuestFrame, Phase, TestEnd},
     link::{RemoteError, chain},
     monitor::{Attach, Finish, MonitorEvent, MonitorLink, MonitorReply, MonitorRequest, VcpuTime, Window},
     ring::FrameDecoder,
     run::{Expectation, Job, RunSpec},
     verdict::{Assert, Process, RunReport},
-    vmm::{Start, Started, VmmEvent, VmmLink, VmmReply, VmmRequest},
+    vmm::{AttachDisk, AttachNetwork, Start, Started, VmExit, VmmEvent, VmmLink, VmmReply, VmmRequest},
 };
 
 use crate::{
     children::{Child, describe},
+    devices,
     host_time::HostWatch,
     judge::{Evidence, Stopped, unregistered},
     plan::{Plan, PlanError},
@@ -64,6 +67,7 @@ pub struct Session {
     plan: Option<Plan>,
     vmm: Option<Child<VmmLink>>,
     monitor: Option<Child<MonitorLink>>,
+    device: Option<Child<DeviceLink>>,
     monitor_known: bool,
     /// It has read the kernel file and takes requests.
     monitor_attached: bool,
@@ -100,6 +104,7 @@ impl Session {
             plan: None,
             vmm: None,
             monitor: None,
+            device: None,
             monitor_known: false,
             monitor_attached: false,
             window: None,
@@ -194,6 +199,7 @@ impl Session {
         let mut vmm =
             Child::<VmmLink>::spawn("ktstr-vmm", &[], self.dir.log_file("vmm.log")).map_err(|e| died(&e))?;
         let mut fds = Fds::default();
+        let (disk, networks) = self.start_devices(&plan, &mut fds)?;
         let start = Start {
             accel: plan.accel,
             topology: self.spec.topology,
@@ -207,6 +213,8 @@ impl Session {
             interactive: plan.interactive,
             seed: self.spec.seed,
             instruction_shift: crate::plan::instruction_shift(&self.spec),
+            disk,
+            networks,
         };
         self.record("vmm-start", &start);
         self.record("kernel-file", &plan.kernel_file());
@@ -222,6 +230,23 @@ impl Session {
         self.plan = Some(plan);
         self.state = State::Starting;
         Ok(())
+    }
+
+    /// Starts what serves the machine's disks and networks, if it has any.
+    fn start_devices(
+        &mut self,
+        plan: &Plan,
+        fds: &mut Fds,
+    ) -> Result<(Option<AttachDisk>, Vec<AttachNetwork>), Stopped> {
+        if !devices::wanted(&self.spec) {
+            return Ok((None, Vec::new()));
+        }
+        let image = plan.open_disk().map_err(|e| Stopped::BadRequest(chain(&e)))?;
+        let (device, attached) = devices::start(&self.spec, image, self.dir.log_file("device.log"), fds)
+            .map_err(|e| Stopped::Died(Process::Device, chain(&e)))?;
+        self.record("device-pid", &device.pid());
+        self.device = Some(device);
+        Ok((attached.disk, attached.networks))
     }
 
     /// The VMM's socket is ready.
@@ -265,7 +290,9 @@ impl Session {
                     }
                 }
                 Ok(other) => self.record("vmm-reply", &other),
-                Err(error) if self.state == State::Starting => self.stop(refused(&error)),
+                Err(error) if self.state == State::Starting && !self.device_is_gone() => {
+                    self.stop(refused(&error));
+                }
                 // The machine ended while the request was on its way: its exit is told, or the pidfd tells.
                 Err(error) => self.record("vmm-late", &error),
             },
@@ -336,6 +363,11 @@ impl Session {
             }
             VmmEvent::Ring(bytes) => self.ring_bytes(&bytes),
             VmmEvent::RingBroken(reason) => self.stop(Stopped::Channel(reason)),
+            VmmEvent::Exited(exit @ (VmExit::EmulatorDied { .. } | VmExit::InternalError { .. }))
+                if self.device_is_gone() =>
+            {
+                self.record("vmm-exited", &exit);
+            }
             VmmEvent::Exited(exit) => {
                 self.record("vmm-exited", &exit);
                 self.evidence.exit = Some(exit);
@@ -619,6 +651,7 @@ impl Session {
         self.state = State::Done;
         self.vmm = None;
         self.monitor = None;
+        self.device = None;
         self.give_up = None;
         let report = self.report();
         let written = self

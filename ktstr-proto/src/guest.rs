@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    device::DiskConfig,
     ring::RingRegion,
     run::Term,
     topology::Topology,
@@ -45,6 +46,8 @@ pub struct GuestJob {
     pub scheduler: Option<GuestScheduler>,
     /// What to do.
     pub task: GuestTask,
+    /// The machine's disk.
+    pub disk: Option<DiskConfig>,
 }
 
 /// The scheduler, as PID 1 starts it.

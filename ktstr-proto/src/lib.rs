@@ -13,6 +13,7 @@ pub mod capture;
 pub mod channel;
 pub mod client;
 pub mod codec;
+pub mod device;
 pub mod guest;
 pub mod histogram;
 pub mod host;

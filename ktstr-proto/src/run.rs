@@ -5,6 +5,7 @@ use std::{fmt, path::PathBuf, str::FromStr};
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    device::{DiskConfig, NetConfig},
     topology::{Numa, Topology},
     verdict::Assert,
 };
@@ -121,6 +122,10 @@ pub struct RunSpec {
     pub snapshots: u32,
     /// Variables for the guest's processes.
     pub env: Vec<(String, String)>,
+    /// Its disk.
+    pub disk: Option<DiskConfig>,
+    /// Its networks, at most [`crate::device::MAX_NETWORKS`].
+    pub networks: Vec<NetConfig>,
 }
 
 /// What runs in the guest.

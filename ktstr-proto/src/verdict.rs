@@ -417,6 +417,8 @@ pub enum Process {
     Orchestrator,
     /// Test binary or CLI.
     Client,
+    /// The process that serves disks and networks.
+    Device,
 }
 
 impl fmt::Display for Process {
@@ -427,6 +429,7 @@ impl fmt::Display for Process {
             Self::Monitor => "ktstr-monitor",
             Self::Orchestrator => "ktstr-orch",
             Self::Client => "client",
+            Self::Device => "device process",
         })
     }
 }

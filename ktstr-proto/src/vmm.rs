@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    device::{DiskConfig, NetConfig},
     link::{FdSlot, Link, calls},
     ring::RingRegion,
     run::AccelKind,
@@ -83,6 +84,28 @@ pub struct Start {
     pub seed: u64,
     /// Under `det` one instruction takes 2 to the power of this, nanoseconds.
     pub instruction_shift: u8,
+    /// The disk, served by another process.
+    pub disk: Option<AttachDisk>,
+    /// The networks, served by another process.
+    pub networks: Vec<AttachNetwork>,
+}
+
+/// A disk that another process serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachDisk {
+    /// A connected stream socket to its server, which speaks vhost-user.
+    pub socket: FdSlot,
+    /// What was asked for.
+    pub config: DiskConfig,
+}
+
+/// A network that another process serves.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachNetwork {
+    /// A connected stream socket to its server, which speaks vhost-user.
+    pub socket: FdSlot,
+    /// What was asked for.
+    pub config: NetConfig,
 }
 
 /// Where the emulator is and what it needs to see inside its jail.

@@ -6,8 +6,8 @@
 use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
 
 use ktstr_proto::{
-    Accel, AccelKind, FdSlot, RunId, Topology, VERSION, capture::*, client::*, codec, guest::*, link::*,
-    monitor::*, ring::*, run::*, topology::numa::*, verdict::*, vmm::*,
+    Accel, AccelKind, FdSlot, RunId, Topology, VERSION, capture::*, client::*, codec, device::*, guest::*,
+    link::*, monitor::*, ring::*, run::*, topology::numa::*, verdict::*, vmm::*,
 };
 use serde::Serialize;
 
@@ -47,6 +47,10 @@ fn numa() -> Numa {
     Numa { nodes: vec![NumaNode { memory_mb: Some(64), access }], distances: vec![vec![10]] }
 }
 
+fn disk() -> DiskConfig {
+    DiskConfig::new().filesystem(Filesystem::Ext4).iops(300).bytes_per_sec(1 << 20)
+}
+
 fn region() -> RamRegion {
     RamRegion { gpa: 0, len: 1 << 20, offset: 0 }
 }
@@ -74,6 +78,8 @@ fn spec() -> RunSpec {
         observe: true,
         snapshots: 2,
         env: vec![("A".into(), "B".into())],
+        disk: Some(disk()),
+        networks: vec![NetConfig::new()],
     }
 }
 
@@ -137,6 +143,8 @@ fn start() -> Start {
         interactive: false,
         seed: 5,
         instruction_shift: 2,
+        disk: Some(AttachDisk { socket: FdSlot(2), config: disk() }),
+        networks: vec![AttachNetwork { socket: FdSlot(3), config: NetConfig::new() }],
     }
 }
 
@@ -261,6 +269,14 @@ pins! {
         }),
         MonitorEvent::SchedulerExiting { kind: "k".into() },
         MonitorEvent::CaptureWritten(Err("e".into())),
+    ];
+    DeviceRequest { DeviceRequest::Serve(_) => "Serve" } from [DeviceRequest::Serve(Serve {
+        disk: Some(ServeDisk { image: FdSlot(0), listener: FdSlot(1), config: disk() }),
+        networks: vec![ServeNetwork { listener: FdSlot(2), config: NetConfig::new() }],
+    })];
+    DeviceReply { DeviceReply::Serve(_) => "Serve" } from [DeviceReply::Serve(Serving)];
+    DeviceEvent { DeviceEvent::Broken { .. } => "Broken" } from [
+        DeviceEvent::Broken { device: "d".into(), reason: "r".into() },
     ];
     GuestFrame {
         GuestFrame::Hello { .. } => "Hello", GuestFrame::Phase(_) => "Phase", GuestFrame::Log(_) => "Log",

@@ -45,6 +45,7 @@ fn main() -> anyhow::Result<()> {
         com1: std::io::stdout().as_fd().try_clone_to_owned()?,
         com2: None,
         console,
+        devices: Default::default(),
     };
     let kvm = File::options().read(true).write(true).open("/dev/kvm").context("open /dev/kvm")?;
     let start = Instant::now();

@@ -7,11 +7,18 @@ use ktstr_jail::{Confined, JailError, JailSpec, UserNamespace, enter};
 
 /// Confines this process for good.
 pub fn this_process() -> Result<Confined, JailError> {
-    match enter(&JailSpec::vmm()) {
+    enter_or_keep(JailSpec::vmm())
+}
+
+/// Confines this process for good as one that serves disks and networks.
+pub fn device_process() -> Result<Confined, JailError> {
+    enter_or_keep(JailSpec::device())
+}
+
+fn enter_or_keep(spec: JailSpec) -> Result<Confined, JailError> {
+    match enter(&spec) {
         // It is the first step, so nothing has been given up yet.
-        Err(JailError::UserNamespaceForbidden { .. }) if is_root() => {
-            enter(&without_user_namespace(JailSpec::vmm()))
-        }
+        Err(JailError::UserNamespaceForbidden { .. }) if is_root() => enter(&without_user_namespace(spec)),
         outcome => outcome,
     }
 }

@@ -175,6 +175,7 @@ pub fn kernel(data: &[u8]) {
         com1: null(),
         com2: None,
         console: None,
+        devices: Default::default(),
     };
     if let Ok((_, end)) = boot::load_kernel(&spec, &ram, &layout::memory_map(&ram.regions, None)) {
         assert!(end <= memory);

@@ -2,12 +2,13 @@
 //!
 //! [`machine`] is that interface, [`kvm`] and [`emulator`] are its backends, [`backend`] chooses.
 //! [`session`] is one machine with everything that leaves it ([`console`], [`ring`]); [`serve`] runs
-//! it for an orchestrator, [`standalone`] for a person.
+//! it for an orchestrator, [`standalone`] for a person. [`device`] is another process: disks and networks.
 
 pub mod apic;
 pub mod backend;
 pub mod confine;
 pub mod console;
+pub mod device;
 pub mod emulator;
 #[doc(hidden)]
 pub mod fuzz;
@@ -29,12 +30,19 @@ pub fn role_main() -> std::process::ExitCode {
         Some(standalone::options::Command::Shell(options)) => {
             standalone::shell::run(&options).map_err(|error| ktstr_proto::link::chain(&error))
         }
+        Some(standalone::options::Command::Device) => {
+            serve_devices().map(|()| 0).map_err(|error| ktstr_proto::link::chain(&error))
+        }
         None => serve_orchestrator().map(|()| 0).map_err(|error| ktstr_proto::link::chain(&error)),
     };
     std::process::ExitCode::from(ended.unwrap_or_else(|message| {
         eprintln!("ktstr-vmm: {message}");
         4
     }))
+}
+
+fn serve_devices() -> Result<(), device::serve::DeviceError> {
+    device::serve::run(ktstr_proto::Channel::inherited("the orchestrator")?)
 }
 
 fn serve_orchestrator() -> Result<(), serve::ServeError> {

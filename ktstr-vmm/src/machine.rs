@@ -8,6 +8,7 @@
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use ktstr_proto::device::{DiskConfig, NetConfig};
 pub use ktstr_proto::topology::{Numa, Topology};
 
 /// A guest-physical address.
@@ -61,6 +62,17 @@ pub struct MachineSpec {
     pub com2: Option<OwnedFd>,
     /// The interactive console, if one is wanted.
     pub console: Option<ConsoleFds>,
+    /// Disks and networks that another process serves.
+    pub devices: Devices,
+}
+
+/// Devices that another process serves: each a connected stream socket that speaks vhost-user.
+#[derive(Debug, Default)]
+pub struct Devices {
+    /// The disk, and what it is like.
+    pub disk: Option<(OwnedFd, DiskConfig)>,
+    /// The networks, in the order of their interfaces.
+    pub networks: Vec<(OwnedFd, NetConfig)>,
 }
 
 /// One contiguous piece of guest RAM and where it lies in the RAM file.

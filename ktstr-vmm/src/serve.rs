@@ -28,7 +28,7 @@ use crate::backend::{Backend, Ready};
 use crate::confine;
 use crate::console::{ConsoleError, PortOutput};
 use crate::emulator::{EmulatorSpec, Mode, Version};
-use crate::machine::{self, ConsoleFds, Exit, Gpa, MachineError, MachineSpec};
+use crate::machine::{self, ConsoleFds, Devices, Exit, Gpa, MachineError, MachineSpec};
 use crate::ring::RingMapError;
 use crate::session::{Output, Session};
 
@@ -328,6 +328,7 @@ fn launch(start: &Start, mut fds: Fds, attached: &mut Fds) -> Result<(Session, S
         com1: com1_sink,
         com2: Some(com2_sink),
         console,
+        devices: devices(start, &mut fds)?,
     };
     let ready = Ready::prepare(&backend, spec)?;
     let running = ready.start(&confine::this_process()?)?;
@@ -347,6 +348,16 @@ fn launch(start: &Start, mut fds: Fds, attached: &mut Fds) -> Result<(Session, S
         detail: detail(&backend),
     };
     Ok((session, started))
+}
+
+fn devices(start: &Start, fds: &mut Fds) -> Result<Devices, MissingFd> {
+    let disk = match &start.disk {
+        None => None,
+        Some(disk) => Some((fds.take(disk.socket, "disk")?, disk.config)),
+    };
+    let networks = start.networks.iter();
+    let networks = networks.map(|network| Ok((fds.take(network.socket, "network")?, network.config)));
+    Ok(Devices { disk, networks: networks.collect::<Result<_, MissingFd>>()? })
 }
 
 /// Both directions of the console are one stream socket.

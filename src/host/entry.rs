@@ -4,6 +4,7 @@ use anyhow::Result;
 use ktstr_guest::scenario::{Ctx, Payload};
 use ktstr_proto::{
     Topology,
+    device::{DiskConfig, NetConfig},
     topology::TopologyError,
     verdict::{Assert, AssertResult},
 };
@@ -103,6 +104,10 @@ pub struct KtstrTestEntry {
     pub post_vm_unconditional: Option<PostVm>,
     /// Cgroup under which its workload cgroups are made.
     pub workload_root_cgroup: Option<&'static str>,
+    /// The machine's disk.
+    pub disk: Option<DiskConfig>,
+    /// The machine's networks.
+    pub networks: &'static [NetConfig],
     /// Under how many seeds it runs.
     pub seeds: Option<u32>,
     /// Captures of the guest's state during its scenario.
@@ -139,6 +144,14 @@ pub enum Invalid {
     /// No seed.
     #[error("0 seeds are no run at all")]
     Seeds,
+    /// A disk or network that cannot be made.
+    #[error("the test's {device} cannot be made: {reason}")]
+    Device {
+        /// Disk or network.
+        device: &'static str,
+        /// Why.
+        reason: &'static str,
+    },
     /// No machine.
     #[error("`host_only` runs no scheduler and has no machine to look at")]
     HostOnly,
@@ -236,6 +249,14 @@ impl KtstrTestEntry {
         let looked_at = self.post_vm.is_some() || self.post_vm_unconditional.is_some();
         let needs_machine = self.scheduler.is_some() || looked_at || err || self.seeds.is_some();
         refuse_if(self.host_only && needs_machine, Invalid::HostOnly)?;
+        let devices = self.disk.is_some() || !self.networks.is_empty();
+        refuse_if(self.host_only && devices, Invalid::HostOnly)?;
+        if let Some(reason) = self.disk.and_then(|disk| disk.objection()) {
+            return Err(Invalid::Device { device: "disk", reason });
+        }
+        if let Some(reason) = self.networks.iter().find_map(NetConfig::objection) {
+            return Err(Invalid::Device { device: "network", reason });
+        }
         self.validate_scheduler()?;
         let mut names: Vec<&str> = Vec::new();
         for payload in self.payloads() {
@@ -303,9 +324,28 @@ impl KtstrTestEntry {
         post_vm: None,
         post_vm_unconditional: None,
         workload_root_cgroup: None,
+        disk: None,
+        networks: &[],
         seeds: None,
         num_snapshots: 0,
     };
+}
+
+/// Refuses, when the test is compiled, a disk or networks that cannot be made.
+pub const fn device_gate(disk: Option<DiskConfig>, networks: &[NetConfig]) {
+    if let Some(disk) = disk
+        && let Some(why) = disk.objection()
+    {
+        panic!("{}", why);
+    }
+    assert!(networks.len() <= ktstr_proto::device::MAX_NETWORKS, "a machine has at most four networks");
+    let mut at = 0;
+    while at < networks.len() {
+        if let Some(why) = networks[at].objection() {
+            panic!("{}", why);
+        }
+        at += 1;
+    }
 }
 
 /// Refuses, when the test is compiled, a scheduler and a configuration that do not belong together.

@@ -28,7 +28,7 @@ use ktstr_proto::{
 
 pub use constraints::Constraints;
 pub use entry::{
-    DEFAULT_DURATION_S, Expect, Invalid, KTSTR_TESTS, KtstrTestEntry, PostVm, Shape, config_gate,
+    DEFAULT_DURATION_S, Expect, Invalid, KTSTR_TESTS, KtstrTestEntry, PostVm, Shape, config_gate, device_gate,
 };
 use ktstr_guest::scenario::Ctx;
 pub(crate) use spec::state_dir;

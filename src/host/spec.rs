@@ -149,6 +149,8 @@ pub fn spec_of_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<RunS
         observe: set("KTSTR_OBSERVE").as_deref() != Some("0"),
         snapshots: set("KTSTR_SNAPSHOTS").and_then(|count| count.parse().ok()).unwrap_or(entry.num_snapshots),
         env: guest_env(),
+        disk: entry.disk,
+        networks: entry.networks.to_vec(),
     })
 }
 

@@ -11,6 +11,7 @@
 mod change;
 mod clock;
 mod console;
+mod disk;
 mod kmsg;
 mod modules;
 mod mounts;
@@ -132,6 +133,9 @@ impl Init {
         missing.extend(system::set_sysctls());
         missing.extend(system::loopback_up().err().map(|e| format!("loopback: {e}")));
         missing.extend(system::escape_scheduler().err().map(|e| format!("real-time priority of PID 1: {e}")));
+        if let Some(disk) = &job.disk {
+            step("disk", disk::set_up(disk))?;
+        }
         for what in missing {
             self.say(|out| out.note(&format!("not available: {what}")))?;
         }

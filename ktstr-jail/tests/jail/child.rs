@@ -26,6 +26,7 @@ pub fn spec(role: Role) -> JailSpec {
     match role {
         Role::Vmm => JailSpec::vmm(),
         Role::Monitor => JailSpec::monitor(),
+        Role::Device => JailSpec::device(),
         Role::Emulator => JailSpec::emulator(&[]),
     }
 }

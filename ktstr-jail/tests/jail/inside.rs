@@ -4,7 +4,7 @@ use ktstr_jail::Role;
 
 use crate::child::{Outcome, in_child, jailed, outcome, syscall};
 
-const SELF_CONFINED: [Role; 2] = [Role::Vmm, Role::Monitor];
+const SELF_CONFINED: [Role; 3] = [Role::Vmm, Role::Monitor, Role::Device];
 
 macro_rules! forbidden {
     ($($name:ident: $number:expr, [$($arg:expr),*];)*) => {
@@ -136,6 +136,28 @@ fn kvm_requests_are_the_vmms() {
         jailed(Role::Monitor, || syscall(libc::SYS_ioctl, [2, KVM_RUN, 0, 0, 0, 0])),
         Outcome::Value(libc::ENOTTY)
     );
+}
+
+/// What a disk's server may do to a file, and what it may not.
+#[test]
+fn a_disk_cannot_grow_its_image() {
+    const PUNCH_HOLE: usize = (libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE) as usize;
+    // A descriptor that is not open: the filter is passed, the kernel refuses.
+    let punch = || syscall(libc::SYS_fallocate, [usize::MAX, PUNCH_HOLE, 0, 4096, 0, 0]);
+    assert_eq!(jailed(Role::Device, punch), Outcome::Value(libc::EBADF));
+    assert_eq!(
+        jailed(Role::Device, || syscall(libc::SYS_fallocate, [usize::MAX, 0, 0, 4096, 0, 0])),
+        Outcome::Killed
+    );
+    assert_eq!(
+        jailed(Role::Device, || syscall(libc::SYS_ftruncate, [usize::MAX, 4096, 0, 0, 0, 0])),
+        Outcome::Killed
+    );
+    assert_eq!(
+        jailed(Role::Monitor, || syscall(libc::SYS_pwrite64, [usize::MAX, 0, 0, 0, 0, 0])),
+        Outcome::Killed
+    );
+    assert_eq!(jailed(Role::Device, || syscall(libc::SYS_memfd_create, [0, 0, 0, 0, 0, 0])), Outcome::Killed);
 }
 
 #[test]

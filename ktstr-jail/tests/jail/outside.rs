@@ -53,7 +53,7 @@ pub fn assert_confined(pid: Pid, namespaces: &[&str]) {
 #[test]
 fn self_confined_processes_look_confined() {
     let (reader, _) = READY.get_or_init(|| nix::unistd::pipe().expect("pipe"));
-    for role in [Role::Vmm, Role::Monitor] {
+    for role in [Role::Vmm, Role::Monitor, Role::Device] {
         let pid = start(role, ready_then_wait);
         let mut byte = [0];
         let mut poll =

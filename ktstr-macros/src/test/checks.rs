@@ -21,6 +21,8 @@ const EXCLUDE: &[(&str, &str, &str)] = &[
     ("host_only", "num_snapshots", "there is no machine that could be captured"),
     ("host_only", "staged_schedulers", "no scheduler is started on the host"),
     ("performance_mode", "seeds", "seeds are run under `det`, which no host can speed up"),
+    ("host_only", "disk", "there is no machine that could have one"),
+    ("host_only", "networks", "there is no machine that could have them"),
     ("expect_err", "post_vm", "it is not called after a failure; use `post_vm_unconditional`"),
 ];
 

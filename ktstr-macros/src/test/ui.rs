@@ -46,6 +46,19 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "`survives_storm` and `expect_err` cannot stand together: a scheduler cannot both survive and fail",
         "expect_err",
     ),
+    ("networks = NET", "`networks` must be a list of `NetConfig` constants, `[NET]`", "NET"),
+    ("networks = []", "`networks` must be a list of `NetConfig` constants, `[NET]`", "["),
+    ("disk", "`disk` needs a value: `disk = …`", "disk"),
+    (
+        "host_only, disk = DISK",
+        "`host_only` and `disk` cannot stand together: there is no machine that could have one",
+        "disk",
+    ),
+    (
+        "networks = [NET], host_only",
+        "`host_only` and `networks` cannot stand together: there is no machine that could have them",
+        "networks",
+    ),
     ("seeds = 0", "`seeds` must be at least 1", "0"),
     (
         "seeds = 5, host_only",

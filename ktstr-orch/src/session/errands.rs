@@ -653,6 +653,8 @@ mod tests {
             observe: true,
             snapshots: 0,
             env: Vec::new(),
+            disk: None,
+            networks: Vec::new(),
         };
         let mut session = Session::open(spec).unwrap();
         session.vmm_known = true;

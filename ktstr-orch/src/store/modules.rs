@@ -23,6 +23,7 @@ pub(super) const WANTED: &[&str] = &[
     "kvm_amd",
     "kvm_intel",
     "ext4",
+    "btrfs",
     "loop",
 ];
 

@@ -95,6 +95,8 @@ pub struct Inherited<'a> {
     pub qmp: BorrowedFd<'a>,
     /// The interactive console: a stream socket.
     pub console: Option<BorrowedFd<'a>>,
+    /// To the server of the disk: a stream socket.
+    pub disk: Option<BorrowedFd<'a>>,
 }
 
 impl<'a> Inherited<'a> {
@@ -104,6 +106,7 @@ impl<'a> Inherited<'a> {
         let mut fds = vec![self.ram, self.kernel, self.initrd, self.com1, self.qmp];
         fds.extend(self.com2);
         fds.extend(self.console);
+        fds.extend(self.disk);
         fds
     }
 }
@@ -146,6 +149,10 @@ pub fn compose(machine: &Machine<'_>) -> Vec<String> {
         push("-chardev", format!("socket,id=hvc,fd={}", console.as_raw_fd()));
         push("-device", "virtio-serial-pci,max_ports=1".to_owned());
         push("-device", "virtconsole,chardev=hvc".to_owned());
+    }
+    if let Some(disk) = machine.fds.disk {
+        push("-chardev", format!("socket,id=disk,fd={}", disk.as_raw_fd()));
+        push("-device", "vhost-user-blk-pci,chardev=disk,num-queues=1,queue-size=256".to_owned());
     }
     args
 }
@@ -268,6 +275,7 @@ mod tests {
             com2: Some(fd),
             qmp: fd,
             console: console.then_some(fd),
+            disk: console.then_some(fd),
         };
         let threads = Threads::choose(mode, Version { major: 10, minor: 0, micro: 2 }, topology.cpus(), 2);
         let x2apic = ApicIds::new(*topology).unwrap().need_x2apic();
@@ -331,6 +339,7 @@ mod tests {
             "-numa node,nodeid=0,cpus=0-3,memdev=ram0",
             "-numa node,nodeid=1,cpus=4-7,memdev=ram1",
             "-device virtconsole,chardev=hvc",
+            "-device vhost-user-blk-pci,chardev=disk",
             "hmat=on",
             "-numa dist,src=1,dst=0,val=20",
         ] {

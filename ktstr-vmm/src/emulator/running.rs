@@ -167,6 +167,7 @@ impl Prepared {
             com2: spec.com2.as_ref().map(AsFd::as_fd),
             qmp: theirs.as_fd(),
             console: spec.console.as_ref().map(|console| console.output.as_fd()),
+            disk: spec.devices.disk.as_ref().map(|(socket, _)| socket.as_fd()),
         };
         let machine = args::Machine {
             mode: emulator.mode,

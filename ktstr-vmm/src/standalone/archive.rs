@@ -81,6 +81,7 @@ mod tests {
             env: Vec::new(),
             scheduler: None,
             task: GuestTask::Exec("true".into()),
+            disk: None,
         };
         let file = File::from(job_archive(&job).unwrap());
         let mut bytes = vec![0; file.metadata().unwrap().len() as usize];

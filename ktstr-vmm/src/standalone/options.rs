@@ -20,6 +20,9 @@ pub struct Options {
 pub enum Command {
     /// Boots a machine for a shell or one command.
     Shell(ShellOptions),
+    /// Serves disks and networks for the orchestrator that started it, over descriptor 3.
+    #[command(hide = true)]
+    Device,
 }
 
 /// The machine and what runs in it.

@@ -179,6 +179,7 @@ fn boot(options: &ShellOptions, accel: AccelKind) -> Result<(Session, Option<Uni
             Some(command) => GuestTask::Exec(command.clone()),
             None => GuestTask::Shell(Some(term())),
         },
+        disk: None,
     };
     let (console, ours) = match &options.exec {
         Some(_) => (None, None),
@@ -207,6 +208,7 @@ fn boot(options: &ShellOptions, accel: AccelKind) -> Result<(Session, Option<Uni
         com1: com1_sink,
         com2: Some(com2_sink),
         console,
+        devices: Default::default(),
     };
     let started = Ready::prepare(&backend, spec)?.start(&confine::this_process()?)?;
     Ok((Session::new(started.machine, com1, com2, &ring)?, ours))

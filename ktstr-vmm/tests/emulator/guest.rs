@@ -167,6 +167,7 @@ impl<'a> Boot<'a> {
             com1: com1.try_clone().unwrap().into(),
             com2: Some(com2.try_clone().unwrap().into()),
             console: None,
+            devices: Default::default(),
         };
         let emulator = EmulatorSpec {
             program: QEMU.into(),

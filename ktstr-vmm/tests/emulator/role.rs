@@ -86,6 +86,8 @@ impl Role {
             interactive,
             seed: 1,
             instruction_shift: 2,
+            disk: None,
+            networks: Vec::new(),
         };
         self.call(start, fds)
     }
@@ -350,6 +352,8 @@ fn what_cannot_be_started_says_why() {
         interactive: false,
         seed: 1,
         instruction_shift: 2,
+        disk: None,
+        networks: Vec::new(),
     };
     let refused = |start, fds| match Role::spawn().call(start, fds) {
         Err(error) => ktstr_proto::link::chain(&error),

@@ -147,6 +147,7 @@ impl<'a> Boot<'a> {
             com1: com1.try_clone().unwrap().into(),
             com2: Some(com2.try_clone().unwrap().into()),
             console: self.console,
+            devices: Default::default(),
         };
         let kvm = File::options().read(true).write(true).open("/dev/kvm").unwrap();
         let started = Instant::now();

@@ -310,6 +310,7 @@ mod tests {
             com1: file(b""),
             com2: None,
             console: None,
+            devices: Default::default(),
         };
         change(&mut spec);
         let (ram, _) = GuestRam::new(layout::ram_regions(spec.memory).unwrap()).unwrap();

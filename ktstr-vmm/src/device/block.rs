@@ -1,0 +1,318 @@
+//! A virtio block device over a regular file (Virtual I/O Device specification 1.2, section 5.2).
+//!
+//! A request is carried out whole before its status is written; a flush has reached the disk of the
+//! host (fdatasync) before it is completed, and without the flush feature every write has. Whatever a
+//! request says is checked against the file's size first: nothing here can grow it.
+
+use std::fs::File;
+use std::io;
+use std::os::unix::fs::FileExt;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use ktstr_proto::device::DiskConfig;
+use nix::fcntl::{FallocateFlags, fallocate};
+use vm_memory::GuestMemoryMmap;
+
+use super::buffers::{ChainError, Request};
+
+/// The unit of all positions, bytes.
+const SECTOR: u64 = 512;
+/// Length of a request's header, bytes.
+const HEADER: u64 = 16;
+/// The largest request carried out, bytes; the driver is told less (`SEGMENTS` × `SEGMENT`).
+const LARGEST: u64 = 8 << 20;
+/// Buffers of data in a request at most.
+const SEGMENTS: u32 = 126;
+/// The largest buffer of data, bytes.
+const SEGMENT: u32 = 64 << 10;
+/// Sectors of a discard, or of writing zeros, at most.
+const MOST_CLEARED: u32 = 1 << 21;
+/// Ranges in one discard, or writing of zeros, at most.
+const RANGES: u32 = 16;
+/// Bytes copied at a time.
+const PIECE: usize = 64 << 10;
+
+const F_SIZE_MAX: u64 = 1 << 1;
+const F_SEG_MAX: u64 = 1 << 2;
+const F_RO: u64 = 1 << 5;
+const F_BLK_SIZE: u64 = 1 << 6;
+const F_FLUSH: u64 = 1 << 9;
+const F_DISCARD: u64 = 1 << 13;
+const F_WRITE_ZEROES: u64 = 1 << 14;
+
+const OK: u8 = 0;
+const IOERR: u8 = 1;
+const UNSUPPORTED: u8 = 2;
+
+/// What a request asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Read,
+    Write,
+    Flush,
+    Identify,
+    Discard,
+    WriteZeroes,
+    Unknown(u32),
+}
+
+impl Kind {
+    fn of(number: u32) -> Kind {
+        match number {
+            0 => Kind::Read,
+            1 => Kind::Write,
+            4 => Kind::Flush,
+            8 => Kind::Identify,
+            11 => Kind::Discard,
+            13 => Kind::WriteZeroes,
+            other => Kind::Unknown(other),
+        }
+    }
+}
+
+/// Why a request is answered with an error.
+#[derive(Debug)]
+enum Refused {
+    Unsupported,
+    Io(io::Error),
+    /// Its buffers or its ranges are wrong.
+    Wrong,
+}
+
+impl From<io::Error> for Refused {
+    fn from(error: io::Error) -> Self {
+        Refused::Io(error)
+    }
+}
+
+impl From<ChainError> for Refused {
+    fn from(_: ChainError) -> Self {
+        Refused::Wrong
+    }
+}
+
+/// A disk's content and how it may be used.
+#[derive(Debug)]
+pub struct Block {
+    image: File,
+    bytes: u64,
+    read_only: bool,
+    /// The host's file has failed before, which has been said.
+    host_failed: AtomicBool,
+}
+
+impl Block {
+    /// A disk over `image`, which must be a file of the size asked for.
+    pub fn new(image: File, config: &DiskConfig) -> io::Result<Block> {
+        let found = image.metadata()?;
+        if !found.is_file() || found.len() != config.bytes() {
+            let message = format!("the image is no file of {} bytes", config.bytes());
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
+        }
+        Ok(Block {
+            image,
+            bytes: config.bytes(),
+            read_only: config.read_only,
+            host_failed: AtomicBool::new(false),
+        })
+    }
+
+    /// Feature bits of the device type.
+    #[must_use]
+    pub fn features(&self) -> u64 {
+        let common = F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH;
+        common | if self.read_only { F_RO } else { F_DISCARD | F_WRITE_ZEROES }
+    }
+
+    /// The configuration space (`struct virtio_blk_config`).
+    #[must_use]
+    pub fn config(&self) -> [u8; 60] {
+        let mut space = [0; 60];
+        let mut put = |at: usize, bytes: &[u8]| space[at..at + bytes.len()].copy_from_slice(bytes);
+        put(0, &(self.bytes / SECTOR).to_le_bytes());
+        put(8, &SEGMENT.to_le_bytes());
+        put(12, &SEGMENTS.to_le_bytes());
+        put(20, &(SECTOR as u32).to_le_bytes());
+        put(34, &1_u16.to_le_bytes());
+        put(36, &MOST_CLEARED.to_le_bytes());
+        put(40, &RANGES.to_le_bytes());
+        put(44, &8_u32.to_le_bytes());
+        put(48, &MOST_CLEARED.to_le_bytes());
+        put(52, &RANGES.to_le_bytes());
+        put(56, &[1]);
+        space
+    }
+
+    /// How many bytes of data a request moves, for a throttle.
+    #[must_use]
+    pub fn weight(&self, request: &Request) -> u64 {
+        request.readable.len().saturating_sub(HEADER) + request.writable.len().saturating_sub(1)
+    }
+
+    /// Carries a request out and writes its status; returns how many bytes the guest was given.
+    ///
+    /// `write_through`: every write must be durable by itself. Errors are requests without a place for
+    /// their status.
+    pub fn serve(
+        &self,
+        memory: &GuestMemoryMmap,
+        request: &Request,
+        write_through: bool,
+    ) -> Result<u32, ChainError> {
+        let (given, status) = match self.carry_out(memory, request, write_through) {
+            Ok(given) => (given, OK),
+            Err(Refused::Unsupported) => (0, UNSUPPORTED),
+            Err(Refused::Wrong) => (0, IOERR),
+            Err(Refused::Io(error)) => {
+                if !self.host_failed.swap(true, Ordering::Relaxed) {
+                    eprintln!("ktstr-vmm device: the disk's image fails, the guest sees I/O errors: {error}");
+                }
+                (0, IOERR)
+            }
+        };
+        let at = request.writable.len().checked_sub(1).ok_or(ChainError::Short {
+            what: "status",
+            from: 0,
+            to: 1,
+            end: 0,
+        })?;
+        request.writable.write(memory, "status", at, &[status])?;
+        Ok(u32::try_from(given + 1).unwrap_or(u32::MAX))
+    }
+
+    fn carry_out(
+        &self,
+        memory: &GuestMemoryMmap,
+        request: &Request,
+        write_through: bool,
+    ) -> Result<u64, Refused> {
+        let mut header = [0; HEADER as usize];
+        request.readable.read(memory, "header", 0, &mut header)?;
+        let number = u32::from_le_bytes([header[0], header[1], header[2], header[3]]);
+        let mut sector = [0; 8];
+        sector.copy_from_slice(&header[8..]);
+        let at = u64::from_le_bytes(sector).checked_mul(SECTOR).ok_or(Refused::Wrong)?;
+        match Kind::of(number) {
+            Kind::Read => self.read(memory, request, at),
+            Kind::Identify => identify(memory, request),
+            Kind::Flush => Ok(self.image.sync_data().map(|()| 0)?),
+            Kind::Unknown(_) => Err(Refused::Unsupported),
+            Kind::Write | Kind::Discard | Kind::WriteZeroes if self.read_only => Err(Refused::Wrong),
+            kind => {
+                match kind {
+                    Kind::Write => self.write(memory, request, at)?,
+                    _ => self.clear(memory, request, kind)?,
+                }
+                if write_through {
+                    self.image.sync_data()?;
+                }
+                Ok(0)
+            }
+        }
+    }
+
+    /// A range of whole sectors within the disk.
+    fn check(&self, at: u64, len: u64) -> Result<(), Refused> {
+        let end = at.checked_add(len).ok_or(Refused::Wrong)?;
+        let whole = at.is_multiple_of(SECTOR) && len.is_multiple_of(SECTOR);
+        if whole && end <= self.bytes { Ok(()) } else { Err(Refused::Wrong) }
+    }
+
+    fn read(&self, memory: &GuestMemoryMmap, request: &Request, at: u64) -> Result<u64, Refused> {
+        let len = request.writable.len().checked_sub(1).ok_or(Refused::Wrong)?;
+        self.check(at, len)?;
+        let mut piece = buffer(len)?;
+        let mut done = 0;
+        while done < len {
+            let size = (len - done).min(piece.len() as u64) as usize;
+            self.image.read_exact_at(&mut piece[..size], at + done)?;
+            request.writable.write(memory, "data", done, &piece[..size])?;
+            done += size as u64;
+        }
+        Ok(len)
+    }
+
+    fn write(&self, memory: &GuestMemoryMmap, request: &Request, at: u64) -> Result<(), Refused> {
+        let len = request.readable.len().checked_sub(HEADER).ok_or(Refused::Wrong)?;
+        self.check(at, len)?;
+        let mut piece = buffer(len)?;
+        let mut done = 0;
+        while done < len {
+            let size = (len - done).min(piece.len() as u64) as usize;
+            request.readable.read(memory, "data", HEADER + done, &mut piece[..size])?;
+            self.image.write_all_at(&piece[..size], at + done)?;
+            done += size as u64;
+        }
+        Ok(())
+    }
+
+    /// Makes ranges read as zeros and gives their room back, where the file system of the host can.
+    fn clear(&self, memory: &GuestMemoryMmap, request: &Request, kind: Kind) -> Result<(), Refused> {
+        let len = request.readable.len().checked_sub(HEADER).ok_or(Refused::Wrong)?;
+        if len == 0 || !len.is_multiple_of(16) || len / 16 > u64::from(RANGES) {
+            return Err(Refused::Wrong);
+        }
+        for index in 0..len / 16 {
+            let mut range = [0; 16];
+            request.readable.read(memory, "range", HEADER + 16 * index, &mut range)?;
+            let [sector, count_and_flags] = [&range[..8], &range[8..]].map(|half| {
+                let mut word = [0; 8];
+                word.copy_from_slice(half);
+                u64::from_le_bytes(word)
+            });
+            let (count, flags) = (count_and_flags as u32, (count_and_flags >> 32) as u32);
+            let unmap = flags & 1 != 0;
+            // Unmapping is a choice of writing zeros alone; other flags are not known.
+            if flags & !1 != 0 || (unmap && kind == Kind::Discard) {
+                return Err(Refused::Unsupported);
+            }
+            if count > MOST_CLEARED {
+                return Err(Refused::Wrong);
+            }
+            let at = sector.checked_mul(SECTOR).ok_or(Refused::Wrong)?;
+            let len = u64::from(count) * SECTOR;
+            self.check(at, len)?;
+            if len > 0 {
+                self.punch(at, len, kind)?;
+            }
+        }
+        Ok(())
+    }
+
+    fn punch(&self, at: u64, len: u64, kind: Kind) -> Result<(), Refused> {
+        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
+        // Both lie within the disk, whose size is far below 2^63.
+        match fallocate(&self.image, flags, at as i64, len as i64) {
+            Ok(()) => Ok(()),
+            // A discard is a hint.
+            Err(nix::errno::Errno::EOPNOTSUPP) if kind == Kind::Discard => Ok(()),
+            Err(nix::errno::Errno::EOPNOTSUPP) => {
+                let zeros = vec![0; PIECE];
+                let mut done = 0;
+                while done < len {
+                    let size = (len - done).min(PIECE as u64);
+                    self.image.write_all_at(&zeros[..size as usize], at + done)?;
+                    done += size;
+                }
+                Ok(())
+            }
+            Err(errno) => Err(Refused::Io(errno.into())),
+        }
+    }
+}
+
+fn buffer(len: u64) -> Result<Vec<u8>, Refused> {
+    if len > LARGEST {
+        return Err(Refused::Wrong);
+    }
+    Ok(vec![0; (len as usize).min(PIECE)])
+}
+
+/// Twenty bytes, as `/sys/block/vda/serial` shows them.
+fn identify(memory: &GuestMemoryMmap, request: &Request) -> Result<u64, Refused> {
+    let mut name = [0; 20];
+    name[..5].copy_from_slice(b"disk0");
+    let room = request.writable.len().saturating_sub(1).min(name.len() as u64);
+    request.writable.write(memory, "name", 0, &name[..room as usize])?;
+    Ok(room)
+}

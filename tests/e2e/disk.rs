@@ -1,0 +1,71 @@
+//! Disks: mounted, written, durable, of the speed asked for, and a device process that dies.
+
+use ktstr::prelude::*;
+use ktstr_proto::{
+    Accel,
+    device::DiskConfig,
+    verdict::{Cause, Process},
+};
+use nix::{
+    sys::signal::{Signal, kill},
+    unistd::Pid,
+};
+
+use crate::harness::{Live, SOON, alive, reached, recorded_pid, run, spec, wait_for};
+
+const MOUNTED: DiskConfig = DiskConfig::new().capacity_mib(16).filesystem(Filesystem::Ext4);
+
+/// Writes a file and reads it back from the disk, not from memory.
+#[ktstr_test(duration_s = 1, disk = MOUNTED, ignore)]
+fn on_a_file_system(ctx: &Ctx) -> Result<AssertResult> {
+    let mounts = std::fs::read_to_string("/proc/mounts")?;
+    ensure!(mounts.contains("/dev/vda /mnt/disk0 ext4"), "{mounts}");
+    let path = std::path::Path::new(DISK_MOUNT).join("file");
+    let content: Vec<u8> = (0..1_000_000_u32).map(|n| (n % 251) as u8).collect();
+    std::fs::write(&path, &content)?;
+    std::fs::File::open(&path)?.sync_all()?;
+    std::fs::write("/proc/sys/vm/drop_caches", "3")?;
+    ensure!(std::fs::read(&path)? == content, "another content came back");
+    scenarios::steady(ctx)
+}
+
+/// Needs no program of the host.
+#[ktstr_test(duration_s = 1, disk = DiskConfig::new().capacity_mib(2), ignore)]
+fn on_a_disk(ctx: &Ctx) -> Result<AssertResult> {
+    scenarios::steady(ctx)
+}
+
+#[test]
+fn a_file_is_written_to_a_mounted_disk() {
+    let report = run(spec("on_a_file_system", Accel::Tcg));
+    let cause = format!("{:?}", report.cause);
+    if report.outcome == Outcome::NotRun && cause.contains("mkfs.ext4") {
+        return println!("NOT RUN: {cause}");
+    }
+    assert_eq!(report.outcome, Outcome::Pass, "{:?}", report.cause);
+}
+
+#[test]
+fn det_has_no_disks_and_says_so() {
+    let report = run(spec("on_a_disk", Accel::Det));
+    assert_eq!(report.outcome, Outcome::NotRun);
+    assert!(format!("{:?}", report.cause).contains("host's time"), "{:?}", report.cause);
+}
+
+#[test]
+fn a_dead_device_process_is_named() {
+    let root = tempfile::tempdir().unwrap();
+    let live = Live::start(spec("on_a_disk", Accel::Tcg), root.path());
+    let device = recorded_pid(&live.dir, "device-pid", "/value");
+    assert!(reached(&live.dir, "ScenarioStarted"), "the run ended before its scenario");
+    kill(Pid::from_raw(device.try_into().unwrap()), Signal::SIGKILL).unwrap();
+    let (report, _) = live.end();
+    let report = report.expect("the orchestrator lives and reports");
+    assert!(report.infrastructure, "{:?}", report.cause);
+    assert!(
+        matches!(&report.cause, Some(Cause::ProcessDied { process: Process::Device, how }) if how.contains("signal 9")),
+        "{:?}",
+        report.cause
+    );
+    wait_for("end of the device process", SOON, || (!alive(device)).then_some(()));
+}
