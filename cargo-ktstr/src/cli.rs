@@ -51,6 +51,9 @@ pub struct ListArgs {
     /// Only scenarios whose name contains this
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub filter: String,
+    /// Only scenarios that make sense with a scheduler of these features, as for `run`
+    #[arg(long, value_name = "A,B")]
+    pub flags: Option<String>,
     /// As JSON
     #[arg(long)]
     pub json: bool,
@@ -62,6 +65,10 @@ pub struct RunArgs {
     /// Only scenarios whose name contains this
     #[arg(long, value_name = "TEXT", default_value = "")]
     pub filter: String,
+    /// Features the active scheduler was started with (llc, borrow, steal, rebal, reject-pin, no-ctrl):
+    /// only scenarios that press on no others; `default` for none of them. Configures nothing
+    #[arg(long, value_name = "A,B")]
+    pub flags: Option<String>,
     /// Length of each scenario, seconds
     #[arg(long, value_name = "SECS", default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=86_400))]
     pub duration: u64,

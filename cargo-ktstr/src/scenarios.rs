@@ -21,6 +21,15 @@ struct Scenario {
     name: String,
     group: String,
     question: String,
+    /// Features of schedulers it presses on.
+    flags: Vec<String>,
+}
+
+impl Scenario {
+    /// ` [llc+steal]`, or nothing.
+    fn profile(&self) -> String {
+        if self.flags.is_empty() { String::new() } else { format!(" [{}]", self.flags.join("+")) }
+    }
 }
 
 fn guest(args: &[&str]) -> anyhow::Result<Command> {
@@ -30,10 +39,16 @@ fn guest(args: &[&str]) -> anyhow::Result<Command> {
     Ok(command)
 }
 
-fn chosen(filter: &str) -> anyhow::Result<Vec<Scenario>> {
-    let output = guest(&["list"])?.output().context("cannot run ktstr-guest")?;
+fn chosen(filter: &str, flags: Option<&str>) -> anyhow::Result<Vec<Scenario>> {
+    let args: Vec<&str> =
+        std::iter::once("list").chain(flags.into_iter().flat_map(|f| ["--flags", f])).collect();
+    let output = guest(&args)?.output().context("cannot run ktstr-guest")?;
     if !output.status.success() {
-        bail!("ktstr-guest list failed: {}", String::from_utf8_lossy(&output.stderr).trim());
+        let said = String::from_utf8_lossy(&output.stderr);
+        return match flags {
+            Some(flags) => Err(anyhow::anyhow!("--flags {flags}: {}", said.trim())),
+            None => Err(anyhow::anyhow!("ktstr-guest list failed: {}", said.trim())),
+        };
     }
     let all: Vec<Scenario> =
         serde_json::from_slice(&output.stdout).context("ktstr-guest list printed what is no list")?;
@@ -42,11 +57,15 @@ fn chosen(filter: &str) -> anyhow::Result<Vec<Scenario>> {
 
 /// Prints the catalogue.
 pub fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
-    let scenarios = chosen(&args.filter)?;
+    let scenarios = chosen(&args.filter, args.flags.as_deref())?;
     if args.json {
         let all: Vec<_> = scenarios
             .iter()
-            .map(|s| serde_json::json!({"name": s.name, "group": s.group, "question": s.question}))
+            .map(|s| {
+                serde_json::json!({
+                    "name": s.name, "group": s.group, "question": s.question, "flags": s.flags,
+                })
+            })
             .collect();
         println!("{}", serde_json::to_string_pretty(&all)?);
         return Ok(Exit::Pass.into());
@@ -57,7 +76,7 @@ pub fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
             group = &scenario.group;
             println!("{group}:");
         }
-        println!("  {}\n      {}", scenario.name, scenario.question);
+        println!("  {}{}\n      {}", scenario.name, scenario.profile(), scenario.question);
     }
     println!("{} scenarios", scenarios.len());
     Ok(Exit::Pass.into())
@@ -65,9 +84,10 @@ pub fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
 
 /// Runs scenarios one after the other.
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
-    let scenarios = chosen(&args.filter)?;
+    let scenarios = chosen(&args.filter, args.flags.as_deref())?;
     if scenarios.is_empty() {
-        bail!("no scenario has `{}` in its name; `ktstr list` shows all", args.filter);
+        let flags = args.flags.as_ref().map_or(String::new(), |flags| format!(" and fits --flags {flags}"));
+        bail!("no scenario has `{}` in its name{flags}; `ktstr list` shows all", args.filter);
     }
     let mut worst = Outcome::NotRun;
     let mut broken = 0_u32;
@@ -79,12 +99,17 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
                 if !args.json {
                     report(scenario, &result);
                 }
-                serde_json::json!({"name": scenario.name, "group": scenario.group, "result": result})
+                serde_json::json!({
+                    "name": scenario.name, "group": scenario.group, "flags": scenario.flags, "result": result,
+                })
             }
             Err(error) => {
                 broken += 1;
                 eprintln!("{}: {error:#}", scenario.name);
-                serde_json::json!({"name": scenario.name, "group": scenario.group, "error": format!("{error:#}")})
+                serde_json::json!({
+                    "name": scenario.name, "group": scenario.group, "flags": scenario.flags,
+                    "error": format!("{error:#}"),
+                })
             }
         };
         results.push(outcome);
@@ -118,7 +143,8 @@ fn carry_out(name: &str, args: &RunArgs) -> anyhow::Result<AssertResult> {
 }
 
 fn report(scenario: &Scenario, result: &AssertResult) {
-    println!("{:12} {}::{}", result.outcome.to_string(), scenario.group, scenario.name);
+    let outcome = result.outcome.to_string();
+    println!("{outcome:12} {}::{}{}", scenario.group, scenario.name, scenario.profile());
     for detail in &result.details {
         println!("    {}", detail.message);
     }

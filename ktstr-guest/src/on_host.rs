@@ -1,6 +1,6 @@
 //! Ready-made scenarios on a running system, whatever schedules it: what `ktstr list` and `ktstr run` call.
 //!
-//! `ktstr-guest list` prints the catalogue, `ktstr-guest run NAME …` runs one scenario in cgroups of its
+//! `ktstr-guest list` prints the catalogue, with `--flags` what makes sense with such a scheduler, `ktstr-guest run NAME …` runs one scenario in cgroups of its
 //! own and prints its result, both as JSON on standard output. One process per scenario: one that goes
 //! wrong takes nothing else with it. Starts no scheduler and changes no setting of the system.
 
@@ -9,7 +9,13 @@ use std::{process::ExitCode, time::Duration};
 use anyhow::{Context, Result, bail};
 
 use crate::{
-    scenario::{Ctx, nearest, scenarios::catalogue},
+    scenario::{
+        Ctx, nearest,
+        scenarios::{
+            catalogue,
+            profile::{Profile, pressed},
+        },
+    },
     work::WorkType,
 };
 
@@ -38,21 +44,31 @@ pub fn main(args: &[String]) -> ExitCode {
 fn carry_out(args: &[String]) -> Result<Option<String>> {
     let words: Vec<&str> = args.iter().map(String::as_str).collect();
     match words.as_slice() {
-        ["list"] => {
-            let all: Vec<_> = catalogue()
-                .map(|canned| {
-                    serde_json::json!({
-                        "name": canned.name,
-                        "group": canned.group,
-                        "question": canned.question,
-                    })
-                })
-                .collect();
-            Ok(Some(serde_json::to_string(&all)?))
+        ["list"] => list(|_| true).map(Some),
+        ["list", "--flags", flags] => {
+            let profile = Profile::parse(flags)?;
+            list(|name| profile.admits(name)).map(Some)
         }
         ["run", name, rest @ ..] => run(name, rest).map(Some),
         _ => Ok(None),
     }
+}
+
+/// The catalogue as JSON, as far as `wanted` by name.
+fn list(wanted: impl Fn(&str) -> bool) -> Result<String> {
+    let all: Vec<_> = catalogue()
+        .filter(|canned| wanted(canned.name))
+        .map(|canned| {
+            let flags: Vec<&str> = pressed(canned.name).iter().map(|feature| feature.name()).collect();
+            serde_json::json!({
+                "name": canned.name,
+                "group": canned.group,
+                "question": canned.question,
+                "flags": flags,
+            })
+        })
+        .collect();
+    Ok(serde_json::to_string(&all)?)
 }
 
 fn run(name: &str, options: &[&str]) -> Result<String> {
@@ -100,11 +116,26 @@ mod tests {
     }
 
     #[test]
+    fn a_profile_chooses_scenarios() {
+        let names = |flags: &str| {
+            let text = carry_out(&["list".into(), "--flags".into(), flags.into()]).unwrap().unwrap();
+            let all: Vec<serde_json::Value> = serde_json::from_str(&text).unwrap();
+            all.iter().map(|s| s["name"].as_str().unwrap_or_default().to_owned()).collect::<Vec<_>>()
+        };
+        let (plain, stealing) = (names("default"), names("llc,steal"));
+        assert!(plain.iter().any(|name| name == "cgroup_steady"));
+        assert!(!plain.iter().any(|name| name == "cgroup_llc_overflow"));
+        assert!(stealing.iter().any(|name| name == "cgroup_llc_overflow"));
+        assert!(names("llc,borrow,steal,rebal,reject-pin,no-ctrl").len() == catalogue().count());
+    }
+
+    #[test]
     fn mistakes_are_named() {
         let error = |text: &str| format!("{:#}", carry_out(&words(text)).unwrap_err());
         assert!(error("run cgroup_stedy").contains("did you mean `cgroup_steady`?"));
         assert!(error("run cgroup_steady --work-type Spin").contains("Spin"));
         assert!(error("run cgroup_steady --duration-ms x").contains("--duration-ms x"));
+        assert!(error("list --flags lcc").contains("did you mean `llc`?"));
         assert!(error("run cgroup_steady --seed").contains("needs a value"));
         assert!(carry_out(&words("dance")).unwrap().is_none());
     }

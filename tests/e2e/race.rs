@@ -26,7 +26,7 @@ declare_scheduler!(RACING, {
 declare_scheduler!(SOUND, { name = "scx-ktstr", binary = "scx-ktstr", topology = (1, 1, 2, 1) });
 
 /// Rounds of a runner that lose a wakeup under about one seed in fifty, and under every second.
-const RARE: u32 = 300;
+const RARE: u32 = 120;
 const FREQUENT: u32 = 20_000;
 /// Seeds to try with the frequent one: were only every second to lose, none would in one search of 4096.
 const SEARCHED: u64 = 12;

@@ -105,7 +105,11 @@ fn reports(root: &Path) -> Result<Vec<Run>> {
     for dir in fs::read_dir(root).with_context(|| format!("no run in {}", root.display()))?.flatten() {
         let dir = dir.path();
         match fs::read(dir.join("sidecar.json")) {
-            Ok(text) => runs.push(Run { report: serde_json::from_slice(&text)?, dir }),
+            Ok(text) => {
+                let report = serde_json::from_slice(&text)
+                    .with_context(|| format!("the report in {}", dir.display()))?;
+                runs.push(Run { report, dir });
+            }
             Err(_) if dir.is_dir() => runs.extend(reports(&dir)?),
             Err(_) => {}
         }

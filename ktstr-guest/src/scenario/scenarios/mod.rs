@@ -14,6 +14,7 @@ pub mod dynamic;
 pub mod interaction;
 pub mod nested;
 pub mod performance;
+pub mod profile;
 pub mod stress;
 
 use anyhow::Result;
