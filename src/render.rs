@@ -6,12 +6,14 @@ use std::fmt::Write;
 use ktstr_proto::{
     host::HostTime,
     monitor::MonitorSummary,
-    verdict::{AssertResult, Cause, Outcome, RunReport, ScenarioStats},
+    verdict::{AssertResult, Cause, Outcome, RunReport, ScenarioStats, TimelineMark, TimelineSource},
 };
 
 const WIDTH: usize = 80;
 /// Log lines shown; the run directory holds all.
 const TAIL: usize = 25;
+/// Marks of the scenario shown before the last marks of all kinds.
+const EARLIER: usize = 10;
 
 /// The whole report.
 pub fn report(report: &RunReport) -> String {
@@ -217,6 +219,16 @@ fn stats(out: &mut String, stats: &ScenarioStats) {
     }
 }
 
+/// The last of all marks, and before them the last of those that say what the scenario did.
+fn marks(all: &[TimelineMark]) -> Vec<&TimelineMark> {
+    let did =
+        |mark: &&TimelineMark| matches!(mark.source, TimelineSource::Stimulus | TimelineSource::Capture);
+    let (earlier, last) = all.split_at(all.len().saturating_sub(TAIL));
+    let of_scenario = earlier.iter().filter(did);
+    let skipped = of_scenario.clone().count().saturating_sub(EARLIER);
+    of_scenario.skip(skipped).chain(last).collect()
+}
+
 /// Operations of the scenario, and what each of its phases was like.
 fn timeline(out: &mut String, report: &RunReport) {
     let phases = report.result.as_ref().map(|result| result.stats.phases.as_slice()).unwrap_or_default();
@@ -224,12 +236,18 @@ fn timeline(out: &mut String, report: &RunReport) {
         return;
     }
     line(out, format_args!("--- timeline ---"));
-    let skipped = report.timeline.len().saturating_sub(TAIL);
-    if skipped > 0 {
-        line(out, format_args!("  ({skipped} earlier marks are in sidecar.json)"));
+    let shown = marks(&report.timeline);
+    if shown.len() < report.timeline.len() {
+        let (some, all) = (shown.len(), report.timeline.len());
+        line(out, format_args!("  ({some} of {all} marks and more: all are in timeline.jsonl)"));
     }
-    for mark in &report.timeline[skipped..] {
-        wrapped(out, "  ", &format!("{:+}ms {}", mark.at_ms, printable(&mark.what)));
+    for mark in shown {
+        let what = printable(&mark.what);
+        let text = match mark.source {
+            TimelineSource::Stimulus => format!("{:+}ms {what}", mark.at_ms),
+            source => format!("{:+}ms [{source}] {what}", mark.at_ms),
+        };
+        wrapped(out, "  ", &text);
     }
     let workers = report.result.as_ref().map(|result| result.stats.workers.as_slice()).unwrap_or_default();
     for phase in phases.iter().filter(|phase| !phase.cgroups.is_empty()) {
@@ -477,14 +495,13 @@ replay: KTSTR_KERNEL=7.2.12 KTSTR_ACCEL=tcg KTSTR_SEED=7 cargo nextest run -p kt
 
     #[test]
     fn a_failure_shows_what_happened_when_and_a_pass_does_not() {
-        use ktstr_proto::{
-            stats::{PhaseBucket, PhaseCgroup},
-            verdict::TimelineMark,
-        };
+        use ktstr_proto::stats::{PhaseBucket, PhaseCgroup};
         let mut failed = sample();
-        failed.timeline = (0..30)
+        failed.timeline = (0..40)
             .map(|n| TimelineMark {
                 at_ms: n * 100,
+                source: TimelineSource::Stimulus,
+                phase: None,
                 what: format!("cpuset of cg_0 set to {n}"),
                 iterations: 0,
             })
@@ -515,7 +532,9 @@ replay: KTSTR_KERNEL=7.2.12 KTSTR_ACCEL=tcg KTSTR_SEED=7 cargo nextest run -p kt
         }
         let text = report(&failed);
         assert!(
-            text.contains("--- timeline ---\n  (5 earlier marks are in sidecar.json)\n  +500ms cpuset"),
+            text.contains(
+                "--- timeline ---\n  (35 of 40 marks and more: all are in timeline.jsonl)\n  +500ms cpuset"
+            ),
             "{text}"
         );
         assert!(

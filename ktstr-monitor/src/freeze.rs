@@ -21,6 +21,8 @@ use crate::paging::{KernelMem, Tlb};
 
 /// Pages whose place is remembered through one freeze.
 const PAGES: usize = 1 << 16;
+/// Bytes for which there is room from the beginning: about a thousand tasks and a scheduler's maps.
+const ROOM: usize = 8 << 20;
 
 /// Room for what one freeze copies, used again by the next.
 #[derive(Debug)]
@@ -59,6 +61,15 @@ impl Default for Freeze {
 }
 
 impl Freeze {
+    /// Looks up once what every look needs, and makes room, before anybody waits for it.
+    pub fn warm_up(&self, profile: &Profile, live: &LiveKernel, mem: &GuestMem) {
+        // Names of the kernel's types are put in order when the first is asked for.
+        let _ = profile.types().graph().named("bpf_map_type");
+        self.kept.make_room(ROOM);
+        self.touch(profile, live, mem);
+        self.end();
+    }
+
     /// Copies what [`Freeze::read`] will need. The guest stands meanwhile.
     pub fn touch(&self, profile: &Profile, live: &LiveKernel, mem: &GuestMem) -> Copied {
         let began = Instant::now();

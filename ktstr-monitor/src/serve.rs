@@ -303,8 +303,7 @@ impl Session {
     /// Where members lie is looked up once, before anybody waits for a capture.
     fn warm_up(&mut self) {
         if let Ok((profile, live)) = self.sampler.locate(&self.mem) {
-            self.freeze.touch(profile, live, &self.mem);
-            self.freeze.end();
+            self.freeze.warm_up(profile, live, &self.mem);
         }
     }
 

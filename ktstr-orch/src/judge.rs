@@ -13,7 +13,7 @@ use ktstr_proto::{
     host::HostTime,
     monitor::MonitorSummary,
     run::Expectation,
-    verdict::{Assert, AssertResult, Cause, DetailKind, Outcome, Process, TimelineMark},
+    verdict::{Assert, AssertResult, Cause, DetailKind, Outcome, Process},
     vmm::VmExit,
 };
 
@@ -214,25 +214,6 @@ impl Evidence {
         let mut lines: Vec<String> = reasons.collect();
         lines.extend(self.scheduler_log.last(Tail::KEEP));
         lines.join("\n")
-    }
-
-    /// What the scenario did and when.
-    pub fn timeline(&self) -> Vec<TimelineMark> {
-        const MOST: usize = 500;
-        let start = self.frames.iter().find(|m| m.body == GuestFrame::Phase(Phase::ScenarioStarted));
-        let Some(start_ns) = start.map(|m| m.t_ns) else { return Vec::new() };
-        let marks = self.frames.iter().filter_map(|m| {
-            let (what, iterations) = match &m.body {
-                GuestFrame::Stimulus { what, iterations } => (what.clone(), *iterations),
-                GuestFrame::Phase(Phase::ScenarioEnded) => ("workers stopped".into(), 0),
-                GuestFrame::ScxDisabled { reason } => (format!("scheduler disabled: {reason}"), 0),
-                GuestFrame::SchedulerEnded { end, expected: false } => (format!("the scheduler {end}"), 0),
-                _ => return None,
-            };
-            let at_ns = i128::from(m.t_ns) - i128::from(start_ns);
-            Some(TimelineMark { at_ms: (at_ns / 1_000_000) as i64, what, iterations })
-        });
-        marks.take(MOST).collect()
     }
 
     fn infrastructure_cause(&self) -> Option<Cause> {

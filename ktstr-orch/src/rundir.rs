@@ -5,6 +5,7 @@
 //! | `spec.json` | what was asked |
 //! | `guest.jsonl` | every message of the guest, with guest time only: equal for equal runs |
 //! | `events.jsonl` | what the host saw, with host time: processes, samples, notices |
+//! | `timeline.jsonl` | both and the console's lines on one clock, in its order |
 //! | `console.log` | COM1 as it came |
 //! | `com2.log` | COM2 as it came |
 //! | `vmm.log`, `monitor.log` | standard error of those processes |
@@ -102,6 +103,17 @@ impl RunDir {
             let mut file = io::BufWriter::new(File::create(&path)?);
             serde_json::to_writer_pretty(&mut file, value)?;
             file.write_all(b"\n")?;
+            file.flush()
+        };
+        write().map_err(|source| RunDirError { path: path.clone(), source })
+    }
+
+    /// Writes a whole file of JSON lines.
+    pub fn write_lines<T: Serialize>(&self, name: &str, values: &[T]) -> Result<(), RunDirError> {
+        let path = self.path.join(name);
+        let write = || -> io::Result<()> {
+            let mut file = io::BufWriter::new(File::create(&path)?);
+            values.iter().try_for_each(|value| file.write_all(&line(value)))?;
             file.flush()
         };
         write().map_err(|source| RunDirError { path: path.clone(), source })

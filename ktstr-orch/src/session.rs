@@ -23,7 +23,7 @@ use ktstr_proto::{
     link::{RemoteError, chain},
     monitor::{Attach, Finish, MonitorEvent, MonitorLink, MonitorReply, MonitorRequest, VcpuTime, Window},
     ring::FrameDecoder,
-    run::{Expectation, Job, RunSpec},
+    run::{AccelKind, Expectation, Job, RunSpec},
     verdict::{Assert, Process, RunReport},
     vmm::{AttachDisk, AttachNetwork, Start, Started, VmExit, VmmEvent, VmmLink, VmmReply, VmmRequest},
 };
@@ -35,6 +35,7 @@ use crate::{
     judge::{Evidence, Stopped, unregistered},
     plan::{Plan, PlanError},
     rundir::{RunDir, RunDirError},
+    timeline::{self, Timeline},
 };
 
 /// How long the monitor may take to sum up once the machine is gone.
@@ -85,6 +86,7 @@ pub struct Session {
     first_frame: Option<Instant>,
     give_up: Option<Instant>,
     errands: errands::Errands,
+    timeline: Timeline,
     /// What the client is to be told.
     pub outbox: Vec<(ClientEvent, Fds)>,
 }
@@ -119,6 +121,7 @@ impl Session {
             first_frame: None,
             give_up: None,
             errands: errands::Errands::default(),
+            timeline: Timeline::default(),
             outbox: Vec::new(),
         })
     }
@@ -351,7 +354,9 @@ impl Session {
     fn vmm_event(&mut self, event: VmmEvent) {
         match event {
             VmmEvent::Console(bytes) => {
-                self.evidence.console.push(&String::from_utf8_lossy(&bytes));
+                let text = String::from_utf8_lossy(&bytes);
+                self.evidence.console.push(&text);
+                self.timeline.console(&text, self.begun.elapsed());
                 self.keep(|dir| dir.console(&bytes));
                 if matches!(&self.spec.job, Job::Shell(shell) if shell.dmesg) {
                     self.outbox.push((ClientEvent::Console(bytes), Fds::default()));
@@ -393,6 +398,7 @@ impl Session {
                         self.give_up = Some(Instant::now() + limit);
                     }
                     self.keep(|dir| dir.guest(&message));
+                    self.timeline.guest(&message, self.begun.elapsed());
                     match &message.body {
                         GuestFrame::Log(log) => {
                             let (source, text) = (log.source, log.text.clone());
@@ -516,7 +522,12 @@ impl Session {
                 self.record("capture-written", &written);
                 self.capture_written(written);
             }
-            Message::Event(event) => self.record("monitor", &event),
+            Message::Event(event) => {
+                if let MonitorEvent::Sample(sample) = &event {
+                    self.timeline.sample(sample, self.begun.elapsed());
+                }
+                self.record("monitor", &event);
+            }
             Message::Reply(reply) => match self.monitor_answered(reply.id, reply.result) {
                 None => {}
                 Some(result) => self.monitor_replied(result),
@@ -653,10 +664,15 @@ impl Session {
         self.monitor = None;
         self.device = None;
         self.give_up = None;
-        let report = self.report();
+        let mut report = self.report();
+        let phases = report.result.as_ref().map(|result| result.stats.phases.as_slice()).unwrap_or_default();
+        let guest_time = report.accel == Some(AccelKind::Det);
+        let timeline = self.timeline.finish(&report.captures, phases, guest_time);
+        report.timeline = timeline::for_report(&timeline);
         let written = self
             .dir
             .write_json("sidecar.json", &report)
+            .and_then(|()| self.dir.write_lines("timeline.jsonl", &timeline))
             .and_then(|()| self.dir.write_text("replay", &format!("{}\n", report.replay)));
         if let Err(error) = written {
             self.notice(chain(&error));
@@ -692,7 +708,8 @@ impl Session {
             infrastructure: judgement.infrastructure,
             cause: judgement.cause,
             result: judgement.result,
-            timeline: self.evidence.timeline(),
+            // Filled in when everything is on one clock.
+            timeline: Vec::new(),
             captures: self.errands.marks(),
             assert: matches!(self.spec.job, Job::Test(_)).then(|| self.assert()),
             monitor: self.evidence.monitor.clone(),

@@ -521,15 +521,52 @@ pub enum Cause {
     Cancelled,
 }
 
+/// Who says what a [`TimelineMark`] says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum TimelineSource {
+    /// The scenario, or the kernel and PID 1 about the scheduler.
+    Stimulus,
+    /// A station of the run.
+    Station,
+    /// The scheduler's output.
+    Scheduler,
+    /// Output of the test and of PID 1.
+    Output,
+    /// The kernel's console.
+    Console,
+    /// A sample of the monitor.
+    Monitor,
+    /// A capture.
+    Capture,
+}
+
+impl std::fmt::Display for TimelineSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Self::Stimulus => "scenario",
+            Self::Station => "run",
+            Self::Scheduler => "scheduler",
+            Self::Output => "output",
+            Self::Console => "console",
+            Self::Monitor => "monitor",
+            Self::Capture => "capture",
+        })
+    }
+}
+
 /// Something that happened in the guest.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TimelineMark {
     /// Guest time after the scenario's start, milliseconds; negative before it.
     pub at_ms: i64,
+    /// Whose words these are.
+    pub source: TimelineSource,
     /// What, in a few words.
     pub what: String,
     /// Iterations of all workers until then; 0 where they are not counted.
     pub iterations: u64,
+    /// The scenario's phase, as [`crate::stats::PhaseBucket::index`]; none outside of all.
+    pub phase: Option<u32>,
 }
 
 /// A look at all of the guest's state, taken while its CPUs stood, or one that was to be taken.
@@ -567,7 +604,8 @@ pub struct RunReport {
     pub cause: Option<Cause>,
     /// The test's findings and figures, when it delivered any.
     pub result: Option<AssertResult>,
-    /// What the scenario did and when.
+    /// What happened and when: all that the scenario did, and the last of everything else. The whole
+    /// is `timeline.jsonl` in the run's directory.
     pub timeline: Vec<TimelineMark>,
     /// Captures, in the order in which they were taken or given up.
     pub captures: Vec<CaptureMark>,

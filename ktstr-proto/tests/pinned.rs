@@ -92,7 +92,13 @@ fn report() -> RunReport {
         infrastructure: false,
         cause: Some(Cause::Assertion),
         result: Some(AssertResult::fail(DetailKind::Gap, "gap")),
-        timeline: vec![ktstr_proto::verdict::TimelineMark { at_ms: -1, what: "w".into(), iterations: 2 }],
+        timeline: vec![ktstr_proto::verdict::TimelineMark {
+            at_ms: -1,
+            source: ktstr_proto::verdict::TimelineSource::Monitor,
+            what: "w".into(),
+            iterations: 2,
+            phase: Some(1),
+        }],
         captures: vec![ktstr_proto::verdict::CaptureMark {
             tag: "t".into(),
             why: "y".into(),

@@ -66,6 +66,14 @@ impl Kept {
         self.0.borrow_mut().sealed = true;
     }
 
+    /// Has room for so many bytes, so that no page of it is missing when it is needed.
+    pub(crate) fn make_room(&self, bytes: usize) {
+        let mut inner = self.0.borrow_mut();
+        let len = inner.bytes.len();
+        inner.bytes.resize(len.max(bytes), 0xff);
+        inner.bytes.truncate(len);
+    }
+
     /// Forgets everything and begins to copy again. The room is kept for the next time.
     pub fn reopen(&self) {
         let mut inner = self.0.borrow_mut();

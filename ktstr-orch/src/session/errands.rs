@@ -515,6 +515,7 @@ impl Session {
             self.came_to_nothing(&underway.errand, &why_not);
         }
         if let Some(stood) = stood {
+            self.timeline.stood(stood);
             self.errands.began = self.errands.began.map(|began| began + stood);
             // Time that did not pass for the guest is not taken from its deadline either.
             self.give_up = self.give_up.map(|at| at + stood);
