@@ -514,7 +514,7 @@ impl Session {
             Message::Event(MonitorEvent::SchedulerExiting { kind }) => {
                 self.record("scheduler-exiting", &kind);
                 // Whoever started it ends it: there is nothing to explain.
-                if kind != "SCX_EXIT_UNREG" {
+                if kind != "SCX_EXIT_UNREG" && kind != "SCX_EXIT_DONE" {
                     self.capture_now(format!("the scheduler is being ended: {kind}"));
                 }
             }
