@@ -50,6 +50,8 @@ fn sees_counters_rise(vm: &VmResult) -> Result<()> {
     for snapshot in series.snapshots().iter().filter(|snapshot| snapshot.json().is_ok()) {
         println!("{} at {:.0} ms, stood {} us", snapshot.tag(), snapshot.at_ms(), snapshot.mark().stood_us);
         claim!(verdict, snapshot.kernel("rq[1].cpu")?.as_u64()?).equals(1);
+        let limit = snapshot.kernel("scx.watchdog_timeout_jiffies")?.as_u64()?;
+        claim!(verdict, limit).equals(45 * snapshot.kernel("hz")?.as_u64()?);
     }
 
     let mut wrong = Verdict::new();
@@ -65,7 +67,13 @@ fn sees_counters_rise(vm: &VmResult) -> Result<()> {
     verdict.into_anyhow_or_log()
 }
 
-#[ktstr_test(scheduler = SCX_KTSTR, num_snapshots = 4, duration_s = 4, post_vm = sees_counters_rise)]
+#[ktstr_test(
+    scheduler = SCX_KTSTR,
+    num_snapshots = 4,
+    watchdog_timeout_s = 45,
+    duration_s = 4,
+    post_vm = sees_counters_rise
+)]
 fn counters_are_seen_rising(ctx: &Ctx) -> Result<AssertResult> {
     scenarios::steady(ctx)
 }

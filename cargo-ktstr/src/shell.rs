@@ -92,6 +92,7 @@ fn spec(args: &ShellArgs) -> anyhow::Result<RunSpec> {
         vary: false,
         kernel_args: Vec::new(),
         observe: std::env::var_os("KTSTR_OBSERVE").is_some_and(|value| value == "1"),
+        watchdog_ms: None,
         snapshots: 0,
         env: Vec::new(),
         disk: args.disk,

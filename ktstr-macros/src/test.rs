@@ -64,6 +64,7 @@ const REST: &[&str] = &[
     "workload_root_cgroup",
     "seeds",
     "num_snapshots",
+    "watchdog_timeout_s",
     "ignore",
 ];
 
@@ -264,6 +265,7 @@ fn fields(attributes: &Attributes) -> Result<TokenStream> {
     if let Some(networks) = networks(attributes)? {
         add("networks", quote!(const { &#networks }));
     }
+    add("watchdog_timeout_s", option(attributes.positive_u32("watchdog_timeout_s")?));
     add("workload_root_cgroup", option(attributes.text("workload_root_cgroup")?));
     Ok(fields)
 }

@@ -34,6 +34,7 @@ pub mod symbols;
 pub mod types;
 pub mod vmcore;
 pub mod watch;
+pub mod watchdog;
 
 pub use command::main as command_main;
 pub use serve::role_main;

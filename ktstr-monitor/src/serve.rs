@@ -38,12 +38,13 @@ use crate::image::{ImageError, KernelImage};
 use crate::judge::{Observation, Use};
 use crate::kernel::scx::Scx;
 use crate::kernel::{NotReady, Profile, ProfileError, View};
-use crate::mem::{GuestMem, Layout, LayoutError, MapError, Region};
+use crate::mem::{GuestMem, GuestMemMut, Layout, LayoutError, MapError, Region};
 use crate::query::{self, QueryError};
 use crate::report::{self, Reasons};
 use crate::sample::Sampler;
 use crate::vmcore::{self, VmcoreError};
 use crate::watch::{Sign, Watch};
+use crate::watchdog::{self, Patience};
 
 /// How long the peer may take to greet and to take the summary.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -214,6 +215,7 @@ struct Session {
     frozen: bool,
     freeze: Freeze,
     watch: Watch,
+    patience: Option<Patience>,
     last_obstacle: Option<String>,
 }
 
@@ -226,7 +228,11 @@ impl Session {
             len: region.len,
             offset: region.offset,
         });
-        let mem = GuestMem::map_sealed(&ram, Layout::new(regions.collect())?)?;
+        let layout = Layout::new(regions.collect())?;
+        // Nobody who does not ask for it gets memory that can be written.
+        let writable = |ms| GuestMemMut::map_sealed(&ram, layout.clone()).map(|ram| Patience::new(ram, ms));
+        let patience = attach.watchdog_ms.map(writable).transpose()?;
+        let mem = GuestMem::map_sealed(&ram, layout)?;
         let profile = Profile::of(&KernelImage::read(kernel.into())?)?;
         let attached = Attached {
             symbols: u32::try_from(profile.symbols().len()).unwrap_or(u32::MAX),
@@ -248,6 +254,7 @@ impl Session {
             frozen: false,
             freeze: Freeze::default(),
             watch: Watch::default(),
+            patience,
             last_obstacle: None,
         };
         Ok((session, attached))
@@ -319,6 +326,17 @@ impl Session {
         Ok(())
     }
 
+    fn set_watchdog(&mut self, channel: &mut Channel<MonitorLink>) -> Result<(), ServeError> {
+        let Some(patience) = &mut self.patience else { return Ok(()) };
+        let Ok((profile, live)) = self.sampler.locate(&self.mem) else { return Ok(()) };
+        if let Some(done) = patience.look(profile, live) {
+            let written = done.is_ok();
+            let event = MonitorEvent::Watchdog { written, what: watchdog::told(&done) };
+            channel.queue_event(&event, Fds::default())?;
+        }
+        Ok(())
+    }
+
     fn answer(&mut self, question: &Question) -> Result<Answer, RemoteError> {
         let (profile, live) = self.sampler.locate(&self.mem).map_err(|e| not_readable(&e))?;
         let refused = |e: QueryError| RemoteError::new(ErrorCode::BadRequest, &e);
@@ -335,6 +353,8 @@ impl Session {
         capture: &Capture,
         fds: Fds,
     ) -> Result<(), ServeError> {
+        // A capture may come before the sample that would have done it.
+        self.set_watchdog(channel)?;
         let taken = self.take(capture, fds);
         let reply = taken.as_ref().map(|taken| MonitorReply::Capture(taken.read.clone()));
         channel.queue_reply(id, reply.map_err(RemoteError::clone), Fds::default())?;
@@ -414,6 +434,7 @@ impl Session {
             self.compare_cpus(channel, sample.cpus.len())?;
         }
         if let Scx::Loaded { .. } = sample.scx {
+            self.set_watchdog(channel)?;
             self.look_for_signs(channel)?;
         }
         let ran = self.vcpu_time.since_last();

@@ -138,6 +138,12 @@ pub enum PlanError {
     /// The disk's image cannot be made.
     #[error(transparent)]
     Disk(#[from] DiskError),
+    /// Nobody is there to write, or nobody may.
+    #[error("the test wants another watchdog limit, which the monitor writes into the guest's memory: {why}")]
+    Watchdog {
+        /// Why it does not.
+        why: &'static str,
+    },
     /// A file cannot be used.
     #[error("cannot {action} {path}")]
     File {
@@ -175,6 +181,7 @@ impl PlanError {
                 | Self::Busybox
                 | Self::NoEmulator { .. }
                 | Self::NoKvm { .. }
+                | Self::Watchdog { .. }
         )
     }
 }
@@ -257,6 +264,15 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
         return Err(PlanError::InteractiveDet);
     }
     check_devices(spec, accel, &kernel)?;
+    match (spec.watchdog_ms, accel) {
+        (Some(_), AccelKind::Det) => {
+            return Err(PlanError::Watchdog { why: "under det nothing on the host may write there" });
+        }
+        (Some(_), _) if !spec.observe => {
+            return Err(PlanError::Watchdog { why: "this run has no monitor (KTSTR_OBSERVE=0)" });
+        }
+        _ => {}
+    }
     let emulator = match accel {
         AccelKind::Kvm => None,
         AccelKind::Tcg | AccelKind::Det => Some(find_emulator(accel)?),

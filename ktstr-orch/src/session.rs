@@ -339,6 +339,7 @@ impl Session {
             cpus: self.spec.topology.cpus(),
             period_ms: PERIOD_MS,
             sustained_samples: self.assert().sustained_samples.unwrap_or(5),
+            watchdog_ms: self.spec.watchdog_ms,
         };
         let send = |monitor: &mut Child<MonitorLink>| -> Result<(), ChannelError> {
             monitor.channel.queue_hello("ktstr-orch")?;
@@ -516,6 +517,12 @@ impl Session {
                 // Whoever started it ends it: there is nothing to explain.
                 if kind != "SCX_EXIT_UNREG" && kind != "SCX_EXIT_DONE" {
                     self.capture_now(format!("the scheduler is being ended: {kind}"));
+                }
+            }
+            Message::Event(MonitorEvent::Watchdog { written, what }) => {
+                self.record("watchdog", &what);
+                if !written {
+                    self.notice(what);
                 }
             }
             Message::Event(MonitorEvent::CaptureWritten(written)) => {

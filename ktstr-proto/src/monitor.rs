@@ -56,6 +56,9 @@ pub struct Attach {
     pub period_ms: u32,
     /// Consecutive samples that make a finding.
     pub sustained_samples: u32,
+    /// What the kernel's stall watchdog is to tolerate at least, milliseconds; with it guest memory is
+    /// mapped for writing, without it for reading only.
+    pub watchdog_ms: Option<u64>,
 }
 
 /// The kernel file is understood; samples follow once the guest is up.
@@ -117,6 +120,13 @@ pub enum MonitorEvent {
     },
     /// The files of the last capture are written, or why they are not.
     CaptureWritten(Result<(), String>),
+    /// A scheduler got the watchdog limit that was asked for, or not.
+    Watchdog {
+        /// Whether it did.
+        written: bool,
+        /// Where it was written, or why it was not.
+        what: String,
+    },
 }
 
 /// One look at all CPUs.

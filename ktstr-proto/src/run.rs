@@ -118,6 +118,9 @@ pub struct RunSpec {
     pub kernel_args: Vec<String>,
     /// Whether the monitor observes this run.
     pub observe: bool,
+    /// What the kernel's stall watchdog is to tolerate at least, milliseconds. The monitor writes it
+    /// into the guest's memory, so not under `det`.
+    pub watchdog_ms: Option<u64>,
     /// Captures taken in the scenario, evenly spread from 10 % to 90 % of its length.
     pub snapshots: u32,
     /// Variables for the guest's processes.

@@ -76,6 +76,7 @@ fn spec() -> RunSpec {
         replay: "line".into(),
         kernel_args: vec!["nosmt".into()],
         observe: true,
+        watchdog_ms: Some(3),
         snapshots: 2,
         env: vec![("A".into(), "B".into())],
         disk: Some(disk()),
@@ -234,6 +235,7 @@ pins! {
         from [
             MonitorRequest::Attach(Attach {
                 ram: FdSlot(0), regions: vec![region()], kernel: FdSlot(1), cpus: 4, period_ms: 100, sustained_samples: 5,
+                watchdog_ms: Some(6),
             }),
             MonitorRequest::Finish(Finish),
             MonitorRequest::Window(Window::Restart),
@@ -264,6 +266,7 @@ pins! {
         MonitorEvent::Unavailable(_) => "Unavailable", MonitorEvent::Stalling(_) => "Stalling",
         MonitorEvent::SchedulerExiting { .. } => "SchedulerExiting",
         MonitorEvent::CaptureWritten(_) => "CaptureWritten",
+        MonitorEvent::Watchdog { .. } => "Watchdog",
     } from [
         MonitorEvent::Ready,
         MonitorEvent::Sample(Sample {
@@ -275,6 +278,7 @@ pins! {
         }),
         MonitorEvent::SchedulerExiting { kind: "k".into() },
         MonitorEvent::CaptureWritten(Err("e".into())),
+        MonitorEvent::Watchdog { written: true, what: "w".into() },
     ];
     DeviceRequest { DeviceRequest::Serve(_) => "Serve" } from [DeviceRequest::Serve(Serve {
         disk: Some(ServeDisk { image: FdSlot(0), listener: FdSlot(1), config: disk() }),

@@ -112,6 +112,8 @@ pub struct KtstrTestEntry {
     pub seeds: Option<u32>,
     /// Captures of the guest's state during its scenario.
     pub num_snapshots: u32,
+    /// What the kernel's stall watchdog is to tolerate at least, seconds.
+    pub watchdog_timeout_s: Option<u32>,
 }
 
 /// Why a test cannot be run as it is written.
@@ -328,6 +330,7 @@ impl KtstrTestEntry {
         networks: &[],
         seeds: None,
         num_snapshots: 0,
+        watchdog_timeout_s: None,
     };
 }
 

@@ -147,6 +147,7 @@ pub fn spec_of_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<RunS
         kernel_args: kernel_args(entry),
         vary: set("KTSTR_VARY").as_deref() == Some("1"),
         observe: set("KTSTR_OBSERVE").as_deref() != Some("0"),
+        watchdog_ms: entry.watchdog_timeout_s.map(|seconds| u64::from(seconds) * 1000),
         snapshots: set("KTSTR_SNAPSHOTS").and_then(|count| count.parse().ok()).unwrap_or(entry.num_snapshots),
         env: guest_env(),
         disk: entry.disk,

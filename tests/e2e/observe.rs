@@ -109,6 +109,7 @@ fn planted(kernel: Option<&str>) -> RunSpec {
     spec.kernel = kernel.map(str::to_owned).or(spec.kernel);
     spec.memory_mb = Some(384);
     spec.observe = true;
+    spec.watchdog_ms = Some(60_000);
     let include = vec![bin("scx-ktstr")];
     spec.job = Job::Shell(ShellJob { include, exec: Some(PLANT.into()), dmesg: false, term: None });
     spec
@@ -216,6 +217,17 @@ fn facts(kernel: Option<&str>) {
     });
     assert!(text.contains("scx-ktstr") && text.contains("/facts/inner"), "{text}");
     let capture: Value = serde_json::from_slice(&fs::read(format!("{path}.json")).unwrap()).unwrap();
+
+    // The watchdog is as patient as was asked, not the scheduler's 25 s, wherever this kernel keeps it.
+    assert_eq!(
+        int(&capture, "/scx/watchdog_timeout_jiffies"),
+        60 * int(&capture, "/hz"),
+        "{}",
+        at(&capture, "/scx")
+    );
+    let log = fs::read_to_string(dir.join("events.jsonl")).unwrap();
+    let line = log.lines().find(|line| line.contains("\"what\":\"watchdog\"")).expect("it was told of");
+    println!("{line}");
 
     // What the scheduler's programs keep is in it, with names and values, and what they cost.
     let map = |ending: &str| {

@@ -33,6 +33,7 @@ const MAX_SNAPSHOTS: u32 = 64;
 const NEED: &[(&str, &str, &str)] = &[
     ("expect_scx_bpf_error_contains", "expect_err", "it is looked for in the error that is expected"),
     ("expect_scx_bpf_error_matches", "expect_err", "it is looked for in the error that is expected"),
+    ("watchdog_timeout_s", "scheduler", "there must be a scheduler that is watched"),
     ("survives_storm", "scheduler", "there must be a scheduler that can survive"),
     ("extra_sched_args", "scheduler", "there must be a scheduler that takes them"),
     ("staged_schedulers", "scheduler", "there must be a scheduler that they take over from"),

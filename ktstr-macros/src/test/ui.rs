@@ -104,6 +104,11 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "`workload_root_cgroup` begins with `/`, is not `/` itself and has no `..` in it",
         "\"a\"",
     ),
+    (
+        "watchdog_timeout_s = 60",
+        "`watchdog_timeout_s` needs `scheduler`: there must be a scheduler that is watched",
+        "watchdog_timeout_s",
+    ),
     ("num_snapshots = 65", "`num_snapshots = 65` is more than the 64 a run keeps", "65"),
     (
         "host_only, num_snapshots = 3",

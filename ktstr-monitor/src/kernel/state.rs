@@ -250,6 +250,11 @@ pub fn walk<T>(walk: &Walk<T>, node: impl Fn(&T) -> Node) -> Node {
     Node::List(walk.items.iter().map(node).chain(cut).collect())
 }
 
+/// Jiffies per second, as far as it can be told.
+pub(crate) fn hz_of(view: &View<'_, '_>) -> Option<u32> {
+    hz(view, &view.word("jiffies_64").or_else(|_| view.word("jiffies")))
+}
+
 /// `CONFIG_HZ`, from how far `jiffies` is at what the run queues' clocks say: it starts at minus five
 /// minutes. Near that moment the quotient says nothing.
 fn hz(view: &View<'_, '_>, jiffies: &Reading<u64>) -> Option<u32> {

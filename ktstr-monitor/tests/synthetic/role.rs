@@ -70,6 +70,7 @@ impl Monitor {
             cpus: 3,
             period_ms: 5,
             sustained_samples: 5,
+            watchdog_ms: None,
         };
         self.channel().call(attach, fds, PATIENCE, |_, _| {}).map(|(attached, _)| attached)
     }

@@ -652,6 +652,7 @@ mod tests {
             replay: String::new(),
             kernel_args: Vec::new(),
             observe: true,
+            watchdog_ms: None,
             snapshots: 0,
             env: Vec::new(),
             disk: None,
