@@ -121,7 +121,8 @@ pub fn spec_of_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<RunS
     };
     let staged =
         entry.staged_schedulers.iter().map(|scheduler| plain_job(scheduler)).collect::<Result<_, _>>()?;
-    let replay = replay(entry, &variant.base_name(entry), seed, set("KTSTR_SCHEDULER").as_deref());
+    let vary = set("KTSTR_VARY").as_deref() == Some("1");
+    let replay = replay(entry, &variant.base_name(entry), seed, vary, set("KTSTR_SCHEDULER").as_deref());
     Ok(RunSpec {
         name: variant.name.clone(),
         runs_root: runs_root(&binary),
@@ -145,7 +146,7 @@ pub fn spec_of_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<RunS
         deadline_ms: None,
         replay,
         kernel_args: kernel_args(entry),
-        vary: set("KTSTR_VARY").as_deref() == Some("1"),
+        vary,
         observe: set("KTSTR_OBSERVE").as_deref() != Some("0"),
         watchdog_ms: entry.watchdog_timeout_s.map(|seconds| u64::from(seconds) * 1000),
         snapshots: set("KTSTR_SNAPSHOTS").and_then(|count| count.parse().ok()).unwrap_or(entry.num_snapshots),
@@ -243,12 +244,13 @@ pub(super) fn seed_of(test: &str) -> u64 {
 }
 
 /// The line that repeats the run; the orchestrator fills in kernel and accelerator.
-fn replay(entry: &KtstrTestEntry, test: &str, seed: u64, scheduler: Option<&str>) -> String {
+fn replay(entry: &KtstrTestEntry, test: &str, seed: u64, vary: bool, scheduler: Option<&str>) -> String {
     // What must be asked for to run.
     let ignored = if entry.ignored || test.starts_with("gauntlet/") { " --run-ignored all" } else { "" };
     let scheduler = scheduler.map(|path| format!("KTSTR_SCHEDULER={path} ")).unwrap_or_default();
+    let vary = if vary { "KTSTR_VARY=1 " } else { "" };
     format!(
-        "{scheduler}KTSTR_KERNEL={{kernel}} KTSTR_ACCEL={{accel}} KTSTR_SEED={seed} \
+        "{scheduler}KTSTR_KERNEL={{kernel}} KTSTR_ACCEL={{accel}} KTSTR_SEED={seed} {vary}\
          cargo nextest run -p {} -E 'test(={test})'{ignored}",
         entry.package
     )
@@ -290,12 +292,14 @@ mod tests {
         let shape = Topology { numa_nodes: 1, llcs: 1, cores: 4, threads: 1 };
         let cell = |name: &str, topology, kernel: Option<&str>| {
             let variant = Variant { name: name.into(), topology, kernel: kernel.map(str::to_owned) };
-            replay(entry, &variant.base_name(entry), 7, None)
+            replay(entry, &variant.base_name(entry), 7, false, None)
         };
         let of_preset = cell("gauntlet/t/4cpu/kernel_6_18", Some(shape), Some("6.18"));
         assert!(of_preset.ends_with("-E 'test(=gauntlet/t/4cpu)' --run-ignored all"), "{of_preset}");
         let of_kernel = cell("ktstr/t/kernel_6_18", None, Some("6.18"));
         assert!(of_kernel.ends_with("-E 'test(=t)'"), "{of_kernel}");
+        let of_seed = replay(entry, "t", 7, true, None);
+        assert!(of_seed.contains(" KTSTR_SEED=7 KTSTR_VARY=1 cargo nextest run -p p "), "{of_seed}");
     }
 
     #[test]
