@@ -8,6 +8,7 @@ use std::time::Instant;
 use ktstr::prelude::*;
 
 declare_scheduler!(SCX_KTSTR, { name = "scx-ktstr", binary = "scx-ktstr", topology = (1, 2, 2, 1) });
+declare_scheduler!(SCX_BPFLAND, { name = "scx_bpfland", binary = "scx_bpfland", topology = (1, 2, 2, 1) });
 
 /// How long each scenario runs when nothing is said.
 const MOMENT: Duration = Duration::from_millis(400);
@@ -47,5 +48,11 @@ fn under_eevdf(ctx: &Ctx) -> Result<AssertResult> {
 /// As [`under_eevdf`]; not part of every run, for its time.
 #[ktstr_test(scheduler = SCX_KTSTR, duration_s = 120, ignore)]
 fn under_scx_ktstr(ctx: &Ctx) -> Result<AssertResult> {
+    run_all(ctx)
+}
+
+/// As [`under_eevdf`], under a scheduler that others publish; it has to be in `PATH` or `KTSTR_BIN_DIR`.
+#[ktstr_test(scheduler = SCX_BPFLAND, duration_s = 120, ignore)]
+fn under_scx_bpfland(ctx: &Ctx) -> Result<AssertResult> {
     run_all(ctx)
 }

@@ -541,6 +541,12 @@ fn limits(spec: &RunSpec, accel: AccelKind) -> (Duration, Duration) {
         AccelKind::Tcg => (90 + 4 * cpus, 90 + 3 * duration + 2 * cpus),
         AccelKind::Det => (150 + 10 * cpus, 180 + duration * (2 + 3 * cpus)),
     };
+    // The sums above hold a minute for attaching.
+    let attaching = match &spec.job {
+        Job::Test(test) if test.scheduler.is_some() => attach_limit(accel).as_secs() - 60,
+        _ => 0,
+    };
+    let run = run + attaching;
     let within = |seconds| {
         let limit = Duration::from_secs(seconds);
         spec.deadline_ms.map_or(limit, |ms| limit.min(Duration::from_millis(ms)))
@@ -595,18 +601,27 @@ fn pack_initramfs(
     Ok((file, packed.size))
 }
 
-fn guest_scheduler(scheduler: &SchedulerJob) -> GuestScheduler {
+/// Guest time that a scheduler may take to attach. Most of it is the kernel's verifier at work on its
+/// programs, which an emulated CPU does many times slower.
+fn attach_limit(accel: AccelKind) -> Duration {
+    Duration::from_secs(match accel {
+        AccelKind::Kvm => 60,
+        AccelKind::Tcg | AccelKind::Det => 180,
+    })
+}
+
+fn guest_scheduler(scheduler: &SchedulerJob, accel: AccelKind) -> GuestScheduler {
     GuestScheduler {
         name: scheduler.name.clone(),
         args: scheduler.args.clone(),
         cgroup_parent: scheduler.cgroup_parent.clone(),
-        attach_timeout_ms: 60_000,
+        attach_timeout_ms: attach_limit(accel).as_millis() as u64,
     }
 }
 
 fn guest_job(spec: &RunSpec, ring: RingRegion, accel: AccelKind) -> GuestJob {
     let scheduler = match &spec.job {
-        Job::Test(test) => test.scheduler.as_ref().map(guest_scheduler),
+        Job::Test(test) => test.scheduler.as_ref().map(|scheduler| guest_scheduler(scheduler, accel)),
         Job::Shell(_) => None,
     };
     let task = match &spec.job {
@@ -614,7 +629,7 @@ fn guest_job(spec: &RunSpec, ring: RingRegion, accel: AccelKind) -> GuestJob {
             test: test.test.clone(),
             duration_ms: test.duration_ms,
             assert: Assert::defaults_for(accel).merge(test.assert),
-            staged: test.staged.iter().map(guest_scheduler).collect(),
+            staged: test.staged.iter().map(|scheduler| guest_scheduler(scheduler, accel)).collect(),
         }),
         Job::Shell(shell) => match &shell.exec {
             Some(command) => GuestTask::Exec(command.clone()),

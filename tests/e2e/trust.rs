@@ -34,7 +34,7 @@ mutations! {
     trust_sound, SOUND, "scx-ktstr", [];
     trust_stall, STALL, "scx-ktstr-stall", ["--stall-after", "1000", "--watchdog-ms", "2000"];
     trust_slow, SLOW, "scx-ktstr-slow", ["--slow", "10ms"];
-    trust_unfair, UNFAIR, "scx-ktstr-unfair", ["--unfair"];
+    trust_unfair, UNFAIR, "scx-ktstr-unfair", ["--unfair", "--watchdog-ms", "30000"];
     trust_wrong_cpu, WRONG_CPU, "scx-ktstr-wrong-cpu", ["--wrong-cpu"];
 }
 

@@ -13,6 +13,7 @@ mod lab;
 mod prereq;
 mod published;
 mod race;
+mod scenarios;
 mod soak;
 mod suite;
 mod topologies;
@@ -43,6 +44,8 @@ enum Command {
     Published(published::PublishedArgs),
     /// Boot every named machine shape and compare what the guest sees
     Topologies(topologies::TopologiesArgs),
+    /// Run every scenario of the catalogue under several schedulers and write docs/scenarios.md
+    Scenarios(scenarios::ScenariosArgs),
     /// Boot many times and look for a guest that the emulator corrupted
     Soak(soak::SoakArgs),
     /// Break a scheduler in known ways, many times, and count which checks notice
@@ -74,6 +77,7 @@ fn main() -> ExitCode {
         Command::Race(args) => race::command(&args),
         Command::Published(args) => published::command(&args),
         Command::Topologies(args) => topologies::command(&args),
+        Command::Scenarios(args) => scenarios::command(&args),
         Command::Soak(args) => soak::command(&args),
         Command::Trust(args) => trust::command(&args),
         Command::Lab(args) => lab::command(args),

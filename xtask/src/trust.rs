@@ -136,7 +136,7 @@ pub fn command(args: &TrustArgs) -> Result<u8> {
             if args.kernel.is_none() {
                 workspace::ensure_kernel(None)?;
             }
-            subjects()?
+            workspace::test_executable("e2e")?
         }
     };
     let which = format!("{}-{}", if args.only.is_empty() { "all" } else { &args.only }, args.accel.join("-"));
@@ -226,26 +226,12 @@ impl Bench<'_> {
     }
 }
 
-/// The test executable that holds the subjects.
-fn subjects() -> Result<PathBuf> {
-    let mut build = workspace::cargo();
-    build.args(["test", "-p", "ktstr", "--test", "e2e", "--no-run", "--message-format", "json"]);
-    println!("==> build the subjects");
-    let output = build.stderr(Stdio::inherit()).output().context("cannot build the subjects")?;
-    let built = String::from_utf8_lossy(&output.stdout);
-    let executable = |line: &str| {
-        let message: Value = serde_json::from_str(line).ok()?;
-        let is_it = message.pointer("/target/name")?.as_str()? == "e2e";
-        is_it.then(|| message.get("executable")?.as_str().map(PathBuf::from)).flatten()
-    };
-    built.lines().filter_map(executable).next_back().context("cargo built no e2e")
-}
-
 fn verdict(runs: &Path) -> Result<Verdict> {
     let dirs: Vec<PathBuf> = fs::read_dir(runs)
         .with_context(|| format!("no run was recorded in {}", runs.display()))?
         .flatten()
         .map(|entry| entry.path())
+        .filter(|path| path.join("sidecar.json").is_file())
         .collect();
     let [dir] = dirs.as_slice() else { bail!("{} runs in {} instead of one", dirs.len(), runs.display()) };
     let text =

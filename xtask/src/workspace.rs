@@ -3,7 +3,7 @@
 use std::{
     env,
     path::{Path, PathBuf},
-    process::{Command, ExitStatus},
+    process::{Command, ExitStatus, Stdio},
     time::Instant,
 };
 
@@ -67,6 +67,21 @@ pub fn build_executables() -> Result<()> {
     let mut command = cargo();
     command.arg("build").args(RUN_PACKAGES.iter().flat_map(|p| ["-p", p]));
     step("build the executables", &mut command)
+}
+
+/// Builds a test executable of the root package and says where it is.
+pub fn test_executable(name: &str) -> Result<PathBuf> {
+    let mut build = cargo();
+    build.args(["test", "-p", "ktstr", "--test", name, "--no-run", "--message-format", "json"]);
+    println!("==> build the tests of {name}");
+    let output = build.stderr(Stdio::inherit()).output().context("cannot build the tests")?;
+    let built = String::from_utf8_lossy(&output.stdout);
+    let executable = |line: &str| {
+        let message: serde_json::Value = serde_json::from_str(line).ok()?;
+        let is_it = message.pointer("/target/name")?.as_str()? == name;
+        is_it.then(|| message.get("executable")?.as_str().map(PathBuf::from)).flatten()
+    };
+    built.lines().filter_map(executable).next_back().with_context(|| format!("cargo built no {name}"))
 }
 
 /// Pulls a kernel unless the store has one that matches; `series` as in `debian[:SERIES]`.

@@ -72,10 +72,16 @@ pub fn judge_groups(assert: &Assert, topo: Option<&TestTopology>, groups: Vec<Gr
             .iter()
             .flat_map(|group| peers(&group.reports).into_iter().map(|peers| (group.lived, peers)));
         for (lived, peers) in all_peers {
-            let theirs = cgroup_stats(&peers);
+            // Who began a moment ago has no share yet to be compared.
+            let settled = |worker: &WorkerReport| worker.wall_time_ns as u128 >= SHORT_LIFE.as_nanos();
+            let compared: Vec<WorkerReport> = match lived {
+                Some(lived) if lived >= SHORT_LIFE => peers.iter().filter(|w| settled(w)).cloned().collect(),
+                _ => peers.clone(),
+            };
+            let theirs = cgroup_stats(&compared);
             let mut assert = *assert;
             assert.max_spread_pct = assert.spread_limit(lived);
-            judge_fairness(&assert, &peers, &theirs, &mut result);
+            judge_fairness(&assert, &compared, &theirs, &mut result);
             rates::judge(&assert, topo, &peers, &mut result);
             if worst.as_ref().is_none_or(|worst| worst.spread_pct < theirs.spread_pct) {
                 worst = Some(theirs);
@@ -320,6 +326,17 @@ mod tests {
         };
         assert!(judged(1000).is_pass(), "35% and half of a second");
         assert!(judged(10_000).is_fail(), "35% and a twentieth");
+    }
+
+    #[test]
+    fn who_began_a_moment_ago_is_not_compared() {
+        let late = WorkerReport { wall_time_ns: SECOND / 100, ..worker(3, "a", SECOND / 100) };
+        let reports = vec![worker(1, "a", SECOND / 10), worker(2, "a", SECOND / 10), late];
+        let judged = |lived| {
+            let group = Group { reports: reports.clone(), lived };
+            judge_groups(&Assert::default_checks(), None, vec![group])
+        };
+        assert!(judged(Some(Duration::from_secs(5))).is_pass() && judged(None).is_fail());
     }
 
     #[test]

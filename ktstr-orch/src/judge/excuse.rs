@@ -25,7 +25,7 @@ pub fn by_host(result: &mut AssertResult, assert: &Assert, host: &HostTime) {
         let excuse = match detail.kind {
             DetailKind::Gap => gap(worst_gap, assert, host),
             DetailKind::Spread => unfair.clone(),
-            DetailKind::NoProgress => no_progress(host),
+            DetailKind::NoProgress => no_progress(&result.stats, assert, host),
             DetailKind::Benchmark => wake(worst_wake_ms, assert, host),
             _ => None,
         };
@@ -77,10 +77,11 @@ fn spread(stats: &ScenarioStats, assert: &Assert, host: &HostTime) -> Option<Str
     let mut most: Option<f64> = None;
     for cgroup in &stats.cgroups {
         let members = stats.workers.iter().filter(|worker| worker.cgroup == cgroup.name);
-        let lived_ns = members.map(|worker| worker.wall_time_ns).filter(|lived| *lived > 0).min();
-        let lived = lived_ns.map(Duration::from_nanos);
-        let limit = assert.spread_limit(lived)?;
-        let lived_ms = lived.map_or(host.window_ms, |lived| lived.as_millis() as u64).max(1);
+        let lives = members.map(|worker| worker.wall_time_ns).filter(|lived| *lived > 0);
+        // The longest life gives the narrowest limit, the shortest one chance the most room.
+        let longest = lives.clone().max().map(Duration::from_nanos);
+        let limit = assert.spread_limit(longest)?;
+        let lived_ms = lives.min().map_or(host.window_ms, |lived| lived / 1_000_000).max(1);
         let chance = host.chance_within(lived_ms) * 100.0 / lived_ms as f64;
         if cgroup.spread_pct <= limit {
             continue;
@@ -97,9 +98,13 @@ fn spread(stats: &ScenarioStats, assert: &Assert, host: &HostTime) -> Option<Str
     ))
 }
 
-fn no_progress(host: &HostTime) -> Option<String> {
+/// What is left of the time in which it should have worked is not more than a worker may have to wait.
+fn no_progress(stats: &ScenarioStats, assert: &Assert, host: &HostTime) -> Option<String> {
     let waited = host.worst_waited_pct();
-    (waited >= HARDLY_RAN_PCT).then(|| {
+    let lived_ms = stats.workers.iter().map(|worker| worker.wall_time_ns / 1_000_000).max().unwrap_or(0);
+    let left_ms = lived_ms.saturating_sub(host.worst_wait_within(lived_ms).0);
+    let waits = lived_ms > 0 && assert.max_gap_ms.is_some_and(|limit| lived_ms > limit && left_ms <= limit);
+    (waited >= HARDLY_RAN_PCT || waits).then(|| {
         format!(
             "but the host kept a vCPU waiting for {waited:.0}% of the time, so this may be the host's doing"
         )
@@ -164,6 +169,7 @@ mod tests {
             unfair.outcome
         };
         // Limit for 2.5 s: 35 and 20 for balancing.
+        assert_eq!(judged(54.0, vec![85; 50]), Outcome::Fail, "not what the guest judged by");
         assert_eq!(judged(57.0, vec![85; 50]), Outcome::Inconclusive);
         assert_eq!(judged(57.0, vec![0; 50]), Outcome::Fail);
         assert_eq!(judged(77.0, vec![30; 50]), Outcome::Fail, "a starved worker on a busy host");
