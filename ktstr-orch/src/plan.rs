@@ -365,6 +365,8 @@ fn check_devices(spec: &RunSpec, accel: AccelKind, kernel: &Kernel) -> Result<()
     if accel == AccelKind::Det {
         return Err(PlanError::DeviceDet);
     }
+    // The emulator passes descriptors to a network's server only over a socket that it has opened itself,
+    // which its jail forbids.
     let without = match (accel, spec.networks.is_empty()) {
         (_, false) => Some("network"),
         (AccelKind::Kvm, _) => Some("disk"),

@@ -10,13 +10,19 @@ use std::io::Write;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, Mutex};
 
+use ktstr_proto::device::{DiskConfig, NetConfig};
 use ktstr_proto::ring::{FrameDecoder, Mode, RingMemory, RingReader};
 use ktstr_proto::topology::Topology;
 use ktstr_proto::topology::numa::{Numa, NumaNode};
-use vm_memory::{Bytes, GuestAddress};
+use vhost_user_backend::{VhostUserBackend, VringRwLock, VringT};
+use vm_memory::{Bytes, GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
+use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::apic::ApicIds;
+use crate::device::block::Block;
+use crate::device::net::Net;
+use crate::device::queues::{Disk, Faults};
 use crate::kvm::control::Control;
 use crate::kvm::devices::console::{self, Console};
 use crate::kvm::devices::ioapic::{Ioapic, PINS};
@@ -245,6 +251,50 @@ pub fn ring(data: &[u8]) {
     }
 }
 
+/// Guest memory of a device process, with queues of 16 in it, 4 KiB from the start of the last one.
+const QUEUE_SPACE: u64 = 0x1000;
+
+/// Queues whose rings and descriptors lie in `data`, which fills memory from its start.
+fn queues(data: &[u8], count: u64) -> (GuestMemoryAtomic<GuestMemoryMmap>, Vec<VringRwLock>) {
+    let memory = GuestMemoryMmap::<()>::from_ranges(&[(GuestAddress(0), 0x10_000)]).expect("64 KiB");
+    memory.write_slice(&data[..data.len().min(0x10_000)], GuestAddress(0)).expect("it fits");
+    let memory = GuestMemoryAtomic::new(memory);
+    let ring = |index: u64| {
+        let ring = VringRwLock::new(memory.clone(), 256).expect("a queue");
+        let at = index * QUEUE_SPACE;
+        ring.set_queue_size(16);
+        ring.set_queue_info(at, at + 0x100, at + 0x200).expect("aligned");
+        ring.set_queue_ready(true);
+        ring.set_enabled(true);
+        ring
+    };
+    let rings = (0..count).map(ring).collect();
+    (memory, rings)
+}
+
+/// A disk's queue: requests within and beyond the image, which keeps its size.
+pub fn disk(data: &[u8]) {
+    const MIB: u64 = 1 << 20;
+    let image = tempfile_of(b"");
+    image.set_len(MIB).expect("room");
+    let config = DiskConfig::new().capacity_mib(1);
+    let (memory, rings) = queues(data, 1);
+    let block = Block::new(image.try_clone().expect("a descriptor"), &config).expect("a file");
+    let faults = Faults::new().expect("an event descriptor");
+    let disk = Disk::new(block, &config, memory, faults).expect("a timer");
+    disk.handle_event(0, EventSet::IN, &rings, 0).expect("it never fails");
+    assert_eq!(image.metadata().expect("its size").len(), MIB);
+}
+
+/// A network's queues.
+pub fn net(data: &[u8]) {
+    let (memory, rings) = queues(data, 2);
+    let faults = Faults::new().expect("an event descriptor");
+    let net = Net::new("net".to_owned(), NetConfig::new(), memory, faults);
+    net.handle_event(1, EventSet::IN, &rings, 0).expect("it never fails");
+    net.handle_event(0, EventSet::IN, &rings, 0).expect("it never fails");
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
@@ -255,8 +305,15 @@ mod tests {
     use super::*;
 
     type Entry = fn(&[u8]);
-    const ENTRIES: [(&str, Entry); 5] =
-        [("devices", devices), ("ioapic", ioapic), ("tables", tables), ("kernel", kernel), ("ring", ring)];
+    const ENTRIES: [(&str, Entry); 7] = [
+        ("devices", devices),
+        ("ioapic", ioapic),
+        ("tables", tables),
+        ("kernel", kernel),
+        ("ring", ring),
+        ("disk", disk),
+        ("net", net),
+    ];
 
     /// SplitMix64: the same bytes in every run.
     struct Random(u64);

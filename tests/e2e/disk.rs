@@ -1,9 +1,10 @@
-//! Disks: mounted, written, durable, of the speed asked for, and a device process that dies.
+//! Disks: mounted, written, of the speed asked for; and a device process that dies.
 
 use ktstr::prelude::*;
 use ktstr_proto::{
     Accel,
     device::DiskConfig,
+    run::RunSpec,
     verdict::{Cause, Process},
 };
 use nix::{
@@ -11,7 +12,7 @@ use nix::{
     unistd::Pid,
 };
 
-use crate::harness::{Live, SOON, alive, reached, recorded_pid, run, spec, wait_for};
+use crate::harness::{Live, SOON, alive, exec, reached, recorded_pid, run, run_with_output, spec, wait_for};
 
 const MOUNTED: DiskConfig = DiskConfig::new().capacity_mib(16).filesystem(Filesystem::Ext4);
 
@@ -68,4 +69,29 @@ fn a_dead_device_process_is_named() {
         report.cause
     );
     wait_for("end of the device process", SOON, || (!alive(device)).then_some(()));
+}
+
+/// Sixty requests at twenty a second, two of them at once.
+const SCRIPT: &str = "
+uptime() { cut -d' ' -f1 /proc/uptime; }
+a=$(uptime); dd if=/dev/zero of=/dev/vda bs=4k count=60 oflag=direct 2>/dev/null; echo wrote $? $a $(uptime)
+";
+
+#[test]
+fn a_disk_is_as_slow_as_asked_for() {
+    let (report, output) = run_with_output(RunSpec {
+        topology: Topology::new(1, 1, 2, 1).expect("two CPUs"),
+        disk: Some(DiskConfig::new().capacity_mib(1).iops(20)),
+        ..exec(SCRIPT)
+    });
+    assert_eq!(report.outcome, Outcome::Pass, "{:?}\n{output}", report.cause);
+    let words = |first: &str| -> Vec<String> {
+        let line = output.lines().find(|line| line.starts_with(first));
+        line.unwrap_or_else(|| panic!("no {first} in {output}")).split(' ').skip(1).map(Into::into).collect()
+    };
+    let [status, begun, ended] = &words("wrote")[..] else { panic!("{output}") };
+    let took = ended.parse::<f64>().unwrap() - begun.parse::<f64>().unwrap();
+    // The bucket holds two at the start, and the clock ticks in hundredths.
+    assert!(status == "0" && took >= 2.8, "60 requests took {took:.2} s: {output}");
+    assert!(report.notes.iter().all(|note| !note.contains("broke")), "{:?}", report.notes);
 }

@@ -316,3 +316,137 @@ fn identify(memory: &GuestMemoryMmap, request: &Request) -> Result<u64, Refused>
     request.writable.write(memory, "name", 0, &name[..room as usize])?;
     Ok(room)
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::MetadataExt;
+
+    use vm_memory::{Bytes, GuestAddress};
+
+    use super::super::buffers::Buffers;
+    use super::*;
+
+    const DATA: u64 = 0x1000;
+    const STATUS: u64 = 0x100;
+
+    struct Guest {
+        memory: GuestMemoryMmap,
+        block: Block,
+    }
+
+    impl Guest {
+        fn new(config: DiskConfig) -> Guest {
+            let image = tempfile::tempfile().unwrap();
+            image.set_len(config.bytes()).unwrap();
+            let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
+            Guest { memory, block: Block::new(image, &config).unwrap() }
+        }
+
+        /// Status and how many bytes came, of a request with `len` bytes at [`DATA`].
+        fn ask(&self, kind: u32, sector: u64, len: u32) -> (u8, u32) {
+            let mut header = kind.to_le_bytes().to_vec();
+            header.extend([0; 4]);
+            header.extend(sector.to_le_bytes());
+            self.memory.write_slice(&header, GuestAddress(0)).unwrap();
+            self.memory.write_slice(&[0xee], GuestAddress(STATUS)).unwrap();
+            let (mut readable, mut writable) = (Buffers::default(), Buffers::default());
+            readable.add(GuestAddress(0), 16);
+            let from_guest = matches!(Kind::of(kind), Kind::Write | Kind::Discard | Kind::WriteZeroes);
+            (if from_guest { &mut readable } else { &mut writable }).add(GuestAddress(DATA), len);
+            writable.add(GuestAddress(STATUS), 1);
+            let given = self.block.serve(&self.memory, &Request { readable, writable }, false).unwrap();
+            (self.memory.read_obj(GuestAddress(STATUS)).unwrap(), given)
+        }
+
+        fn put(&self, bytes: &[u8]) {
+            self.memory.write_slice(bytes, GuestAddress(DATA)).unwrap();
+        }
+
+        fn get(&self, len: usize) -> Vec<u8> {
+            let mut bytes = vec![0; len];
+            self.memory.read_slice(&mut bytes, GuestAddress(DATA)).unwrap();
+            bytes
+        }
+
+        /// A discard or a writing of zeros.
+        fn clear(&self, kind: u32, sector: u64, count: u32, flags: u32) -> u8 {
+            let mut range = sector.to_le_bytes().to_vec();
+            range.extend(count.to_le_bytes());
+            range.extend(flags.to_le_bytes());
+            self.put(&range);
+            self.ask(kind, 0, 16).0
+        }
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_flushed() {
+        let guest = Guest::new(DiskConfig::new().capacity_mib(1));
+        let content: Vec<u8> = (0..200 << 10).map(|n: u32| (n % 251) as u8).collect();
+        guest.put(&content);
+        assert_eq!(guest.ask(1, 3, 200 << 10), (OK, 1));
+        assert_eq!(guest.ask(4, 0, 0), (OK, 1));
+        guest.put(&vec![0; 200 << 10]);
+        assert_eq!(guest.ask(0, 3, 200 << 10), (OK, (200 << 10) + 1));
+        assert_eq!(guest.get(200 << 10), content);
+        assert_eq!(guest.ask(8, 0, 20), (OK, 21));
+        assert_eq!(guest.get(6), b"disk0\0");
+    }
+
+    #[test]
+    fn nothing_lies_beyond_the_end() {
+        let guest = Guest::new(DiskConfig::new().capacity_mib(1));
+        for kind in [0, 1] {
+            assert_eq!(guest.ask(kind, 2047, 512).0, OK);
+            for (sector, len) in [(2047, 1024), (2048, 512), (u64::MAX, 512), (u64::MAX / 512, 512), (0, 100)]
+            {
+                assert_eq!(guest.ask(kind, sector, len), (IOERR, 1), "{kind} {sector} {len}");
+            }
+        }
+        assert_eq!(guest.ask(77, 0, 0).0, UNSUPPORTED);
+        assert_eq!(guest.block.image.metadata().unwrap().len(), 1 << 20);
+    }
+
+    #[test]
+    fn a_read_only_disk_is_not_written() {
+        let guest = Guest::new(DiskConfig::new().capacity_mib(1).read_only());
+        assert_ne!(guest.block.features() & F_RO, 0);
+        guest.put(&[7; 512]);
+        assert_eq!(guest.ask(1, 0, 512).0, IOERR);
+        assert_eq!(guest.clear(11, 0, 8, 0), IOERR);
+        assert_eq!(guest.ask(0, 0, 512).0, OK);
+        assert_eq!(guest.get(512), [0; 512]);
+    }
+
+    #[test]
+    fn discards_give_room_back_and_zeros_are_zeros() {
+        let guest = Guest::new(DiskConfig::new().capacity_mib(1));
+        guest.put(&[7; 512 << 10]);
+        assert_eq!(guest.ask(1, 0, 512 << 10).0, OK);
+        guest.block.image.sync_all().unwrap();
+        let full = guest.block.image.metadata().unwrap().blocks();
+        assert_eq!(guest.clear(11, 0, 512, 0), OK);
+        assert!(guest.block.image.metadata().unwrap().blocks() < full, "{full}");
+        assert_eq!(guest.clear(13, 512, 1, 1), OK);
+        assert_eq!(guest.ask(0, 512, 1024).0, OK);
+        let read = guest.get(1024);
+        assert!(read[..512].iter().all(|byte| *byte == 0) && read[512..].iter().all(|byte| *byte == 7));
+        for (kind, sector, count, flags, status) in [
+            (11, 2047, 2, 0, IOERR),
+            (11, u64::MAX, 1, 0, IOERR),
+            (11, 0, u32::MAX, 0, IOERR),
+            (11, 0, 1, 1, UNSUPPORTED),
+            (13, 0, 1, 2, UNSUPPORTED),
+        ] {
+            assert_eq!(guest.clear(kind, sector, count, flags), status, "{kind} {sector} {count} {flags}");
+        }
+    }
+
+    #[test]
+    fn a_request_without_a_status_is_no_request() {
+        let guest = Guest::new(DiskConfig::new().capacity_mib(1));
+        let mut readable = Buffers::default();
+        readable.add(GuestAddress(0), 16);
+        let request = Request { readable, writable: Buffers::default() };
+        assert!(matches!(guest.block.serve(&guest.memory, &request, false), Err(ChainError::Short { .. })));
+    }
+}

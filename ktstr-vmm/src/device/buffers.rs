@@ -63,7 +63,7 @@ impl Buffers {
         self.len == 0
     }
 
-    fn add(&mut self, address: GuestAddress, len: u32) {
+    pub(super) fn add(&mut self, address: GuestAddress, len: u32) {
         self.ranges.push((address, len));
         // At most `MOST` lengths below 2^32.
         self.len += u64::from(len);

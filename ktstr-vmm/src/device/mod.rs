@@ -9,11 +9,12 @@
 //! disk image, guest RAM and sockets, and nothing else; a guest that breaks it ends the run with an
 //! outcome that names it.
 //!
-//! [`block`] and `net` are the devices, [`buffers`] what a guest says of its requests, [`queues`] the
+//! [`block`] and [`net`] are the devices, [`buffers`] what a guest says of its requests, [`queues`] the
 //! glue to the vhost-user crates, [`serve`] the process.
 
 pub mod block;
 pub mod buffers;
+pub mod net;
 pub mod queues;
 pub mod serve;
 pub mod throttle;

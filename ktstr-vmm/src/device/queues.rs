@@ -21,12 +21,15 @@ use nix::sys::timerfd::{ClockId, Expiration, TimerFd, TimerFlags, TimerSetTimeFl
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
 use vhost_user_backend::{VhostUserBackend, VringRwLock, VringT};
 use virtio_queue::{QueueOwnedT, QueueT};
-use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryLoadGuard, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
 use super::block::Block;
 use super::buffers::Request;
 use super::throttle::Throttle;
+
+/// Guest memory, held still.
+pub(super) type Memory = GuestMemoryLoadGuard<GuestMemoryMmap>;
 
 /// Virtio 1.0 and later.
 const VERSION_1: u64 = 1 << 32;
@@ -37,7 +40,7 @@ const PROTOCOL: u64 = 1 << 30;
 /// The flush feature of a disk.
 const BLK_FLUSH: u64 = 1 << 9;
 /// Longest queue.
-const QUEUE_SIZE: usize = 256;
+pub(super) const QUEUE_SIZE: usize = 256;
 
 /// Feature bits that every device here has.
 #[must_use]
@@ -182,8 +185,22 @@ impl Disk {
     }
 }
 
+/// The next request of a queue and its number, if there is one.
+pub(super) fn take(vring: &VringRwLock, memory: &Memory) -> Result<Option<(u16, Request)>, String> {
+    let mut state = vring.get_mut();
+    let queue = state.get_queue_mut();
+    if !queue.ready() {
+        return Ok(None);
+    }
+    let mut chains = queue.iter(memory.clone()).map_err(|e| e.to_string())?;
+    let Some(chain) = chains.next() else { return Ok(None) };
+    let head = chain.head_index();
+    let request = Request::gather(memory, chain).map_err(|e| e.to_string())?;
+    Ok(Some((head, request)))
+}
+
 /// Hands a request back to the guest, which is called if it wants to be.
-fn complete(vring: &VringRwLock, head: u16, given: u32) -> Result<(), String> {
+pub(super) fn complete(vring: &VringRwLock, head: u16, given: u32) -> Result<(), String> {
     vring.add_used(head, given).map_err(|e| e.to_string())?;
     if vring.needs_notification().map_err(|e| e.to_string())? {
         vring.signal_used_queue().map_err(|e| format!("the guest cannot be called: {e}"))?;

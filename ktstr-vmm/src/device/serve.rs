@@ -24,6 +24,7 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 
 use super::block::Block;
+use super::net::Net;
 use super::queues::{Disk, Faults};
 use crate::confine;
 
@@ -106,6 +107,7 @@ impl Refused {
 /// What is being served; dropping it ends that.
 struct Served {
     _disk: Option<VhostUserDaemon<Arc<Disk>>>,
+    _networks: Vec<VhostUserDaemon<Arc<Net>>>,
     faults: Arc<Faults>,
 }
 
@@ -151,6 +153,9 @@ fn confine_and_serve(wanted: &Serve, mut fds: Fds) -> Result<Served, Refused> {
             Some((block, listener, disk.config))
         }
     };
+    let networks = wanted.networks.iter();
+    let networks = networks.map(|network| Ok((fds.take(network.listener, "listener")?, network.config)));
+    let networks: Vec<_> = networks.collect::<Result<_, MissingFd>>()?;
     let confined = confine::device_process()?;
     let faults =
         Faults::new().map_err(|source| Refused::Make { device: "the report of faults".into(), source })?;
@@ -165,7 +170,13 @@ fn confine_and_serve(wanted: &Serve, mut fds: Fds) -> Result<Served, Refused> {
             Some(daemon(&confined, device, disk, memory, listener, Some(timer))?)
         }
     };
-    Ok(Served { _disk: disk, faults })
+    let networks = networks.into_iter().enumerate().map(|(index, (listener, config))| {
+        let (device, memory) = (format!("network {index}"), memory());
+        let net = Arc::new(Net::new(device.clone(), config, memory.clone(), faults.clone()));
+        daemon(&confined, device, net, memory, listener, None)
+    });
+    let networks = networks.collect::<Result<_, Refused>>()?;
+    Ok(Served { _disk: disk, _networks: networks, faults })
 }
 
 /// Takes the connection that waits in `listener` and serves `backend` on it.

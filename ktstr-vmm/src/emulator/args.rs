@@ -3,7 +3,9 @@
 //! Everything is named by inherited descriptor; the only paths are `/proc/self/fd/N`. Nothing that
 //! the host times may reach a guest under `det`: no clock of the host, no device with a far end.
 
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use ktstr_proto::device::NetConfig;
 
 use super::version::Version;
 use crate::machine::{Numa, Topology};
@@ -97,6 +99,8 @@ pub struct Inherited<'a> {
     pub console: Option<BorrowedFd<'a>>,
     /// To the server of the disk: a stream socket.
     pub disk: Option<BorrowedFd<'a>>,
+    /// To those of the networks.
+    pub networks: &'a [(OwnedFd, NetConfig)],
 }
 
 impl<'a> Inherited<'a> {
@@ -107,6 +111,7 @@ impl<'a> Inherited<'a> {
         fds.extend(self.com2);
         fds.extend(self.console);
         fds.extend(self.disk);
+        fds.extend(self.networks.iter().map(|(socket, _)| socket.as_fd()));
         fds
     }
 }
@@ -154,7 +159,19 @@ pub fn compose(machine: &Machine<'_>) -> Vec<String> {
         push("-chardev", format!("socket,id=disk,fd={}", disk.as_raw_fd()));
         push("-device", "vhost-user-blk-pci,chardev=disk,num-queues=1,queue-size=256".to_owned());
     }
+    for (index, (socket, config)) in machine.fds.networks.iter().enumerate() {
+        network(index, socket.as_fd(), config, &mut push);
+    }
     args
+}
+
+/// An interface, its address and its queues; a pair takes two interrupts, control and changes one each.
+fn network(index: usize, socket: BorrowedFd<'_>, config: &NetConfig, push: &mut impl FnMut(&str, String)) {
+    let (pairs, mac) = (config.queue_pairs, config.mac.map(|byte| format!("{byte:02x}")).join(":"));
+    push("-chardev", format!("socket,id=net{index},fd={}", socket.as_raw_fd()));
+    push("-netdev", format!("vhost-user,id=loop{index},chardev=net{index},queues={pairs}"));
+    let several = if pairs > 1 { format!(",mq=on,vectors={}", 2 * pairs + 2) } else { String::new() };
+    push("-device", format!("virtio-net-pci,netdev=loop{index},mac={mac},romfile={several}"));
 }
 
 /// Nothing reads the HPET once the TSC is trusted, and looking for it costs boot time.
@@ -276,6 +293,7 @@ mod tests {
             qmp: fd,
             console: console.then_some(fd),
             disk: console.then_some(fd),
+            networks: &[],
         };
         let threads = Threads::choose(mode, Version { major: 10, minor: 0, micro: 2 }, topology.cpus(), 2);
         let x2apic = ApicIds::new(*topology).unwrap().need_x2apic();

@@ -168,6 +168,7 @@ impl Prepared {
             qmp: theirs.as_fd(),
             console: spec.console.as_ref().map(|console| console.output.as_fd()),
             disk: spec.devices.disk.as_ref().map(|(socket, _)| socket.as_fd()),
+            networks: &spec.devices.networks,
         };
         let machine = args::Machine {
             mode: emulator.mode,
