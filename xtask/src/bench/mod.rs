@@ -1,9 +1,9 @@
 //! `cargo xtask bench`: what ktstr costs on top of the emulator and the kernel.
 //!
 //! Two pairs, each interleaved in one run so that both halves see the same
-//! machine: `ktstr shell --accel tcg --exec true` against bare QEMU q35 with a
-//! trivial init, and in the KVM lab our VMM against QEMU/KVM q35 with the same
-//! init. Same kernel, memory and vCPU count within a pair. A run that did not
+//! machine: `ktstr shell --accel tcg --exec true` against bare QEMU (q35, or
+//! microvm) with a trivial init, and in the KVM lab our VMM against QEMU/KVM
+//! with the same init. Same kernel, memory and vCPU count within a pair. A run that did not
 //! get to its end is an error, not a figure. Judges ratios of medians against
 //! the project's limits; absolute times are this machine's.
 
@@ -35,6 +35,9 @@ pub struct BenchArgs {
     /// Their memory in MiB
     #[arg(long, default_value_t = 1024)]
     memory_mb: u32,
+    /// The emulator's machine to compare with
+    #[arg(long, value_enum, default_value_t = Machine::Q35)]
+    machine: Machine,
     /// Kernel: a directory with vmlinux and modules [default: as for the lab]
     #[arg(long, value_name = "DIR")]
     kernel: Option<PathBuf>,
@@ -47,13 +50,28 @@ pub struct BenchArgs {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Machine {
+    Q35,
+    Microvm,
+}
+
+impl Machine {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Q35 => "q35",
+            Self::Microvm => "microvm",
+        }
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum PairName {
     Tcg,
     Lab,
 }
 
 struct Case {
-    label: &'static str,
+    label: String,
     argv: Vec<String>,
     /// What its standard output must contain.
     marker: Option<&'static str>,
@@ -149,9 +167,13 @@ fn tcg_pair(args: &BenchArgs, kernel: &LabKernel, bins: &Path, initrd: &Path) ->
     Ok(Pair {
         title: format!("tcg: kernel {}, {} vCPUs", kernel.release, args.vcpus),
         limit: TCG_LIMIT,
-        baseline: Case { label: "bare QEMU q35, trivial init", argv: baseline, marker: Some(init::MARKER) },
+        baseline: Case {
+            label: format!("bare QEMU {}, trivial init", args.machine.name()),
+            argv: baseline,
+            marker: Some(init::MARKER),
+        },
         ours: Case {
-            label: "ktstr shell --accel tcg --exec true",
+            label: "ktstr shell --accel tcg --exec true".into(),
             argv: ours.map(str::to_owned).to_vec(),
             marker: None,
         },
@@ -192,8 +214,12 @@ fn lab_pair(args: &BenchArgs, kernel: &LabKernel, bins: &Path, initrd: &Path) ->
     Ok(Pair {
         title: format!("KVM lab: kernel {}, {} vCPUs", kernel.release, args.vcpus),
         limit: LAB_LIMIT,
-        baseline: Case { label: "QEMU/KVM q35, trivial init", argv: baseline, marker: Some(init::MARKER) },
-        ours: Case { label: "ktstr-vmm, trivial init", argv: ours, marker: Some(init::MARKER) },
+        baseline: Case {
+            label: format!("QEMU/KVM {}, trivial init", args.machine.name()),
+            argv: baseline,
+            marker: Some(init::MARKER),
+        },
+        ours: Case { label: "ktstr-vmm, trivial init".into(), argv: ours, marker: Some(init::MARKER) },
     })
 }
 
@@ -203,7 +229,7 @@ fn machine(args: &BenchArgs, vmlinux: &str, initrd: &str) -> Vec<String> {
     let (vcpus, memory) = (args.vcpus.to_string(), args.memory_mb.to_string());
     [
         "-machine",
-        "q35",
+        args.machine.name(),
         "-smp",
         &vcpus,
         "-m",
@@ -349,7 +375,7 @@ mod tests {
     #[test]
     fn too_many_failed_runs_give_no_verdict() {
         let case = |script: &str| Case {
-            label: "case",
+            label: "case".into(),
             argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
             marker: None,
         };
@@ -367,7 +393,7 @@ mod tests {
     #[test]
     fn a_run_without_its_marker_is_an_error() {
         let case = |script: &str| Case {
-            label: "case",
+            label: "case".into(),
             argv: ["sh", "-c", script].map(str::to_owned).to_vec(),
             marker: Some("here"),
         };
