@@ -219,14 +219,32 @@ fn stats(out: &mut String, stats: &ScenarioStats) {
     }
 }
 
-/// The last of all marks, and before them the last of those that say what the scenario did.
-fn marks(all: &[TimelineMark]) -> Vec<&TimelineMark> {
-    let did =
-        |mark: &&TimelineMark| matches!(mark.source, TimelineSource::Stimulus | TimelineSource::Capture);
-    let (earlier, last) = all.split_at(all.len().saturating_sub(TAIL));
-    let of_scenario = earlier.iter().filter(did);
-    let skipped = of_scenario.clone().count().saturating_sub(EARLIER);
-    of_scenario.skip(skipped).chain(last).collect()
+/// A line of the timeline.
+enum Shown<'m> {
+    Mark(&'m TimelineMark),
+    /// So many more of the same source between two that are shown.
+    More(usize, TimelineSource),
+}
+
+/// The last of all marks, and before them the last of those that say what the scenario did. What one
+/// source says at a stretch, a scheduler's dump for instance, is shown by its beginning and its end.
+fn marks(all: &[TimelineMark]) -> Vec<Shown<'_>> {
+    let did = |source: TimelineSource| matches!(source, TimelineSource::Stimulus | TimelineSource::Capture);
+    let mut lines = Vec::new();
+    for stretch in all.chunk_by(|a, b| a.source == b.source && !did(a.source)) {
+        match stretch {
+            [first, second, between @ .., last] if between.len() > 1 => {
+                let more = Shown::More(between.len(), last.source);
+                lines.extend([Shown::Mark(first), Shown::Mark(second), more, Shown::Mark(last)]);
+            }
+            few => lines.extend(few.iter().map(Shown::Mark)),
+        }
+    }
+    let last = lines.split_off(lines.len().saturating_sub(TAIL));
+    lines.retain(|line| matches!(line, Shown::Mark(mark) if did(mark.source)));
+    let mut shown = lines.split_off(lines.len().saturating_sub(EARLIER));
+    shown.extend(last);
+    shown
 }
 
 /// Operations of the scenario, and what each of its phases was like.
@@ -241,11 +259,16 @@ fn timeline(out: &mut String, report: &RunReport) {
         let (some, all) = (shown.len(), report.timeline.len());
         line(out, format_args!("  ({some} of {all} marks and more: all are in timeline.jsonl)"));
     }
-    for mark in shown {
-        let what = printable(&mark.what);
-        let text = match mark.source {
-            TimelineSource::Stimulus => format!("{:+}ms {what}", mark.at_ms),
-            source => format!("{:+}ms [{source}] {what}", mark.at_ms),
+    for shown in shown {
+        let text = match shown {
+            Shown::More(count, source) => format!("  [{source}] … {count} more …"),
+            Shown::Mark(mark) => {
+                let what = printable(&mark.what);
+                match mark.source {
+                    TimelineSource::Stimulus => format!("{:+}ms {what}", mark.at_ms),
+                    source => format!("{:+}ms [{source}] {what}", mark.at_ms),
+                }
+            }
         };
         wrapped(out, "  ", &text);
     }
@@ -545,6 +568,19 @@ replay: KTSTR_KERNEL=7.2.12 KTSTR_ACCEL=tcg KTSTR_SEED=7 cargo nextest run -p kt
             "{text}"
         );
         assert!(text.lines().filter(|l| !l.starts_with("replay")).all(|l| l.chars().count() <= 80), "{text}");
+        let mut flooded = failed.clone();
+        let says = |nth: i64| TimelineMark {
+            at_ms: 4000 + nth,
+            source: TimelineSource::Scheduler,
+            what: format!("dump {nth}"),
+            iterations: 0,
+            phase: None,
+        };
+        flooded.timeline.extend((0..90).map(says));
+        let text = report(&flooded);
+        let end =
+            "  +4001ms [scheduler] dump 1\n    [scheduler] … 87 more …\n  +4089ms [scheduler] dump 89\n";
+        assert!(text.contains(end) && text.contains("+3900ms cpuset of cg_0"), "{text}");
         let passed = report(&RunReport { outcome: Outcome::Pass, cause: None, ..failed });
         assert!(!passed.contains("--- timeline ---"), "{passed}");
     }
