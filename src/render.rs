@@ -6,6 +6,7 @@ use std::fmt::Write;
 use ktstr_proto::{
     host::HostTime,
     monitor::MonitorSummary,
+    run::Boot,
     verdict::{AssertResult, Cause, Outcome, RunReport, ScenarioStats, TimelineMark, TimelineSource},
 };
 
@@ -184,7 +185,12 @@ fn machine(out: &mut String, report: &RunReport) {
     parts.push(format!("seed {}", report.seed));
     let (boot, total) = report.host_ms;
     if boot > 0 {
-        parts.push(format!("boot {:.1} s, total {:.1} s", boot as f64 / 1000.0, total as f64 / 1000.0));
+        let how = match report.boot {
+            Boot::Cold => String::new(),
+            kept_or_warm => format!(" ({kept_or_warm})"),
+        };
+        let (boot, total) = (boot as f64 / 1000.0, total as f64 / 1000.0);
+        parts.push(format!("boot {boot:.1} s{how}, total {total:.1} s"));
     }
     wrapped(out, "  ", &parts.join(", "));
 }
@@ -489,6 +495,7 @@ pub(crate) mod tests {
                 "KTSTR_KERNEL=7.2.12 KTSTR_ACCEL=tcg KTSTR_SEED=7 cargo nextest run -p ktstr -E 'test(=demo)'"
                     .into(),
             host_ms: (3100, 9200),
+            boot: Default::default(),
         }
     }
 

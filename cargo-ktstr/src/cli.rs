@@ -146,6 +146,26 @@ pub fn accel(option: Option<Accel>) -> anyhow::Result<Accel> {
     }
 }
 
+/// Whether a guest may begin from a snapshot, under `tcg`.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
+pub struct BeginArgs {
+    /// Begin from a snapshot of a machine that is ready, or keep one when there is none; only under tcg
+    /// [default: with KTSTR_WARM=1]
+    #[arg(long, conflicts_with = "cold")]
+    pub warm: bool,
+    /// Boot; begin from no snapshot and keep none [default: unless KTSTR_WARM=1]
+    #[arg(long)]
+    pub cold: bool,
+}
+
+impl BeginArgs {
+    /// With what the environment says where no option does.
+    pub fn is_warm(self) -> bool {
+        let set = |name| std::env::var(name).is_ok_and(|value| value == "1");
+        self.warm || (!self.cold && set("KTSTR_WARM") && !set("KTSTR_COLD"))
+    }
+}
+
 /// `test …`.
 #[derive(Debug, Args)]
 pub struct TestArgs {
@@ -162,6 +182,9 @@ pub struct TestArgs {
     /// Run each test with so many seeds and report each way to fail once
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub seeds: Option<u32>,
+    /// How guests come to be ready.
+    #[command(flatten)]
+    pub begin: BeginArgs,
     /// Exit with an error when such verdicts occur
     #[arg(long, value_enum, value_name = "VERDICT")]
     pub deny: Vec<Deny>,
@@ -215,6 +238,9 @@ pub struct ShellArgs {
     /// What runs the virtual CPUs: auto, kvm, tcg or det [default: $KTSTR_ACCEL or auto]
     #[arg(long)]
     pub accel: Option<Accel>,
+    /// How guests come to be ready.
+    #[command(flatten)]
+    pub begin: BeginArgs,
 }
 
 /// `completions …`.

@@ -90,6 +90,7 @@ fn spec(args: &ShellArgs) -> anyhow::Result<RunSpec> {
         runs_root: summary::runs_root(store.root()),
         replay,
         vary: false,
+        warm: args.begin.is_warm(),
         kernel_args: Vec::new(),
         observe: std::env::var_os("KTSTR_OBSERVE").is_some_and(|value| value == "1"),
         watchdog_ms: None,

@@ -163,6 +163,7 @@ pub mod tests {
             seed: 0,
             replay: format!("cargo ktstr test -- {name}"),
             host_ms: (1, 2),
+            boot: Default::default(),
         }
     }
 

@@ -31,6 +31,12 @@ pub fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     if let Some(seeds) = args.seeds {
         command.env("KTSTR_SEEDS", seeds.to_string());
     }
+    if args.begin.cold {
+        command.env("KTSTR_COLD", "1");
+    }
+    if args.begin.warm {
+        command.env("KTSTR_WARM", "1").env_remove("KTSTR_COLD");
+    }
     let root = runs_root()?;
     command.env("KTSTR_RUNS_ROOT", &root);
     let status = command.status().context("cannot run cargo nextest")?;

@@ -3,7 +3,8 @@
 //! The orchestrator is the only holder of paths, deadlines and child pids, and never maps guest RAM.
 //! [`server`] is the readiness loop, [`session`] the state machine of one run, [`plan`] turns a
 //! request into something that can be started, [`judge`] evidence into a verdict, [`rundir`] keeps
-//! what happened, [`timeline`] puts it on one clock. [`store`] holds kernels, [`pack`] builds initramfs archives.
+//! what happened, [`timeline`] puts it on one clock. [`store`] holds kernels, [`pack`] builds initramfs
+//! archives, [`warm`] keeps machines that are ready.
 
 pub mod children;
 mod devices;
@@ -19,3 +20,4 @@ pub mod session;
 pub mod store;
 pub mod timeline;
 mod tsc;
+pub mod warm;

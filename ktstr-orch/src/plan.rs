@@ -13,9 +13,9 @@ use std::{
 };
 
 use ktstr_proto::{
-    Accel, AccelKind, Fds,
+    Accel, AccelKind, Fds, codec,
     device::MAX_NETWORKS,
-    guest::{GuestJob, GuestScheduler, GuestTask, GuestTest},
+    guest::{BASE_PATH, ENTROPY_PATH, GuestBase, GuestJob, GuestScheduler, GuestTask, GuestTest},
     ring::{Mode, RingRegion},
     run::{Job, RunSpec, SchedulerJob},
     verdict::Assert,
@@ -28,6 +28,7 @@ use crate::{
     disk::{self, DiskError},
     pack::{self, Initramfs, LibraryPath, PackError, memory},
     store::{Kernel, KernelUnfit, ResolveError, RootError, Store, StoreError, store_root},
+    warm::{self, Likeness, WarmStore},
 };
 
 /// Emulators before this major version corrupt guests when several threads translate (DESIGN section 4).
@@ -60,6 +61,9 @@ pub enum PlanError {
     /// The initramfs cannot be packed.
     #[error(transparent)]
     Pack(#[from] PackError),
+    /// The part of it that is for every job cannot be kept.
+    #[error(transparent)]
+    Base(#[from] pack::BaseError),
     /// The memory given does not suffice.
     #[error(transparent)]
     Memory(#[from] memory::TooLittleMemory),
@@ -206,9 +210,33 @@ pub struct Plan {
     pub run_limit: Duration,
     /// Lines for people.
     pub notes: Vec<String>,
-    kernel: Kernel,
-    initramfs: fs::File,
+    /// Where the machine may begin, if it waits for its job.
+    pub warm: Option<Warm>,
     disk: Option<OwnedFd>,
+    kernel: Kernel,
+    archives: Archives,
+}
+
+/// What the guest is given.
+struct Archives {
+    /// At boot.
+    initramfs: fs::File,
+    /// Once it is ready, unless the initramfs holds everything.
+    input: Option<fs::File>,
+    /// Length of both together.
+    size: u64,
+    /// Name of the initramfs where the input comes later.
+    base: String,
+}
+
+/// A machine that others may be like.
+pub struct Warm {
+    /// What it is.
+    pub likeness: Likeness,
+    /// Where such machines are kept.
+    pub store: WarmStore,
+    /// One that is.
+    pub snapshot: Option<fs::File>,
 }
 
 impl Plan {
@@ -236,7 +264,24 @@ impl Plan {
     /// The initramfs, from its start.
     pub fn open_initramfs(&self) -> Result<OwnedFd, PlanError> {
         let file = |source| PlanError::File { action: "read", path: "the initramfs".into(), source };
-        self.initramfs.try_clone().map(OwnedFd::from).map_err(file)
+        self.archives.initramfs.try_clone().map(OwnedFd::from).map_err(file)
+    }
+
+    /// The snapshot that was found is not to be used.
+    pub fn boot_instead(&mut self) {
+        if self.warm.as_mut().and_then(|warm| warm.snapshot.take()).is_some() {
+            for word in clock_words(self.accel, kernel_hz(&self.kernel)) {
+                self.cmdline.push(' ');
+                self.cmdline.push_str(&word);
+            }
+        }
+    }
+
+    /// What the guest is given once it is ready.
+    pub fn open_input(&self) -> Result<Option<OwnedFd>, PlanError> {
+        let file = |source| PlanError::File { action: "read", path: "the guest's input".into(), source };
+        let input = self.archives.input.as_ref().map(|input| input.try_clone().map(OwnedFd::from));
+        input.transpose().map_err(file)
     }
 }
 
@@ -247,7 +292,10 @@ fn open(path: &Path) -> Result<fs::File, PlanError> {
 /// Prepares a run.
 pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
     let lookup = |name: &str| env::var_os(name);
-    let store = Store::open(store_root(lookup).map_err(PlanError::Root)?).map_err(PlanError::Store)?;
+    let root = store_root(lookup).map_err(PlanError::Root)?;
+    // What is kept beside the kernels can be made again.
+    let cache = |name: &str| root.with_file_name(name);
+    let store = Store::open(&root).map_err(PlanError::Store)?;
     let kernel = store.discover(spec.kernel.as_deref(), lookup).map_err(PlanError::Kernel)?;
     if let Job::Test(test) = &spec.job
         && let Some(scheduler) = &test.scheduler
@@ -279,17 +327,44 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
     };
     let kernel_end = image_end(&kernel.vmlinux())?;
     let ring = ring_region(kernel_end, accel);
-    let (initramfs, size) = pack_initramfs(spec, &kernel, ring, accel, &mut notes)?;
-    let load =
-        memory::Load { kernel: kernel_end, initramfs: size, reserved: ring.len, cpus: spec.topology.cpus() };
-    let memory_mb = memory_mb(spec, &load)?;
+    // What another process serves is not in a snapshot of the machine.
+    let alone = spec.disk.is_none() && spec.networks.is_empty();
+    let may_wait = spec.warm && accel == AccelKind::Tcg && !interactive && alone;
+    let may_wait = may_wait && emulator.as_ref().is_some_and(|e| e.version.0 >= SOUND_EMULATOR);
+    let base_dir = may_wait.then(|| cache("base"));
+    let archives = pack_initramfs(spec, &kernel, ring, accel, base_dir.as_deref(), &mut notes)?;
+    let load = memory::Load {
+        kernel: kernel_end,
+        initramfs: archives.size,
+        reserved: ring.len,
+        cpus: spec.topology.cpus(),
+    };
+    let memory_mb = memory_mb(spec, &load, may_wait)?;
     notes.extend(sound_emulator_note(emulator.as_ref()));
     let (boot_limit, run_limit) = limits(spec, accel);
     let disks = store.root().parent().unwrap_or(store.root()).join("disks");
     let disk = spec.disk.as_ref().map(|config| disk::image(config, &disks)).transpose()?;
+    let mut words = cmdline(spec, accel, ring);
+    let warm = match (&emulator, may_wait) {
+        (Some(emulator), true) => {
+            let machine = Machine { ring, memory_mb, cmdline: &words.join(" "), base: &archives.base };
+            let likeness = likeness(spec, &kernel, emulator, &machine)?;
+            let warm_dir = env::var_os(warm::DIR).map_or_else(|| cache("warm"), PathBuf::from);
+            let limit = env::var(warm::LIMIT).ok().and_then(|mb| mb.parse().ok());
+            let store = WarmStore::new(warm_dir, limit);
+            let (snapshot, removed) = store.find(&likeness);
+            notes.extend(removed);
+            Some(Warm { likeness, store, snapshot })
+        }
+        _ => None,
+    };
+    if warm.as_ref().is_none_or(|warm| warm.snapshot.is_none()) {
+        words.extend(clock_words(accel, kernel_hz(&kernel)));
+    }
     Ok(Plan {
         disk,
-        cmdline: cmdline(spec, accel, ring, kernel_hz(&kernel)),
+        cmdline: words.join(" "),
+        warm,
         accel,
         emulator,
         memory_mb,
@@ -299,16 +374,58 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
         run_limit,
         notes,
         kernel,
-        initramfs,
+        archives,
     })
 }
 
+/// What a machine is beside its shape and its kernel.
+struct Machine<'a> {
+    ring: RingRegion,
+    memory_mb: u32,
+    /// Without what was measured on this host.
+    cmdline: &'a str,
+    base: &'a str,
+}
+
+/// The clock of an emulated CPU is the host's, so a machine does not outlive the host's present boot.
+fn likeness(
+    spec: &RunSpec,
+    kernel: &Kernel,
+    emulator: &Emulator,
+    machine: &Machine<'_>,
+) -> Result<Likeness, PlanError> {
+    let host = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
+    let mut likeness = Likeness::default();
+    likeness.add("kernel", kernel.key());
+    likeness.add_file("kernel file", &kernel.vmlinux());
+    likeness.add("command line", machine.cmdline);
+    likeness.add("base initramfs", machine.base);
+    likeness.add("topology", spec.topology);
+    likeness.add("nodes", format!("{:?}", spec.numa));
+    likeness.add("memory", format!("{} MiB", machine.memory_mb));
+    likeness.add("ring", format!("{:#x} {:#x}", machine.ring.gpa, machine.ring.len));
+    likeness.add("emulator", format!("{}.{}", emulator.version.0, emulator.version.1));
+    likeness.add_file("emulator file", &emulator.program);
+    for firmware in &emulator.files {
+        likeness.add_file("firmware", firmware);
+    }
+    likeness.add_file("VMM", &find_executable("ktstr-vmm")?);
+    likeness.add("host boot", host.trim());
+    Ok(likeness)
+}
+
+/// Steps in which machines that others may be like are sized, MiB. What is not used costs nothing.
+const ALIKE_MB: u32 = 512;
+
 /// Memory of the whole machine in MiB. A guest must be able to boot without the nodes of memory alone.
-fn memory_mb(spec: &RunSpec, load: &memory::Load) -> Result<u32, PlanError> {
+/// Machines that others may be like have a size that does not depend much on what they will be given.
+fn memory_mb(spec: &RunSpec, load: &memory::Load, alike: bool) -> Result<u32, PlanError> {
     let mib = |mb: u64| u32::try_from(mb).unwrap_or(u32::MAX);
     let alone = mib(spec.numa.memory_only_mb(&spec.topology));
     let wanted = spec.memory_mb.or(spec.numa.memory_mb().map(mib));
-    let memory_mb = load.choose(wanted.map(|mb| mb.saturating_sub(alone)))?.saturating_add(alone);
+    let chosen = load.choose(wanted.map(|mb| mb.saturating_sub(alone)))?;
+    let chosen = if alike && wanted.is_none() { chosen.next_multiple_of(ALIKE_MB) } else { chosen };
+    let memory_mb = chosen.saturating_add(alone);
     spec.numa.shares_mb(&spec.topology, memory_mb)?;
     Ok(memory_mb)
 }
@@ -478,7 +595,8 @@ pub fn instruction_shift(spec: &RunSpec) -> u8 {
     if spec.vary { SHIFTS[(spec.seed % SHIFTS.len() as u64) as usize] } else { SHIFTS[0] }
 }
 
-fn cmdline(spec: &RunSpec, accel: AccelKind, ring: RingRegion, hz: Option<u64>) -> String {
+/// All words but those of [`clock_words`].
+fn cmdline(spec: &RunSpec, accel: AccelKind, ring: RingRegion) -> Vec<String> {
     let verbose = matches!(&spec.job, Job::Shell(shell) if shell.dmesg);
     let mut words = vec![
         "console=ttyS0".to_owned(),
@@ -490,23 +608,29 @@ fn cmdline(spec: &RunSpec, accel: AccelKind, ring: RingRegion, hz: Option<u64>) 
         format!("memmap={}K${:#x}", ring.len >> 10, ring.gpa),
     ];
     words.push("no_timer_check".into());
+    if accel != AccelKind::Kvm {
+        words.push("tsc=reliable".into());
+    }
+    words.extend(spec.kernel_args.iter().cloned());
+    words
+}
+
+/// How fast the guest's counter runs, which is measured.
+fn clock_words(accel: AccelKind, hz: Option<u64>) -> Vec<String> {
     let emulated_tsc_khz = match accel {
         AccelKind::Kvm => None,
         AccelKind::Tcg => crate::tsc::host_khz(),
         // One instruction takes 2^2 ns, and the emulator's counter runs at 1 GHz of virtual time.
         AccelKind::Det => Some(1_000_000),
     };
-    if accel != AccelKind::Kvm {
-        words.push("tsc=reliable".into());
-    }
+    let mut words = Vec::new();
     if let Some(khz) = emulated_tsc_khz {
         words.push(format!("tsc_early_khz={khz}"));
         // Counter ticks per jiffy. Untold, the first CPU of every package but one measures its delay
         // loop anew, one after the other.
         words.extend(hz.map(|hz| format!("lpj={}", khz * 1000 / hz)));
     }
-    words.extend(spec.kernel_args.iter().cloned());
-    words.join(" ")
+    words
 }
 
 /// Timer interrupts per second, as the kernel was configured.
@@ -561,8 +685,9 @@ fn pack_initramfs(
     kernel: &Kernel,
     ring: RingRegion,
     accel: AccelKind,
+    base_dir: Option<&Path>,
     notes: &mut Vec<String>,
-) -> Result<(fs::File, u64), PlanError> {
+) -> Result<Archives, PlanError> {
     let path = env::var_os("PATH").unwrap_or_default();
     let guest = find_executable("ktstr-guest")?;
     let mut archive =
@@ -575,6 +700,17 @@ fn pack_initramfs(
     if let Some(config) = kernel.config() {
         archive.kernel_config(kernel.release(), &config)?;
     }
+    let base = match base_dir {
+        Some(dir) => {
+            let mut content = archive.clone();
+            let base = codec::encode(&GuestBase { ring, topology: spec.topology });
+            content.file(BASE_PATH, base.expect("a base is far below the size limit"))?;
+            let base = pack::base(&content, dir)?;
+            archive.file(ENTROPY_PATH, random_bytes()?)?;
+            Some((content, base))
+        }
+        None => None,
+    };
     let include = match &spec.job {
         Job::Test(test) => {
             archive.test(&test.binary)?;
@@ -592,15 +728,35 @@ fn pack_initramfs(
         Job::Shell(shell) => &shell.include,
     };
     archive.includes(include, &path)?;
-    let job =
-        ktstr_proto::codec::encode(&guest_job(spec, ring, accel)).expect("a job is far below the size limit");
+    let job = codec::encode(&guest_job(spec, ring, accel)).expect("a job is far below the size limit");
     archive.job(job)?;
     let temporary = |source| PlanError::File { action: "create", path: env::temp_dir(), source };
     let file = tempfile::tempfile().map_err(temporary)?;
-    let packed = archive.write(io::BufWriter::new(&file))?;
+    let out = io::BufWriter::new(&file);
+    let packed = match &base {
+        Some((content, _)) => archive.write_beyond(content, out)?,
+        None => archive.write(out)?,
+    };
     notes.extend(packed.warnings);
     io::Seek::rewind(&mut &file).map_err(temporary)?;
-    Ok((file, packed.size))
+    Ok(match base {
+        Some((_, base)) => Archives {
+            initramfs: base.file,
+            input: Some(file),
+            size: base.size + packed.size,
+            base: base.digest,
+        },
+        None => Archives { initramfs: file, input: None, size: packed.size, base: String::new() },
+    })
+}
+
+/// What the random numbers of a guest begin with that may be one of several.
+fn random_bytes() -> Result<Vec<u8>, PlanError> {
+    let path = Path::new("/dev/urandom");
+    let mut bytes = vec![0; 64];
+    let read = fs::File::open(path).and_then(|mut file| io::Read::read_exact(&mut file, &mut bytes));
+    read.map_err(|source| PlanError::File { action: "read", path: path.into(), source })?;
+    Ok(bytes)
 }
 
 /// Guest time that a scheduler may take to attach. Most of it is the kernel's verifier at work on its

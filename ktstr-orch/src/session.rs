@@ -9,6 +9,7 @@
 //! The session owns its two children and its directory; it never blocks. Whatever happens it ends
 //! in [`State::Done`] with exactly one report in the outbox and no process left.
 
+mod beginning;
 mod device;
 mod errands;
 
@@ -23,7 +24,7 @@ use ktstr_proto::{
     link::{RemoteError, chain},
     monitor::{Attach, Finish, MonitorEvent, MonitorLink, MonitorReply, MonitorRequest, VcpuTime, Window},
     ring::FrameDecoder,
-    run::{AccelKind, Expectation, Job, RunSpec},
+    run::{AccelKind, Boot, Expectation, Job, RunSpec},
     verdict::{Assert, Process, RunReport},
     vmm::{AttachDisk, AttachNetwork, Start, Started, VmExit, VmmEvent, VmmLink, VmmReply, VmmRequest},
 };
@@ -36,6 +37,7 @@ use crate::{
     plan::{Plan, PlanError},
     rundir::{RunDir, RunDirError},
     timeline::{self, Timeline},
+    warm::Unfinished,
 };
 
 /// How long the monitor may take to sum up once the machine is gone.
@@ -87,6 +89,12 @@ pub struct Session {
     give_up: Option<Instant>,
     errands: errands::Errands,
     timeline: Timeline,
+    /// How the guest came to be ready.
+    boot: Boot,
+    /// The snapshot that is being written.
+    unfinished: Option<Unfinished>,
+    /// Puts a written one on the disk.
+    keeping: Option<std::thread::JoinHandle<()>>,
     /// What the client is to be told.
     pub outbox: Vec<(ClientEvent, Fds)>,
 }
@@ -122,6 +130,9 @@ impl Session {
             give_up: None,
             errands: errands::Errands::default(),
             timeline: Timeline::default(),
+            boot: Boot::Cold,
+            unfinished: None,
+            keeping: None,
             outbox: Vec::new(),
         })
     }
@@ -218,6 +229,11 @@ impl Session {
             instruction_shift: crate::plan::instruction_shift(&self.spec),
             disk,
             networks,
+            input: plan
+                .open_input()
+                .map_err(|e| Stopped::BadRequest(chain(&e)))?
+                .map(|input| fds.attach(input)),
+            snapshot: self.begin_from(&plan, &mut fds),
         };
         self.record("vmm-start", &start);
         self.record("kernel-file", &plan.kernel_file());
@@ -294,7 +310,11 @@ impl Session {
                 }
                 Ok(other) => self.record("vmm-reply", &other),
                 Err(error) if self.state == State::Starting && !self.device_is_gone() => {
-                    self.stop(refused(&error));
+                    if self.boot != Boot::Warm {
+                        self.stop(refused(&error));
+                    } else if let Err(stopped) = self.start_cold(&error.message) {
+                        self.stop(stopped);
+                    }
                 }
                 // The machine ended while the request was on its way: its exit is told, or the pidfd tells.
                 Err(error) => self.record("vmm-late", &error),
@@ -369,6 +389,7 @@ impl Session {
             }
             VmmEvent::Ring(bytes) => self.ring_bytes(&bytes),
             VmmEvent::RingBroken(reason) => self.stop(Stopped::Channel(reason)),
+            VmmEvent::Saved(saved) => self.saved(saved),
             VmmEvent::Exited(exit @ (VmExit::EmulatorDied { .. } | VmExit::InternalError { .. }))
                 if self.device_is_gone() =>
             {
@@ -376,6 +397,9 @@ impl Session {
             }
             VmmEvent::Exited(exit) => {
                 self.record("vmm-exited", &exit);
+                if self.first_frame.is_none() {
+                    self.distrust_snapshot("the guest ended before it said anything");
+                }
                 self.evidence.exit = Some(exit);
                 self.wind_up();
             }
@@ -608,6 +632,9 @@ impl Session {
         if self.errands.stands() || self.give_up.is_none_or(|at| now < at) {
             return;
         }
+        if matches!(self.state, State::Starting | State::Running) && self.first_frame.is_none() {
+            self.distrust_snapshot("the guest said nothing");
+        }
         match self.state {
             State::Starting | State::Running => {
                 let waited_ms = self.dir.elapsed_ms();
@@ -670,6 +697,7 @@ impl Session {
         self.vmm = None;
         self.monitor = None;
         self.device = None;
+        self.unfinished = None;
         self.give_up = None;
         let mut report = self.report();
         let phases = report.result.as_ref().map(|result| result.stats.phases.as_slice()).unwrap_or_default();
@@ -733,6 +761,17 @@ impl Session {
             seed: self.spec.seed,
             replay: self.spec.replay.replace("{kernel}", &kernel_arg).replace("{accel}", &accel_arg),
             host_ms: (boot, self.dir.elapsed_ms()),
+            boot: self.boot,
+        }
+    }
+}
+
+impl Drop for Session {
+    /// A snapshot that was written is not lost because the run was short.
+    fn drop(&mut self) {
+        if let Some(keeping) = self.keeping.take() {
+            // A panic there has said so itself.
+            let _ = keeping.join();
         }
     }
 }

@@ -12,6 +12,10 @@ use crate::{
 
 /// Where the initramfs holds the encoded [`GuestJob`].
 pub const JOB_PATH: &str = "/ktstr/job";
+/// Where an initramfs without a job holds the encoded [`GuestBase`].
+pub const BASE_PATH: &str = "/ktstr/base";
+/// Where the host puts random bytes for a guest that may be one of several started from one snapshot.
+pub const ENTROPY_PATH: &str = "/ktstr/entropy";
 /// Last file of the initramfs: its absence means that extraction was cut short.
 pub const COMPLETE_PATH: &str = "/.ktstr-complete";
 /// Where the initramfs holds the user's test executable.
@@ -48,6 +52,15 @@ pub struct GuestJob {
     pub task: GuestTask,
     /// The machine's disk.
     pub disk: Option<DiskConfig>,
+}
+
+/// What PID 1 is told at boot when its job comes later, through [`crate::handover`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct GuestBase {
+    /// Where the ring will lie, and until then the pieces.
+    pub ring: RingRegion,
+    /// Machine shape asked for.
+    pub topology: Topology,
 }
 
 /// The scheduler, as PID 1 starts it.

@@ -8,6 +8,7 @@
 //! 64     write index u64 (guest)      bytes ever written
 //! 128    read index u64 (host)        bytes ever taken; stays 0 in linear mode
 //! 192    host signal u32 (host)       see [`HostSignal`]
+//! 256    what [`crate::handover`] uses before there is a ring
 //! 4096   data, `capacity` bytes
 //! ```
 //!
@@ -415,14 +416,20 @@ impl FrameDecoder {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::{cell::RefCell, rc::Rc};
 
     use super::*;
     use crate::guest::{GuestFrame, Log, LogSource};
 
     #[derive(Clone)]
-    struct Shared(Rc<RefCell<Vec<u8>>>);
+    pub(crate) struct Shared(Rc<RefCell<Vec<u8>>>);
+
+    impl Shared {
+        pub(crate) fn new(len: usize) -> Self {
+            Self(Rc::new(RefCell::new(vec![0; len])))
+        }
+    }
 
     impl RingMemory for Shared {
         fn len(&self) -> u64 {
@@ -459,7 +466,7 @@ mod tests {
 
     #[test]
     fn messages_longer_than_the_ring_pass_through_it() {
-        let memory = Shared(Rc::new(RefCell::new(vec![0; DATA as usize + 100])));
+        let memory = Shared::new(DATA as usize + 100);
         let mut writer = RingWriter::create(memory.clone(), Mode::Wrap).unwrap();
         let mut reader = RingReader::new(memory, Mode::Wrap);
         let mut decoder = FrameDecoder::default();
@@ -481,7 +488,7 @@ mod tests {
 
     #[test]
     fn a_linear_ring_is_never_written_by_the_reader_and_overflow_is_an_error() {
-        let memory = Shared(Rc::new(RefCell::new(vec![0; DATA as usize + 200])));
+        let memory = Shared::new(DATA as usize + 200);
         let mut writer = RingWriter::create(memory.clone(), Mode::Linear).unwrap();
         writer.send(&message(10), || unreachable!()).unwrap();
         let before = memory.0.borrow().clone();
@@ -493,7 +500,7 @@ mod tests {
 
     #[test]
     fn a_lying_header_or_index_is_an_error() {
-        let memory = Shared(Rc::new(RefCell::new(vec![0; DATA as usize + 100])));
+        let memory = Shared::new(DATA as usize + 100);
         let mut writer = RingWriter::create(memory.clone(), Mode::Wrap).unwrap();
         let mut raw = memory.clone();
         raw.store_u64(WRITE_INDEX, 1 << 40);

@@ -75,6 +75,28 @@ impl fmt::Display for AccelKind {
     }
 }
 
+/// How the guest came to be ready.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+pub enum Boot {
+    /// It booted.
+    #[default]
+    Cold,
+    /// It booted, and a snapshot of it was kept for those that come after.
+    Kept,
+    /// It went on from a snapshot.
+    Warm,
+}
+
+impl fmt::Display for Boot {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Cold => "cold",
+            Self::Kept => "cold, kept for warm starts",
+            Self::Warm => "warm",
+        })
+    }
+}
+
 /// Names one run; also the name of its directory.
 #[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct RunId(pub String);
@@ -113,6 +135,9 @@ pub struct RunSpec {
     pub runs_root: PathBuf,
     /// The line that repeats this run; `{accel}` and `{kernel}` are replaced by what was used.
     pub replay: String,
+    /// Whether the run may begin from a snapshot of a machine that is like it and ready, and whether
+    /// one may be kept; see [`Boot`].
+    pub warm: bool,
     /// Words for the guest's kernel command line, after our own; see
     /// Documentation/admin-guide/kernel-parameters.rst.
     pub kernel_args: Vec<String>,

@@ -639,6 +639,9 @@ pub struct RunReport {
     pub replay: String,
     /// Host time spent, milliseconds: (until the first guest frame, until the end).
     pub host_ms: (u64, u64),
+    /// How the guest came to be ready.
+    #[serde(default)]
+    pub boot: crate::run::Boot,
 }
 
 impl RunReport {

@@ -88,6 +88,11 @@ pub struct Start {
     pub disk: Option<AttachDisk>,
     /// The networks, served by another process.
     pub networks: Vec<AttachNetwork>,
+    /// The archive that the guest waits for once it is ready, unless the initramfs holds its job; see
+    /// [`crate::handover`].
+    pub input: Option<FdSlot>,
+    /// Whether the machine begins from a snapshot, or one is taken when the guest waits for its input.
+    pub snapshot: Snapshot,
 }
 
 /// A disk that another process serves.
@@ -106,6 +111,22 @@ pub struct AttachNetwork {
     pub socket: FdSlot,
     /// What was asked for.
     pub config: NetConfig,
+}
+
+/// See [`Start::snapshot`] and, for the file, [`crate::snapshot`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Snapshot {
+    /// None.
+    Unused,
+    /// The machine begins from this one. Nothing of the kernel and the initramfs is loaded.
+    Load(FdSlot),
+    /// One is written, before any input is given.
+    Save {
+        /// An empty file, writable and readable.
+        file: FdSlot,
+        /// What the machine is, for the file's header.
+        description: String,
+    },
 }
 
 /// Where the emulator is and what it needs to see inside its jail.
@@ -186,6 +207,17 @@ pub enum VmmEvent {
     RingBroken(String),
     /// The machine is gone; everything it wrote has been sent before.
     Exited(VmExit),
+    /// The snapshot asked for was written, or why it was not; the machine goes on either way.
+    Saved(Result<Saved, String>),
+}
+
+/// A snapshot that was written, not yet to the disk itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Saved {
+    /// Length of the file in bytes.
+    pub bytes: u64,
+    /// How long the guest stood for it, microseconds.
+    pub stood_us: u64,
 }
 
 /// How a machine ended.

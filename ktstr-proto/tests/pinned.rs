@@ -74,6 +74,7 @@ fn spec() -> RunSpec {
         deadline_ms: Some(9),
         runs_root: "/r".into(),
         replay: "line".into(),
+        warm: true,
         kernel_args: vec!["nosmt".into()],
         observe: true,
         watchdog_ms: Some(3),
@@ -129,6 +130,7 @@ fn report() -> RunReport {
         seed: 1,
         replay: "r".into(),
         host_ms: (1, 2),
+        boot: ktstr_proto::run::Boot::Kept,
     }
 }
 
@@ -152,6 +154,8 @@ fn start() -> Start {
         instruction_shift: 2,
         disk: Some(AttachDisk { socket: FdSlot(2), config: disk() }),
         networks: vec![AttachNetwork { socket: FdSlot(3), config: NetConfig::new() }],
+        input: Some(FdSlot(4)),
+        snapshot: Snapshot::Save { file: FdSlot(5), description: "d".into() },
     }
 }
 
@@ -213,9 +217,11 @@ pins! {
     VmmEvent {
         VmmEvent::Console(_) => "Console", VmmEvent::Com2(_) => "Com2", VmmEvent::Ring(_) => "Ring",
         VmmEvent::RingBroken(_) => "RingBroken", VmmEvent::Exited(_) => "Exited",
+        VmmEvent::Saved(_) => "Saved",
     } from [
         VmmEvent::Console(vec![1]), VmmEvent::Com2(vec![2]), VmmEvent::Ring(vec![3]),
         VmmEvent::RingBroken("b".into()), VmmEvent::Exited(VmExit::PowerOff),
+        VmmEvent::Saved(Ok(Saved { bytes: 6, stood_us: 7 })),
     ];
     VmExit {
         VmExit::PowerOff => "PowerOff", VmExit::Reset => "Reset", VmExit::TripleFault => "TripleFault",

@@ -7,7 +7,7 @@ use std::os::fd::OwnedFd;
 
 use ktstr_jail::Confined;
 
-use crate::emulator::{EmulatorSpec, Prepared};
+use crate::emulator::{EmulatorSpec, Origin, Prepared};
 use crate::kvm::KvmMachine;
 use crate::machine::{MachineError, MachineSpec, Running};
 
@@ -45,7 +45,17 @@ pub struct Started {
 impl Ready {
     /// Everything that still needs the host.
     pub fn prepare(backend: &Backend, spec: MachineSpec) -> Result<Ready, MachineError> {
+        Self::prepare_from(backend, spec, Origin::Boot)
+    }
+
+    /// As [`Self::prepare`], with another beginning.
+    pub fn prepare_from(backend: &Backend, spec: MachineSpec, origin: Origin) -> Result<Ready, MachineError> {
         match backend {
+            Backend::Kvm if !matches!(origin, Origin::Boot) => Err(MachineError {
+                action: "use a snapshot: not available with accelerator kvm, whose machines always boot"
+                    .to_owned(),
+                source: None,
+            }),
             Backend::Kvm => {
                 let kvm =
                     std::fs::File::options().read(true).write(true).open("/dev/kvm").map_err(|source| {
@@ -56,7 +66,9 @@ impl Ready {
                     })?;
                 Ok(Ready::Kvm { kvm: kvm.into(), spec: Box::new(spec) })
             }
-            Backend::Emulator(emulator) => Ok(Ready::Emulated(Box::new(Prepared::spawn(spec, emulator)?))),
+            Backend::Emulator(emulator) => {
+                Ok(Ready::Emulated(Box::new(Prepared::spawn_from(spec, emulator, origin)?)))
+            }
         }
     }
 

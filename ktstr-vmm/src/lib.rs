@@ -12,6 +12,7 @@ pub mod device;
 pub mod emulator;
 #[doc(hidden)]
 pub mod fuzz;
+pub mod handover;
 pub mod kvm;
 pub mod machine;
 pub mod nodes;
@@ -19,6 +20,7 @@ pub mod probe;
 pub mod ring;
 pub mod serve;
 pub mod session;
+pub mod snapshot;
 pub mod standalone;
 pub mod terminal;
 

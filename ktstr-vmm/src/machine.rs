@@ -165,6 +165,15 @@ pub trait Running: Send {
     /// Lets a frozen machine go on. Idempotent.
     fn resume(&mut self) -> Result<(), MachineError>;
 
+    /// Everything about a frozen machine that is not in its RAM, in the backend's own form.
+    fn device_state(&mut self) -> Result<Vec<u8>, MachineError> {
+        Err(MachineError {
+            action: "take a snapshot: not available with this accelerator, whose machines always boot"
+                .to_owned(),
+            source: None,
+        })
+    }
+
     /// Ends the machine now and waits until nothing of it runs. Idempotent.
     fn kill(&mut self);
 }

@@ -39,6 +39,13 @@ pub enum RingMapError {
         #[source]
         source: std::io::Error,
     },
+    /// What is to be given through it cannot be read.
+    #[error("look at the guest's job")]
+    Archive {
+        /// The operating system's reason.
+        #[source]
+        source: std::io::Error,
+    },
     /// It cannot be mapped.
     #[error("map the ring of {len} bytes at file offset {offset:#x}")]
     Map {

@@ -17,8 +17,8 @@ use ktstr_proto::channel::Filled;
 use ktstr_proto::link::{ErrorCode, Fds, MissingFd, RemoteError, RequestFrame};
 use ktstr_proto::ring::Mode as RingMode;
 use ktstr_proto::vmm::{
-    Accepted, Paused, ProbeReport, RamRegion, Resumed, Start, Started, VmExit, VmmEvent, VmmLink, VmmReply,
-    VmmRequest,
+    Accepted, Paused, ProbeReport, RamRegion, Resumed, Snapshot, Start, Started, VmExit, VmmEvent, VmmLink,
+    VmmReply, VmmRequest,
 };
 use ktstr_proto::{AccelKind, Channel, ChannelError};
 use mio::unix::SourceFd;
@@ -27,13 +27,16 @@ use mio::{Events, Interest, Poll, Token};
 use crate::backend::{Backend, Ready};
 use crate::confine;
 use crate::console::{ConsoleError, PortOutput};
-use crate::emulator::{EmulatorSpec, Mode, Version};
+use crate::emulator::{EmulatorSpec, Mode, Origin, Version};
+use crate::handover::Keep;
 use crate::machine::{self, ConsoleFds, Devices, Exit, Gpa, MachineError, MachineSpec};
 use crate::ring::RingMapError;
 use crate::session::{Output, Session};
 
 /// How often the machine's outlets are looked at.
 const TICK: Duration = Duration::from_millis(4);
+/// How often while the guest waits for its job.
+const HANDOVER_TICK: Duration = Duration::from_millis(1);
 /// Bytes waiting for the orchestrator from which on nothing more is taken from the machine.
 const BACKLOG_LIMIT: usize = 1 << 20;
 /// How long the orchestrator may take to introduce itself.
@@ -87,7 +90,9 @@ pub enum RefusedStart {
         accel: AccelKind,
     },
     /// `det` with a ring that the host writes to.
-    #[error("accelerator det needs a linear ring: a wrapping one is written by the host")]
+    #[error(
+        "accelerator det needs a linear ring and its job in the initramfs: nothing is written by the host"
+    )]
     WrappingDet,
     /// The topology cannot be built.
     #[error("start a machine")]
@@ -213,7 +218,11 @@ impl Server {
             }
             self.forward()?;
             self.channel.flush()?;
-            let timeout = matches!(self.state, State::Running(_)).then_some(TICK);
+            let timeout = match &self.state {
+                State::Running(session) if session.is_handing_over() => Some(HANDOVER_TICK),
+                State::Running(_) => Some(TICK),
+                State::Idle | State::Ended => None,
+            };
             match self.poll.poll(&mut events, timeout) {
                 Ok(()) => {}
                 Err(e) if e.kind() == std::io::ErrorKind::Interrupted => {}
@@ -232,6 +241,7 @@ impl Server {
                 Output::Com2(bytes) => VmmEvent::Com2(bytes),
                 Output::Ring(bytes) => VmmEvent::Ring(bytes),
                 Output::RingBroken(reason) => VmmEvent::RingBroken(reason),
+                Output::Saved(saved) => VmmEvent::Saved(saved),
                 Output::Exited(exit) => VmmEvent::Exited(exit_on_the_wire(exit)),
             };
             self.channel.queue_event(&event, Fds::default())?;
@@ -309,7 +319,8 @@ fn refusal(message: &str) -> RemoteError {
 
 fn launch(start: &Start, mut fds: Fds, attached: &mut Fds) -> Result<(Session, Started), RefusedStart> {
     let topology = start.topology.checked()?;
-    if start.accel == AccelKind::Det && start.ring.mode != RingMode::Linear {
+    let given_later = start.input.is_some() || start.snapshot != Snapshot::Unused;
+    if start.accel == AccelKind::Det && (start.ring.mode != RingMode::Linear || given_later) {
         return Err(RefusedStart::WrappingDet);
     }
     let backend = backend(start)?;
@@ -330,9 +341,21 @@ fn launch(start: &Start, mut fds: Fds, attached: &mut Fds) -> Result<(Session, S
         console,
         devices: devices(start, &mut fds)?,
     };
-    let ready = Ready::prepare(&backend, spec)?;
+    let (origin, keep) = match &start.snapshot {
+        Snapshot::Unused => (Origin::Boot, None),
+        Snapshot::Load(slot) => (Origin::Snapshot(fds.take(*slot, "snapshot")?.into()), None),
+        Snapshot::Save { file, description } => {
+            let file = fds.take(*file, "snapshot")?.into();
+            (Origin::BootToKeep, Some(Keep { file, description: description.clone() }))
+        }
+    };
+    let input = start.input.map(|slot| fds.take(slot, "input")).transpose()?;
+    let ready = Ready::prepare_from(&backend, spec, origin)?;
     let running = ready.start(&confine::this_process()?)?;
-    let session = Session::new(running.machine, com1, com2, &start.ring)?;
+    let mut session = Session::new(running.machine, com1, com2, &start.ring)?;
+    if let Some(input) = input {
+        session.hand_over(&start.ring, input.into(), keep)?;
+    }
     let ram = session.ram();
     let regions = ram
         .regions

@@ -4,14 +4,19 @@
 //! pace: what is not asked for stays in the machine, and a full ring makes the guest wait. The end
 //! comes last, after everything the machine has written.
 
-use std::os::fd::BorrowedFd;
+use std::fs::File;
+use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
+use ktstr_proto::link::chain;
 use ktstr_proto::ring::{HostSignal, Mode, RingReader, RingRegion};
+use ktstr_proto::vmm::Saved;
 
 use crate::console::{ConsoleError, PortOutput};
+use crate::handover::{Handover, Keep};
 use crate::machine::{Event, Exit, MachineError, Ram, Running};
 use crate::ring::{GuestRing, RingMapError};
+use crate::snapshot;
 
 /// Largest piece of the ring taken at once, in bytes.
 const RING_PIECE: usize = 256 << 10;
@@ -29,6 +34,8 @@ pub enum Output {
     RingBroken(String),
     /// The machine is gone; nothing follows.
     Exited(Exit),
+    /// The snapshot asked for was written, or why not.
+    Saved(Result<Saved, String>),
 }
 
 /// A running machine with its outlets.
@@ -37,6 +44,7 @@ pub struct Session {
     com1: PortOutput,
     com2: PortOutput,
     ring: Option<RingReader<GuestRing>>,
+    handover: Option<Handover>,
     linear: bool,
     exit: Option<Exit>,
     ended: bool,
@@ -59,11 +67,66 @@ impl Session {
             com1,
             com2,
             ring: Some(reader),
+            handover: None,
             linear,
             exit: None,
             ended: false,
             frozen: None,
         })
+    }
+
+    /// Gives the guest `archive` when it waits for it, and keeps a snapshot before that if asked to.
+    pub fn hand_over(
+        &mut self,
+        ring: &RingRegion,
+        archive: File,
+        keep: Option<Keep>,
+    ) -> Result<(), RingMapError> {
+        let region = GuestRing::map(self.machine.ram(), ring)?;
+        let handover = Handover::new(region, archive, keep);
+        self.handover = Some(handover.map_err(|source| RingMapError::Archive { source })?);
+        Ok(())
+    }
+
+    /// Whether the guest may wait for the next piece of its job at any moment.
+    #[must_use]
+    pub fn is_handing_over(&self) -> bool {
+        self.handover.is_some()
+    }
+
+    fn serve_handover(&mut self) -> Option<Output> {
+        let frozen = self.frozen.is_some();
+        let handover = self.handover.as_mut().filter(|handover| !frozen && handover.is_awaited())?;
+        if let Some(keep) = handover.keep() {
+            return Some(Output::Saved(self.keep(&keep)));
+        }
+        match handover.give() {
+            Ok(true) => None,
+            Ok(false) => {
+                self.handover = None;
+                None
+            }
+            Err(error) => {
+                self.handover = None;
+                Some(Output::RingBroken(format!("the guest's job cannot be read: {error}")))
+            }
+        }
+    }
+
+    /// The machine goes on whatever comes of the snapshot.
+    fn keep(&mut self, keep: &Keep) -> Result<Saved, String> {
+        let begun = Instant::now();
+        let stands = self.machine.pause();
+        let written =
+            stands.and_then(|()| self.machine.device_state()).map_err(|e| chain(&e)).and_then(|state| {
+                let ram = self.machine.ram();
+                let bytes = ram.regions.iter().map(|region| region.len).sum();
+                snapshot::write(&keep.file, ram.memfd.as_fd(), bytes, &state, &keep.description)
+                    .map_err(|e| chain(&e))
+            });
+        self.machine.resume().map_err(|e| chain(&e))?;
+        let stood_us = begun.elapsed().as_micros() as u64;
+        written.map(|bytes| Saved { bytes, stood_us })
     }
 
     /// Guest RAM.
@@ -134,6 +197,9 @@ impl Session {
             if !bytes.is_empty() {
                 return Ok(Some(output(bytes)));
             }
+        }
+        if let Some(output) = self.serve_handover() {
+            return Ok(Some(output));
         }
         if let Some(output) = self.take_ring() {
             return Ok(Some(output));

@@ -47,6 +47,7 @@ pub fn report(spec: &RunSpec, reason: &str) -> RunReport {
         seed: spec.seed,
         replay: spec.replay.clone(),
         host_ms: (0, 0),
+        boot: Default::default(),
     };
     if let Err(error) = write(&report.run_dir, &report) {
         report.notes.push(format!("{} is not recorded: {error}", report.run_id));

@@ -189,9 +189,10 @@ fn a_ring_full_of_garbage() {
 }
 
 /// A running `ktstr-orch serve`, killed when dropped.
-struct Served {
+pub struct Served {
     process: std::process::Child,
-    socket: std::path::PathBuf,
+    /// Where it listens.
+    pub socket: std::path::PathBuf,
     _dir: tempfile::TempDir,
 }
 
@@ -200,7 +201,8 @@ impl Served {
         Self::start_with(&[])
     }
 
-    fn start_with(env: &[(&str, &std::path::Path)]) -> Self {
+    /// With more variables.
+    pub fn start_with(env: &[(&str, &std::path::Path)]) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let socket = dir.path().join("orch");
         let orch = ktstr::executables::find_own("ktstr-orch").expect("ktstr-orch is built");

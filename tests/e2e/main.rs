@@ -16,4 +16,5 @@ mod race;
 mod topology;
 mod trust;
 mod verdicts;
+mod warm;
 mod work_types;

@@ -138,6 +138,7 @@ impl Session {
             seed: 0,
             replay: String::new(),
             host_ms: (0, 0),
+            boot: Default::default(),
         })
     }
 

@@ -1,13 +1,14 @@
 //! PID 1 of the guest: sets the machine up, runs one scheduler and one task, switches it off.
 //!
-//! It is told everything by a file in the initramfs ([`ktstr_proto::guest::GuestJob`]), waits for
-//! nobody outside and says everything through the ring. The steps, in order, are the body of
+//! It is told everything by a file ([`ktstr_proto::guest::GuestJob`]): in the initramfs, and then it waits
+//! for nobody outside, or in what comes once it is ready for any job ([`await_job`]). It says everything through the ring. The steps, in order, are the body of
 //! `Init::set_up` and `Init::work`; each returns a `Result`, and the first that fails is reported by
 //! its name before the power goes off. It never exits and never restarts anything.
 //!
 //! It judges nothing: what a frame means for the verdict is the orchestrator's business. The test
 //! itself is another process, see [`crate::report`].
 
+mod await_job;
 mod change;
 mod clock;
 mod console;
@@ -23,6 +24,7 @@ mod spawn;
 mod streams;
 mod system;
 mod task;
+mod unpack;
 mod watch;
 
 use std::{
@@ -35,9 +37,10 @@ use std::{
 };
 
 use ktstr_proto::{
+    Topology,
     guest::{COMPLETE_PATH, GuestFrame, GuestJob, GuestTask, JOB_PATH, MODULES_PATH, Phase},
     link::chain,
-    ring::RingError,
+    ring::{RingError, RingRegion},
 };
 
 use self::{
@@ -76,8 +79,21 @@ fn step<T, E: Error>(step: &'static str, result: Result<T, E>) -> Result<T, Fail
 #[derive(Default)]
 struct Init {
     out: Option<Outbox>,
+    /// Where a ring can be set up should there be something to say before there is a job.
+    silent_ring: Option<RingRegion>,
     can_power_off: bool,
     interactive: bool,
+}
+
+/// What every job needs of the machine. Returns what this kernel does not have.
+fn prepare(topology: Topology) -> Result<Vec<String>, Failure> {
+    let mut missing: Vec<String> = mounts::mount_optional().iter().map(|e| chain(e)).collect();
+    step("modules", modules::load_listed(Path::new(MODULES_PATH)))?;
+    step("cpus", system::wait_for_cpus(topology))?;
+    missing.extend(system::set_sysctls());
+    missing.extend(system::loopback_up().err().map(|e| format!("loopback: {e}")));
+    missing.extend(system::escape_scheduler().err().map(|e| format!("real-time priority of PID 1: {e}")));
+    Ok(missing)
 }
 
 /// Message of the last panic, for the report.
@@ -106,7 +122,12 @@ pub fn main() -> ExitCode {
 
 impl Init {
     fn run(&mut self) -> Result<(), Failure> {
-        let (job, kmsg) = self.set_up()?;
+        let ready = self.set_up();
+        if let (Err(_), Some(ring)) = (&ready, self.silent_ring) {
+            // Without it the console says why.
+            let _ = self.open_ring(ring);
+        }
+        let (job, kmsg) = ready?;
         self.work(&job, kmsg)
     }
 
@@ -116,23 +137,33 @@ impl Init {
         let kmsg = Kmsg::open();
         self.can_power_off = kmsg.as_ref().is_ok_and(Kmsg::can_power_off);
         let complete = if Path::new(COMPLETE_PATH).exists() { Ok(()) } else { Err(Truncated) };
-        let job = read_job(Path::new(JOB_PATH));
-        if let Ok(job) = &job {
-            self.open_ring(job)?;
-        }
-        step("initramfs", complete)?;
-        let job = step("job", job)?;
+        let base = step("base", await_job::read_base())?;
+        let (job, mut missing) = match &base {
+            Some(base) => {
+                self.silent_ring = Some(base.ring);
+                step("initramfs", complete)?;
+                let missing = prepare(base.topology)?;
+                (step("job", await_job::await_job(base))?, missing)
+            }
+            None => {
+                let job = read_job(Path::new(JOB_PATH));
+                if let Ok(job) = &job {
+                    self.open_ring(job.ring)?;
+                }
+                step("initramfs", complete)?;
+                let job = step("job", job)?;
+                let missing = prepare(job.topology)?;
+                (job, missing)
+            }
+        };
         let kmsg = step("kernel log", kmsg)?;
-        let mut missing: Vec<String> = mounts::mount_optional().iter().map(|e| chain(e)).collect();
-        step("modules", modules::load_listed(Path::new(MODULES_PATH)))?;
+        if base.is_some() {
+            self.open_ring(job.ring)?;
+        }
         if !matches!(job.task, GuestTask::Test(_)) {
             step("shell", system::install_shell())?;
             missing.extend(system::install_commands());
         }
-        step("cpus", system::wait_for_cpus(job.topology))?;
-        missing.extend(system::set_sysctls());
-        missing.extend(system::loopback_up().err().map(|e| format!("loopback: {e}")));
-        missing.extend(system::escape_scheduler().err().map(|e| format!("real-time priority of PID 1: {e}")));
         if let Some(disk) = &job.disk {
             step("disk", disk::set_up(disk))?;
         }
@@ -162,8 +193,9 @@ impl Init {
     }
 
     /// Sets the ring up and says the first words through it.
-    fn open_ring(&mut self, job: &GuestJob) -> Result<(), Failure> {
-        let out = self.out.insert(step("ring", Outbox::open(job.ring))?);
+    fn open_ring(&mut self, ring: RingRegion) -> Result<(), Failure> {
+        self.silent_ring = None;
+        let out = self.out.insert(step("ring", Outbox::open(ring))?);
         let release = nix::sys::utsname::uname()
             .map(|name| name.release().to_string_lossy().into_owned())
             .unwrap_or_default();

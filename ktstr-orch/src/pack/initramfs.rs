@@ -28,6 +28,9 @@ use super::include::{self, IncludeError, Placed};
 use super::library_path::{self, LibraryPath};
 use super::tree::{Node, Tree, TreeError};
 
+/// Last file of what comes after the base.
+const INPUT_COMPLETE: &str = "/ktstr/.complete";
+
 /// Why no initramfs could be packed.
 #[derive(Debug, thiserror::Error)]
 pub enum PackError {
@@ -77,7 +80,7 @@ pub struct Packed {
 }
 
 /// The content of a guest's initramfs.
-#[derive(Debug)]
+#[derive(Debug, Clone)]
 pub struct Initramfs {
     tree: Tree,
     path: LibraryPath,
@@ -199,6 +202,17 @@ impl Initramfs {
     pub fn write(&self, out: impl Write) -> Result<Packed, PackError> {
         let size = self.tree.write(out, COMPLETE_PATH)?;
         Ok(Packed { size, warnings: self.warnings.clone() })
+    }
+
+    /// Writes what a guest that already has `base` lacks of this, as an archive of its own.
+    pub fn write_beyond(&self, base: &Initramfs, out: impl Write) -> Result<Packed, PackError> {
+        let size = self.tree.without(&base.tree).write(out, INPUT_COMPLETE)?;
+        Ok(Packed { size, warnings: self.warnings.clone() })
+    }
+
+    /// Names the content: the same name, the same archive.
+    pub fn digest(&self) -> String {
+        crate::store::digest::of_parts([self.tree.inventory().as_bytes()])[..32].to_owned()
     }
 
     fn executable(&mut self, guest_path: &str, file: &Path, role: &'static str) -> Result<(), PackError> {

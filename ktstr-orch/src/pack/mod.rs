@@ -10,6 +10,7 @@
 //! libraries, `include` places the user's files. Nothing here runs a
 //! packed program or follows a path of the guest.
 
+mod base;
 mod closure;
 mod cpio;
 mod include;
@@ -18,6 +19,7 @@ mod library_path;
 pub mod memory;
 mod tree;
 
+pub use base::{Base, BaseError, base};
 pub use closure::{ClosureError, ElfError};
 pub use include::IncludeError;
 pub use initramfs::{Initramfs, PackError, Packed, in_path};

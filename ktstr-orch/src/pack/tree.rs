@@ -78,7 +78,7 @@ impl Node {
 }
 
 /// Paths (without leading slash) and what is there.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, Clone)]
 pub(super) struct Tree {
     nodes: BTreeMap<String, Node>,
 }
@@ -117,6 +117,29 @@ impl Tree {
                 Ok(())
             }
         }
+    }
+
+    /// What is here and not, the same, in `other`.
+    pub(super) fn without(&self, other: &Tree) -> Tree {
+        let new = |(name, node): &(&String, &Node)| other.nodes.get(*name) != Some(*node);
+        let nodes = self.nodes.iter().filter(new).map(|(name, node)| (name.clone(), node.clone()));
+        Tree { nodes: nodes.collect() }
+    }
+
+    /// Every path with what is there: the same text, the same archive.
+    pub(super) fn inventory(&self) -> String {
+        let mut text = String::new();
+        for (name, node) in &self.nodes {
+            let what = match node {
+                Node::HostFile(path) => crate::warm::identity(path),
+                Node::Bytes(bytes, mode) => {
+                    format!("{mode:o} {}", crate::store::digest::of_parts([&bytes[..]]))
+                }
+                Node::Directory | Node::Symlink(_) | Node::CharDevice(..) => format!("{node:?}"),
+            };
+            text.push_str(&format!("{name}: {what}\n"));
+        }
+        text
     }
 
     /// What is at an absolute guest path.

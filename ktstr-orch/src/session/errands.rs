@@ -650,6 +650,7 @@ mod tests {
             deadline_ms: None,
             runs_root: root.to_owned(),
             replay: String::new(),
+            warm: false,
             kernel_args: Vec::new(),
             observe: true,
             watchdog_ms: None,

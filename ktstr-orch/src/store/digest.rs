@@ -27,7 +27,7 @@ pub(super) fn of_file(path: &Path) -> io::Result<(String, u64)> {
 }
 
 /// Digest of a sequence of byte strings, as if joined.
-pub(super) fn of_parts<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
+pub(crate) fn of_parts<'a>(parts: impl IntoIterator<Item = &'a [u8]>) -> String {
     let mut hash = Sha256::new();
     for part in parts {
         hash.update(part);

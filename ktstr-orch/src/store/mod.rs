@@ -14,7 +14,7 @@
 
 mod deb;
 pub mod debian;
-mod digest;
+pub(crate) mod digest;
 mod entry;
 mod facts;
 mod image;

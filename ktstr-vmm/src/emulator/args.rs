@@ -76,6 +76,8 @@ pub struct Machine<'a> {
     pub nodes: &'a [Node],
     /// Kernel command line.
     pub cmdline: &'a str,
+    /// Whether it waits to be filled with the state of another instead of loading a kernel.
+    pub incoming: bool,
     /// The descriptors the child inherits.
     pub fds: Inherited<'a>,
 }
@@ -101,6 +103,8 @@ pub struct Inherited<'a> {
     pub disk: Option<BorrowedFd<'a>>,
     /// To those of the networks.
     pub networks: &'a [(OwnedFd, NetConfig)],
+    /// Where the state of its devices goes to or comes from.
+    pub state: Option<BorrowedFd<'a>>,
 }
 
 impl<'a> Inherited<'a> {
@@ -112,11 +116,14 @@ impl<'a> Inherited<'a> {
         fds.extend(self.console);
         fds.extend(self.disk);
         fds.extend(self.networks.iter().map(|(socket, _)| socket.as_fd()));
+        fds.extend(self.state);
         fds
     }
 }
 
-fn path(fd: BorrowedFd<'_>) -> String {
+/// How the child names a descriptor it inherited.
+#[must_use]
+pub fn path(fd: BorrowedFd<'_>) -> String {
     format!("/proc/self/fd/{}", fd.as_raw_fd())
 }
 
@@ -139,9 +146,13 @@ pub fn compose(machine: &Machine<'_>) -> Vec<String> {
     for (flag, value) in accelerator(machine).into_iter().chain(memory(machine)).chain(localities(machine)) {
         push(flag, value);
     }
-    push("-kernel", path(machine.fds.kernel));
-    push("-initrd", path(machine.fds.initrd));
-    push("-append", machine.cmdline.to_owned());
+    if machine.incoming {
+        push("-incoming", "defer".to_owned());
+    } else {
+        push("-kernel", path(machine.fds.kernel));
+        push("-initrd", path(machine.fds.initrd));
+        push("-append", machine.cmdline.to_owned());
+    }
     for (index, sink) in [Some(machine.fds.com1), machine.fds.com2].into_iter().enumerate() {
         let Some(sink) = sink else { continue };
         let port = index + 1;
@@ -294,6 +305,7 @@ mod tests {
             console: console.then_some(fd),
             disk: console.then_some(fd),
             networks: &[],
+            state: None,
         };
         let threads = Threads::choose(mode, Version { major: 10, minor: 0, micro: 2 }, topology.cpus(), 2);
         let x2apic = ApicIds::new(*topology).unwrap().need_x2apic();
@@ -306,6 +318,7 @@ mod tests {
             memory: 1 << 30,
             nodes: &nodes,
             cmdline: "quiet",
+            incoming: false,
             fds,
         };
         compose(&machine).join(" ")

@@ -2,17 +2,18 @@
 //! runs that replay bit for bit (`det`).
 //!
 //! [`version`] knows what an installed emulator can be trusted with, [`layout`] where it puts RAM,
-//! [`args`] how it is called, [`child`] and [`qmp`] how it is held and spoken to; [`running`] puts
+//! [`args`] how it is called, [`migration`] how the state of its devices is kept, [`child`] and [`qmp`] how it is held and spoken to; [`running`] puts
 //! them behind [`crate::machine::Running`]. It refuses network, disks and every other device that a
 //! scheduler test has no use for.
 
 pub mod args;
 pub mod child;
 pub mod layout;
+pub mod migration;
 pub mod qmp;
 pub mod running;
 pub mod version;
 
 pub use args::Mode;
-pub use running::{EmulatedMachine, EmulatorSpec, Prepared, StartError};
+pub use running::{EmulatedMachine, EmulatorSpec, Origin, Prepared, StartError};
 pub use version::Version;

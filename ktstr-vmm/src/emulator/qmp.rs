@@ -205,9 +205,14 @@ impl Qmp {
 
     /// Asks for one command without arguments and waits for its answer.
     pub fn call(&mut self, command: &str, limit: Duration) -> Result<Value, QmpError> {
+        self.call_with(command, json!({}), limit)
+    }
+
+    /// Asks for one command and waits for its answer.
+    pub fn call_with(&mut self, command: &str, arguments: Value, limit: Duration) -> Result<Value, QmpError> {
         let id = self.next_id;
         self.next_id += 1;
-        let mut line = json!({ "execute": command, "id": id }).to_string();
+        let mut line = json!({ "execute": command, "arguments": arguments, "id": id }).to_string();
         line.push('\n');
         // A command is far smaller than a socket buffer and only one is under way: a short write
         // means that the peer stopped reading for good.

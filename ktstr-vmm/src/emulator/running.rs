@@ -12,8 +12,10 @@ use std::collections::VecDeque;
 use std::fs::File;
 use std::io::{Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ktstr_jail::{JailError, JailSpec};
@@ -25,12 +27,14 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use super::args::{self, Inherited, KERNEL_PARAMETERS, Mode, Threads};
 use super::child::{ChildError, Emulator, describe};
 use super::layout::{self, LayoutError};
+use super::migration::{self, MigrationError};
 use super::qmp::{Qmp, QmpError, QmpEvent, ShutdownReason};
 use super::version::Version;
 use crate::apic::ApicIds;
 use crate::confine;
 use crate::machine::{Event, Exit, MachineError, MachineSpec, Ram, Running};
 use crate::nodes;
+use crate::snapshot::{SnapshotFile, SnapshotFileError};
 
 /// How long the emulator may take to answer its control socket. A host busy with other machines
 /// delays a child by seconds, not by this.
@@ -117,6 +121,20 @@ pub enum StartError {
         /// What it complained about.
         complaints: String,
     },
+    /// The snapshot.
+    #[error("use the snapshot")]
+    Snapshot {
+        /// The reason.
+        #[from]
+        source: SnapshotFileError,
+    },
+    /// The emulator does not take up what the snapshot holds.
+    #[error("fill the emulated machine from the snapshot")]
+    Migration {
+        /// The reason.
+        #[from]
+        source: MigrationError,
+    },
     /// The conversation failed.
     #[error("start the emulated machine")]
     Control {
@@ -143,11 +161,34 @@ pub struct Prepared {
     qmp: Qmp,
     ram: Ram,
     mode: Mode,
+    state: Option<OwnedFd>,
+    incoming: bool,
+}
+
+/// What a machine begins with.
+#[derive(Debug)]
+pub enum Origin {
+    /// Its kernel.
+    Boot,
+    /// Its kernel, and the state of its devices will be asked for.
+    BootToKeep,
+    /// A machine that stood.
+    Snapshot(File),
 }
 
 impl Prepared {
-    /// Makes guest RAM and starts the emulator with frozen vCPUs.
+    /// Makes guest RAM and starts the emulator with frozen vCPUs, to boot the kernel.
     pub fn spawn(spec: MachineSpec, emulator: &EmulatorSpec) -> Result<Prepared, StartError> {
+        Self::spawn_from(spec, emulator, Origin::Boot)
+    }
+
+    /// Makes guest RAM and starts the emulator with frozen vCPUs. From a snapshot, RAM is complete when
+    /// this returns; it is filled while the emulator's process starts.
+    pub fn spawn_from(
+        spec: MachineSpec,
+        emulator: &EmulatorSpec,
+        origin: Origin,
+    ) -> Result<Prepared, StartError> {
         if spec.console.is_some() && matches!(emulator.mode, Mode::Det { .. }) {
             return Err(StartError::InteractiveDet);
         }
@@ -156,6 +197,16 @@ impl Prepared {
             return Err(StartError::TooOldForNodes { nodes: nodes.len(), found: emulator.version });
         }
         let ram = Ram { regions: layout::regions(spec.memory)?, memfd: sealed_ram(spec.memory)? };
+        let (snapshot, state) = match origin {
+            Origin::Boot => (None, None),
+            Origin::BootToKeep => (None, Some(state_file(&[])?)),
+            Origin::Snapshot(file) => {
+                let snapshot = SnapshotFile::open(file, spec.memory)?;
+                let state = state_file(&snapshot.state()?)?;
+                (Some(snapshot), Some(state))
+            }
+        };
+        let filling = snapshot.map(|snapshot| fill(snapshot, &ram)).transpose()?;
         let initrd = one_initrd(spec.initrd)?;
         let (ours, theirs) = UnixStream::pair().map_err(resource("make the control socket"))?;
         let cmdline = with_own_parameters(&spec.cmdline);
@@ -169,7 +220,9 @@ impl Prepared {
             console: spec.console.as_ref().map(|console| console.output.as_fd()),
             disk: spec.devices.disk.as_ref().map(|(socket, _)| socket.as_fd()),
             networks: &spec.devices.networks,
+            state: state.as_ref().map(AsFd::as_fd),
         };
+        let incoming = filling.is_some();
         let machine = args::Machine {
             mode: emulator.mode,
             threads: Threads::choose(
@@ -184,10 +237,17 @@ impl Prepared {
             memory: spec.memory,
             nodes: &nodes,
             cmdline: &cmdline,
+            incoming,
             fds,
         };
         let child = spawn_confined(emulator, &args::compose(&machine), &fds.all())?;
-        Ok(Prepared { child, qmp: Qmp::new(ours)?, ram, mode: emulator.mode })
+        if let Some(filling) = filling {
+            // No thread may be left when the process confines itself.
+            filling
+                .join()
+                .map_err(|_| resource("fill guest RAM")(std::io::Error::other("it panicked")))??;
+        }
+        Ok(Prepared { child, qmp: Qmp::new(ours)?, ram, mode: emulator.mode, state, incoming })
     }
 
     /// Guest RAM, so that an observer can map it before the first instruction.
@@ -198,8 +258,13 @@ impl Prepared {
 
     /// Lets the guest run.
     pub fn start(mut self) -> Result<EmulatedMachine, StartError> {
-        let outcome = self.qmp.handshake(CONTROL_LIMIT).and_then(|()| self.qmp.call("cont", CONTROL_LIMIT));
-        if let Err(error) = outcome {
+        if let Err(error) = self.qmp.handshake(CONTROL_LIMIT) {
+            return Err(self.explain(error));
+        }
+        if let Some(state) = self.state.as_ref().filter(|_| self.incoming) {
+            migration::take_in(&mut self.qmp, state.as_fd())?;
+        }
+        if let Err(error) = self.qmp.call("cont", CONTROL_LIMIT) {
             return Err(self.explain(error));
         }
         EmulatedMachine::new(self)
@@ -248,6 +313,24 @@ fn last_status(child: &mut Emulator) -> String {
         Some(status) => describe(status),
         None => "control socket closed, process alive".to_owned(),
     }
+}
+
+/// Copies RAM out of a snapshot on a thread of its own.
+fn fill(snapshot: SnapshotFile, ram: &Ram) -> Result<JoinHandle<Result<(), SnapshotFileError>>, StartError> {
+    let ram = File::from(ram.memfd.try_clone().map_err(resource("duplicate the descriptor of guest RAM"))?);
+    std::thread::Builder::new()
+        .name("fill".to_owned())
+        .spawn(move || snapshot.fill(&ram))
+        .map_err(resource("start a thread that fills guest RAM"))
+}
+
+/// What the emulator reads the state of its devices from, or writes it to.
+fn state_file(state: &[u8]) -> Result<OwnedFd, StartError> {
+    let file = memfd_create(c"device-state", MFdFlags::MFD_CLOEXEC)
+        .map_err(resource("make a file for the devices' state"))?;
+    let file = File::from(file);
+    file.write_all_at(state, 0).map_err(resource("write the devices' state"))?;
+    Ok(file.into())
 }
 
 fn sealed_ram(bytes: u64) -> Result<OwnedFd, StartError> {
@@ -300,6 +383,7 @@ pub struct EmulatedMachine {
     qmp: Qmp,
     ram: Ram,
     mode: Mode,
+    state: Option<OwnedFd>,
     ready: Epoll,
     events: VecDeque<Event>,
     shutdown: Option<ShutdownReason>,
@@ -310,7 +394,7 @@ pub struct EmulatedMachine {
 
 impl EmulatedMachine {
     fn new(prepared: Prepared) -> Result<EmulatedMachine, StartError> {
-        let Prepared { child, qmp, ram, mode } = prepared;
+        let Prepared { child, qmp, ram, mode, state, .. } = prepared;
         let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(resource("make the event set"))?;
         for fd in [child.pidfd(), child.stderr(), qmp.as_fd()] {
             ready.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0)).map_err(resource("fill the event set"))?;
@@ -320,6 +404,7 @@ impl EmulatedMachine {
             qmp,
             ram,
             mode,
+            state,
             ready,
             events: VecDeque::new(),
             shutdown: None,
@@ -438,6 +523,16 @@ impl Running for EmulatedMachine {
             Mode::Tcg => self.command("cont"),
             Mode::Det { .. } => stopping("continue", self.child.thaw()),
         }
+    }
+
+    fn device_state(&mut self) -> Result<Vec<u8>, MachineError> {
+        let failed = |source: Box<dyn std::error::Error + Send + Sync>| MachineError {
+            action: "take the state of the emulated devices".to_owned(),
+            source: Some(source),
+        };
+        let file =
+            self.state.as_ref().ok_or_else(|| failed("the machine was not started to be kept".into()))?;
+        migration::give_out(&mut self.qmp, file.as_fd()).map_err(|error| failed(Box::new(error)))
     }
 
     fn kill(&mut self) {

@@ -88,6 +88,8 @@ impl Role {
             instruction_shift: 2,
             disk: None,
             networks: Vec::new(),
+            input: None,
+            snapshot: ktstr_proto::vmm::Snapshot::Unused,
         };
         self.call(start, fds)
     }
@@ -354,6 +356,8 @@ fn what_cannot_be_started_says_why() {
         instruction_shift: 2,
         disk: None,
         networks: Vec::new(),
+        input: None,
+        snapshot: ktstr_proto::vmm::Snapshot::Unused,
     };
     let refused = |start, fds| match Role::spawn().call(start, fds) {
         Err(error) => ktstr_proto::link::chain(&error),

@@ -1,0 +1,126 @@
+//! A machine that was kept ready, and those that begin from it: the same verdicts, and nothing in common
+//! that they must not have in common.
+
+use std::{
+    fs::{self, OpenOptions},
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use ktstr::client::Session;
+use ktstr_proto::{
+    Accel,
+    client::ClientEvent,
+    run::{Boot, RunSpec},
+    verdict::{Outcome, RunReport},
+};
+
+use crate::{
+    bad_input::Served,
+    harness::{PATIENCE, exec, spec},
+};
+
+/// An orchestrator with a store of its own.
+struct Store {
+    dir: tempfile::TempDir,
+    served: Served,
+}
+
+impl Store {
+    fn new() -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let served = Served::start_with(&[("KTSTR_WARM_DIR", dir.path())]);
+        Self { dir, served }
+    }
+
+    fn run(&self, spec: RunSpec) -> (RunReport, String) {
+        let mut session = Session::connect(self.served.socket.to_str().unwrap().into(), "e2e").unwrap();
+        let mut output = String::new();
+        let report = session
+            .run(RunSpec { warm: true, ..spec }, PATIENCE, |event, _| {
+                if let ClientEvent::Output { text, .. } = event {
+                    output.push_str(&text);
+                }
+            })
+            .expect("a report");
+        println!("{}", ktstr::render::report(&report));
+        (report, output)
+    }
+
+    /// The one snapshot, once it is on the disk.
+    fn snapshot(&self) -> PathBuf {
+        crate::harness::wait_for("snapshot", PATIENCE, || {
+            let all = fs::read_dir(self.dir.path()).ok()?.flatten().map(|entry| entry.path());
+            all.into_iter().find(|path| path.extension().is_some_and(|e| e == "snapshot"))
+        })
+    }
+}
+
+fn now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs()
+}
+
+fn flip(path: &Path, at: u64) {
+    let file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let mut byte = [0];
+    file.read_exact_at(&mut byte, at).unwrap();
+    file.write_all_at(&[!byte[0]], at).unwrap();
+}
+
+/// Boot id, 16 random bytes, seconds since the epoch.
+const WHO: &str = "cat /proc/sys/kernel/random/boot_id; head -c 16 /dev/urandom | od -An -tx1; date +%s";
+
+#[test]
+fn machines_from_one_snapshot_differ_where_they_must() {
+    let store = Store::new();
+    let mut seen: Vec<(String, String)> = Vec::new();
+    for begun in [Boot::Kept, Boot::Warm, Boot::Warm] {
+        let before = now();
+        let (report, output) = store.run(exec(WHO));
+        assert_eq!((report.outcome, report.exit_status), (Outcome::Pass, Some(0)), "{:?}", report.cause);
+        assert_eq!(report.boot, begun);
+        let lines: Vec<&str> = output.lines().map(str::trim).collect();
+        let [id, random, seconds] = lines[..] else { panic!("{output}") };
+        let seconds: u64 = seconds.parse().unwrap();
+        assert!((before..=now() + 1).contains(&seconds), "{seconds} is not between {before} and {}", now());
+        assert!(seen.iter().all(|(other, bytes)| other != id && bytes != random), "{seen:?} {output}");
+        seen.push((id.to_owned(), random.to_owned()));
+        store.snapshot();
+    }
+    // Where a file of this size has been damaged nobody can tell without reading all of it.
+    flip(&store.snapshot(), fs::metadata(store.snapshot()).unwrap().len() / 2);
+    let (report, _) = store.run(exec("true"));
+    assert_eq!((report.outcome, report.boot), (Outcome::Pass, Boot::Kept));
+    let said = report.notes.join("\n");
+    assert!(said.contains("discarded") && said.contains("damaged") && said.contains("cold"), "{said}");
+    let other = RunSpec { kernel_args: vec!["nosmt".into()], ..exec("true") };
+    assert_eq!(store.run(other).0.boot, Boot::Kept, "another command line is another machine");
+}
+
+#[test]
+fn a_test_with_a_scheduler_comes_to_the_same_from_a_snapshot() {
+    let store = Store::new();
+    for begun in [Boot::Kept, Boot::Warm] {
+        let (report, _) = store.run(spec("healthy", Accel::Tcg));
+        assert_eq!((report.outcome, report.boot), (Outcome::Pass, begun), "{:?}", report.cause);
+        assert!(report.monitor.is_some_and(|summary| summary.samples > 0), "it is observed");
+        store.snapshot();
+    }
+}
+
+#[test]
+fn what_the_guest_has_no_room_for_is_said() {
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("large");
+    fs::write(&path, vec![1; 100 << 20]).unwrap();
+    let mut spec = exec("true");
+    let ktstr_proto::run::Job::Shell(shell) = &mut spec.job else { unreachable!("exec makes a shell job") };
+    shell.include.push(path);
+    spec.kernel_args = vec!["mem=192M".into()];
+    let (report, _) = Store::new().run(spec);
+    let Some(ktstr_proto::verdict::Cause::GuestInit { reason, .. }) = &report.cause else {
+        panic!("{:?}", report.cause)
+    };
+    assert!(reason.contains("unpack") && reason.contains("memory"), "{reason}");
+}
