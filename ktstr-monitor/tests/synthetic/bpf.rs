@@ -10,6 +10,7 @@ use ktstr_monitor::cast;
 use ktstr_monitor::cast::code::{Callee, Code, CodeFunction, CodeMap, Meaning};
 use ktstr_monitor::cast::insn::Insn;
 use ktstr_monitor::cast::place::{leaf_at, repeats};
+use ktstr_monitor::freeze::Freeze;
 use ktstr_monitor::image::KernelImage;
 use ktstr_monitor::kernel::{LiveKernel, Profile};
 use ktstr_monitor::render::{NoDeref, Options, Renderer, to_json, to_text};
@@ -269,10 +270,16 @@ proptest! {
             },
             |reader| {
                 let state = BpfState::read(reader, Default::default());
-                (state.to_text(), state.to_json().to_string())
+                // The same by way of a copy, which must not take long either: the guest stands for it.
+                let (freeze, mem) = (Freeze::default(), reader.mem().physical());
+                let copied = freeze.touch(reader.profile(), reader.live(), mem);
+                let later = freeze.read(reader.profile(), reader.live(), mem);
+                (state.to_text(), state.to_json().to_string(), copied, later.bpf.to_json().to_string())
             },
         );
         prop_assert!(!text.0.is_empty());
+        prop_assert!(text.2.took < BOUND / 4 && text.2.bytes < 600 << 20, "{:?}", text.2);
+        prop_assert_eq!(&text.1, &text.3);
         prop_assert!(began.elapsed() < BOUND, "{:?}", began.elapsed());
     }
 
