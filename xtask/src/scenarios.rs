@@ -90,13 +90,16 @@ pub fn command(args: &ScenariosArgs) -> Result<u8> {
     Ok(u8::from(columns.iter().any(|column| !column.verdict.starts_with("PASS"))))
 }
 
-/// The first word of judgement in what a run printed.
+/// The first word of judgement in what a run printed: in its report, or, since a failure's report goes to
+/// standard error, in the harness's own line.
 fn verdict(said: &str) -> String {
     let words = ["PASS", "FAILED", "INCONCLUSIVE", "NOT RUN", "INFRASTRUCTURE"];
-    let found = said.lines().skip_while(|line| !line.contains("ktstr_test '"));
-    let text: Vec<&str> = found.take(4).collect();
-    let text = text.join(" ");
-    let first = words.iter().filter_map(|word| text.find(word).map(|at| (at, *word))).min();
+    let from = |start: &str| {
+        let found = said.lines().skip_while(|line| !line.contains(start));
+        let text = found.take(4).collect::<Vec<_>>().join(" ");
+        words.iter().filter_map(|word| text.find(word).map(|at| (at, *word))).min()
+    };
+    let first = from("ktstr_test '").or_else(|| from("test gauntlet/"));
     first.map_or_else(|| "no verdict".into(), |(_, word)| word.into())
 }
 
@@ -158,6 +161,14 @@ fn render(columns: &[Column]) -> String {
         let _ = write!(page, " {} scenarios, {} s: {} |", column.lines.len(), sum / 1000, column.verdict);
     }
     page.push('\n');
+    for column in columns {
+        for line in column.lines.iter().filter(|line| !line.details.is_empty()) {
+            let _ = writeln!(page, "\n{} under {}:\n", line.scenario, column.name);
+            for detail in &line.details {
+                let _ = writeln!(page, "- {detail}");
+            }
+        }
+    }
     page
 }
 
@@ -172,6 +183,7 @@ mod tests {
         assert_eq!((read.len(), read[0].ms, read[1].outcome.as_str()), (2, 437, "not run"));
         assert_eq!(read[1].details, ["no such thing"]);
         assert_eq!(verdict(said), "PASS");
+        assert_eq!(verdict("basic steady pass 4 ms\ntest gauntlet/x ... FAILED (failed)\n"), "FAILED");
         let page = render(&[Column { name: "a".into(), verdict: verdict(said), lines: read }]);
         assert!(page.contains("| basic::steady | 437 |\n| nested::churn | 5 (not run) |"), "{page}");
         assert!(page.contains("| **all** (2) | 2 scenarios, 0 s: PASS |"), "{page}");
