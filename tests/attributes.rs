@@ -11,7 +11,11 @@ declare_scheduler!(SCX_KTSTR, {
     cgroup_parent = "/ktstr.slice/tests",
 });
 declare_scheduler!(OTHER, { name = "other", binary = "scx-ktstr", sched_args = ["--slice-us", "5000"] });
-declare_scheduler!(CRASHING, { name = "crashing", binary = "scx-ktstr", sched_args = ["--crash-after", "1500"] });
+declare_scheduler!(CONFIGURED, {
+    name = "configured",
+    binary = "scx-ktstr",
+    config_file_def = ("--config {file}", "/include-files/scx-ktstr.conf"),
+});
 
 /// Prints JSON and the size of a file it was given.
 #[derive(Payload)]
@@ -111,9 +115,10 @@ fn everything_reaches_the_guest(ctx: &Ctx) -> Result<AssertResult> {
     Ok(result)
 }
 
-/// A failure that is expected, with the words it must come with.
+/// A failure that is expected, with the words it must come with; only its configuration makes it crash.
 #[ktstr_test(
-    scheduler = CRASHING,
+    scheduler = CONFIGURED,
+    config = "--crash-after 1500\n",
     duration_s = 20,
     expect_err,
     expect_scx_bpf_error_contains = "ktstr",

@@ -1,9 +1,9 @@
 //! The command line. What a switch does to the scheduler is said in its help text, since a test
 //! author chooses a failure by reading `--help`.
 
-use std::time::Duration;
+use std::{ffi::OsString, fs, path::PathBuf, time::Duration};
 
-use clap::Parser;
+use clap::{CommandFactory, Parser};
 
 /// Largest dump that may be asked of the kernel. The program keeps the first `KTSTR_DUMP_LEN` (`intf.h`)
 /// bytes of it.
@@ -18,7 +18,7 @@ const DEFAULT_DELAY_MS: u64 = 1000;
 /// watchdog ended it (stall); 13 it ended itself with an error (crash); 14 the kernel ended it for
 /// another error; 15 it was unregistered from elsewhere (SysRq-S, a kernel decision).
 #[derive(Debug, Parser, PartialEq, Eq)]
-#[command(name = "scx-ktstr", version, about, long_about)]
+#[command(name = "scx-ktstr", version, about, long_about, args_override_self = true)]
 pub struct Args {
     /// From MS milliseconds after attaching, leave every ordinary task in the shared queue; kernel
     /// threads and this process keep running. The watchdog then reports "runnable task stall"
@@ -72,6 +72,10 @@ pub struct Args {
     #[arg(long)]
     pub plant: bool,
 
+    /// Read further switches from FILE, separated by white space; what stands on the command line wins
+    #[arg(long, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+
     /// What the kernel's watchdog tolerates before it calls a waiting task stalled
     #[arg(long, value_name = "MS", default_value_t = 5000,
           value_parser = clap::value_parser!(u32).range(1..=30_000))]
@@ -89,6 +93,19 @@ pub struct Args {
 }
 
 impl Args {
+    /// The command line with what its `--config` holds before it. Ends the process on a mistake, as clap does.
+    pub fn read() -> Self {
+        let given: Vec<OsString> = std::env::args_os().collect();
+        let Some(config) = Self::parse_from(&given).config else { return Self::parse_from(&given) };
+        match fs::read_to_string(&config) {
+            Ok(text) => Self::parse_from(with_config(&given, &text)),
+            Err(error) => {
+                let text = format!("cannot read --config {}: {error}", config.display());
+                Self::command().error(clap::error::ErrorKind::Io, text).exit()
+            }
+        }
+    }
+
     /// Nanoseconds from attaching to the stall, 0 for never.
     pub fn stall_after_ns(&self) -> u64 {
         delay_ns(self.stall_after, self.stall)
@@ -108,6 +125,16 @@ impl Args {
     pub fn slice_ns(&self) -> u64 {
         self.slice_us * 1000
     }
+}
+
+/// The words of `text` between the program's name and what was given.
+fn with_config(given: &[OsString], text: &str) -> Vec<OsString> {
+    let (name, rest) = given.split_at(given.len().min(1));
+    name.iter()
+        .cloned()
+        .chain(text.split_whitespace().map(OsString::from))
+        .chain(rest.iter().cloned())
+        .collect()
 }
 
 /// The program takes 0 as "never", so "at once" is its first nanosecond.
@@ -181,5 +208,14 @@ mod tests {
         ] {
             assert!(parse(wrong).is_err(), "{wrong:?}");
         }
+    }
+
+    #[test]
+    fn a_configuration_says_what_the_command_line_does_not() {
+        let given: Vec<OsString> = ["scx-ktstr", "--slice-us", "700"].map(OsString::from).into();
+        let all = with_config(&given, "--watchdog-ms 900\n  --slice-us 500\n");
+        let args = Args::try_parse_from(all).unwrap();
+        assert_eq!((args.watchdog_ms, args.slice_ns()), (900, 700_000));
+        assert_eq!(with_config(&given, " "), given);
     }
 }

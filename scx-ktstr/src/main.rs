@@ -24,7 +24,6 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
-use clap::Parser;
 use libbpf_rs::OpenObject;
 use libbpf_rs::skel::{OpenSkel, SkelBuilder};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -45,7 +44,7 @@ const LOOK_EVERY_MS: u8 = 50;
 const EXIT_WITHIN: Duration = Duration::from_secs(5);
 
 fn main() -> ExitCode {
-    let args = Args::parse();
+    let args = Args::read();
     let mut planted_storage = MaybeUninit::uninit();
     let _planted = match args.plant.then(|| plant::plant(&mut planted_storage)).transpose() {
         Ok(planted) => planted,
