@@ -1,5 +1,7 @@
 //! Disks: mounted, written, of the speed asked for; and a device process that dies.
 
+use std::os::unix::fs::FileExt;
+
 use ktstr::prelude::*;
 use ktstr_proto::{
     Accel,
@@ -13,6 +15,9 @@ use nix::{
 };
 
 use crate::harness::{Live, SOON, alive, exec, reached, recorded_pid, run, run_with_output, spec, wait_for};
+
+/// What a guest has flushed before its disk dies.
+const FLUSHED: &[u8] = b"this has been flushed";
 
 const MOUNTED: DiskConfig = DiskConfig::new().capacity_mib(16).filesystem(Filesystem::Ext4);
 
@@ -30,9 +35,12 @@ fn on_a_file_system(ctx: &Ctx) -> Result<AssertResult> {
     scenarios::steady(ctx)
 }
 
-/// Needs no program of the host.
-#[ktstr_test(duration_s = 1, disk = DiskConfig::new().capacity_mib(2), ignore)]
+/// Needs no program of the host, and lasts until it is killed, however late.
+#[ktstr_test(duration_s = 60, disk = DiskConfig::new().capacity_mib(2), ignore)]
 fn on_a_disk(ctx: &Ctx) -> Result<AssertResult> {
+    let disk = std::fs::File::options().write(true).open(DISK_DEVICE)?;
+    disk.write_all_at(FLUSHED, 4096)?;
+    disk.sync_all()?;
     scenarios::steady(ctx)
 }
 
@@ -59,6 +67,7 @@ fn a_dead_device_process_is_named() {
     let live = Live::start(spec("on_a_disk", Accel::Tcg), root.path());
     let device = recorded_pid(&live.dir, "device-pid", "/value");
     assert!(reached(&live.dir, "ScenarioStarted"), "the run ended before its scenario");
+    let image = image_of(device);
     kill(Pid::from_raw(device.try_into().unwrap()), Signal::SIGKILL).unwrap();
     let (report, _) = live.end();
     let report = report.expect("the orchestrator lives and reports");
@@ -69,6 +78,20 @@ fn a_dead_device_process_is_named() {
         report.cause
     );
     wait_for("end of the device process", SOON, || (!alive(device)).then_some(()));
+    let Some(image) = image else { return println!("NOT RUN: the image is not ours to open") };
+    let mut found = vec![0; FLUSHED.len()];
+    image.read_exact_at(&mut found, 4096).expect("the image outlives its server");
+    assert_eq!(found, FLUSHED);
+}
+
+/// The image that a device process holds, where this user may look into it.
+fn image_of(device: u32) -> Option<std::fs::File> {
+    let held = std::fs::read_dir(format!("/proc/{device}/fd")).ok()?.flatten();
+    held.map(|entry| entry.path()).find_map(|path| {
+        let about = std::fs::metadata(&path).ok()?;
+        let is_image = about.is_file() && about.len() == DiskConfig::new().capacity_mib(2).bytes();
+        is_image.then(|| std::fs::File::open(&path).ok()).flatten()
+    })
 }
 
 /// Sixty requests at twenty a second, two of them at once.
