@@ -112,15 +112,16 @@ fn without_a_job_a_test_does_not_pass() {
 const PRELUDE: &str = "\
     AbsoluteThresholds AffinityIntent Assert AssertResult BTreeSet Backdrop CgroupDef CgroupGroup
     CgroupStats Cgroups CloneMode Constraints Context CpuQuota CpusetSpec Ctx Custom CustomCfg
-    DetailKind Duration HoldSpec Irq Limit Limits MemPolicy MetricCheck MetricDef MpolFlags Op
-    OpKind Outcome Payload PayloadHandle PayloadMetrics PayloadOutput Phase PhaseBucket PhaseCgroup
-    PiMode Placement Polarity Random Reap Result SampleSeries ScenarioStats SchbenchConfig
-    SchedPolicy Scheduler SequencePhase SeriesField Setup SimdWidth Snapshot SnapshotBridge
-    SnapshotError Step Sysctl TaobenchConfig TestTopology Topology Verdict VmResult WakeMechanism
-    WorkSpec WorkType WorkerCtx WorkerExit WorkerReport WorkloadConfig WorkloadHandle all_of any_of
-    anyhow assert_scx_events_clean assert_thresholds bail claim claim_better claim_present claim_seq
-    claim_set declare_scheduler ensure execute_defs execute_scenario execute_scenario_with
-    execute_steps execute_steps_with judge ktstr_test scenarios
+    DISK_DEVICE DISK_MOUNT DetailKind DiskConfig Duration Filesystem HoldSpec Irq Limit Limits
+    MemPolicy MetricCheck MetricDef MpolFlags NetConfig Op OpKind Outcome Payload PayloadHandle
+    PayloadMetrics PayloadOutput Phase PhaseBucket PhaseCgroup PiMode Placement Polarity Random
+    Reap Result SampleSeries ScenarioStats SchbenchConfig SchedPolicy Scheduler SequencePhase
+    SeriesField Setup SimdWidth Snapshot SnapshotBridge SnapshotError Step Sysctl TaobenchConfig
+    TestTopology Topology Verdict VmResult WakeMechanism WorkSpec WorkType WorkerCtx WorkerExit
+    WorkerReport WorkloadConfig WorkloadHandle all_of any_of anyhow assert_scx_events_clean
+    assert_thresholds bail claim claim_better claim_present claim_seq claim_set declare_scheduler
+    ensure execute_defs execute_scenario execute_scenario_with execute_steps execute_steps_with
+    judge ktstr_test scenarios
 ";
 
 #[test]

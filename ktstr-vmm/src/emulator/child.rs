@@ -163,7 +163,6 @@ fn set_nonblocking(fd: BorrowedFd<'_>) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use std::os::fd::AsRawFd;
-    use std::time::Duration;
 
     use nix::poll::{PollFd, PollFlags, poll};
 
