@@ -34,6 +34,8 @@ const EXEC_FAILED: u32 = u32::MAX;
 /// The parent was gone before the child could ask to be killed with it.
 const PARENT_GONE: u32 = u32::MAX - 1;
 const CHILD_FAILED: c_int = 127;
+/// First in the pipe when the child is in its jail and only the program is left to be executed.
+const STARTING: u8 = b's';
 
 /// What to start.
 #[derive(Debug)]
@@ -185,21 +187,16 @@ pub fn spawn(spec: &JailSpec, program: &Program<'_>) -> Result<Jailed, JailError
     let mut bytes = Vec::new();
     report.read_to_end(&mut bytes).map_err(pipe)?;
     drop(alive_writer);
-    match <[u8; 8]>::try_from(bytes.as_slice()) {
-        Ok(report) => {
-            jailed.wait();
-            Err(child.failure(program, report))
+    match bytes.strip_prefix(&[STARTING]) {
+        Some([]) => Ok(jailed),
+        failed => {
+            let status = jailed.wait();
+            match <[u8; 8]>::try_from(failed.unwrap_or(&bytes)) {
+                Ok(report) => Err(child.failure(program, report)),
+                Err(_) => Err(JailError::ChildEnded { status }),
+            }
         }
-        Err(_) => match jailed.try_wait() {
-            // Killed before the program started, or a program that ends at once: both are over.
-            Some(status) if killed_early(status) => Err(JailError::ChildEnded { status }),
-            _ => Ok(jailed),
-        },
     }
-}
-
-fn killed_early(status: ExitStatus) -> bool {
-    status.signal().is_some() || status.code() == Some(CHILD_FAILED)
 }
 
 /// Pipe ends as numbers; the child must close the parent's, or it would keep itself company.
@@ -262,6 +259,8 @@ impl Child {
         let (at, errno) = match self.walk(ends) {
             Err(failure) => failure,
             Ok(()) => {
+                // SAFETY: the buffer lives until the call returns. Unread, it is a child that ended early.
+                unsafe { libc::write(ends.report, [STARTING].as_ptr().cast(), 1) };
                 let environment: [*const c_char; 1] = [std::ptr::null()];
                 let empty: &CStr = c"";
                 // SAFETY: the arrays end in null and point to strings that `self` owns.

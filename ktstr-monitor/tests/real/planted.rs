@@ -1,5 +1,7 @@
 //! Planted facts against what is read.
 
+use std::time::{Duration, Instant};
+
 use ktstr_monitor::bpf::path::Path;
 use ktstr_monitor::bpf::{
     BpfLayout, BpfState, MapAnswer, MapInfo, Reader, WriteError, Writer, follow_all, query,
@@ -13,6 +15,9 @@ use ktstr_monitor::types::Ty;
 
 use crate::facts;
 use crate::guest::Guest;
+
+/// For what a guest does sooner or later.
+const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
 fn facts_planted_on_7_2_are_read() {
@@ -41,6 +46,7 @@ fn check(series: &str) {
     assert_eq!(state.damage, Vec::<String>::new());
     maps(&state);
     programs(&state);
+    runs_are_counted(&reader);
     addresses(&state, &guest);
     storage(&state);
     struct_ops(&reader);
@@ -97,7 +103,20 @@ fn programs(state: &BpfState) {
     let enqueue = program("ktstr_enqueue");
     assert_eq!((enqueue.kind.as_str(), enqueue.attached_to.as_deref()), ("struct_ops", Some("enqueue")));
     assert!(*enqueue.verified_insns.as_ref().expect("verified") > 50);
-    assert!(enqueue.stats.as_ref().expect("stats").runs > 0);
+}
+
+/// The scheduler has just been attached; whoever waits for a CPU next makes it count.
+fn runs_are_counted(reader: &Reader<'_>) {
+    let runs = || {
+        let state = BpfState::read(reader, Default::default());
+        let enqueue = state.programs.iter().find(|program| program.info.name == "ktstr_enqueue");
+        enqueue.and_then(|program| program.info.stats.as_ref().ok().map(|stats| stats.runs))
+    };
+    let until = Instant::now() + PATIENCE;
+    while runs().expect("stats of the program") == 0 {
+        assert!(Instant::now() < until, "nothing was queued in {PATIENCE:?}");
+        std::thread::sleep(Duration::from_millis(20));
+    }
 }
 
 /// What only the guest could say.
