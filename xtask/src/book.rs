@@ -65,6 +65,7 @@ fn pages() -> Result<Vec<PathBuf>> {
     for link in text.lines().filter_map(|line| line.split_once("](")?.1.strip_suffix(')')) {
         let page = docs.join(link);
         ensure!(page.is_file(), "{} links to {link}, which is not there", summary.display());
+        ensure!(!pages.contains(&page), "{} links to {link} twice", summary.display());
         pages.push(page);
     }
     Ok(pages)
