@@ -4,191 +4,39 @@
 //! Everything the guest needs is packed before boot; nothing that differs between two runs that
 //! should be equal goes into the initramfs or the command line.
 
+mod accelerator;
+mod cmdline;
+mod error;
+
 use std::{
     env, fs, io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
-    process::Command,
     time::Duration,
 };
 
 use ktstr_proto::{
-    Accel, AccelKind, Fds, codec,
+    AccelKind, codec,
     device::MAX_NETWORKS,
     guest::{BASE_PATH, ENTROPY_PATH, GuestBase, GuestJob, GuestScheduler, GuestTask, GuestTest},
     ring::{Mode, RingRegion},
     run::{Job, RunSpec, SchedulerJob},
     verdict::Assert,
-    vmm::{Emulator, Probe, VmmLink},
+    vmm::Emulator,
 };
 
 use crate::{
-    children::{Child, SpawnError, find_executable},
-    devices,
-    disk::{self, DiskError},
-    pack::{self, Initramfs, LibraryPath, PackError, memory},
-    store::{Kernel, KernelUnfit, ResolveError, RootError, Store, StoreError, store_root},
+    children::find_executable,
+    devices, disk,
+    pack::{self, Initramfs, LibraryPath, memory},
+    store::{Kernel, Store, store_root},
     warm::{self, Likeness, WarmStore},
 };
 
-/// Emulators before this major version corrupt guests when several threads translate (DESIGN section 4).
-const SOUND_EMULATOR: u32 = 10;
-
-/// Why a run cannot be started.
-#[derive(Debug, thiserror::Error)]
-pub enum PlanError {
-    /// The kernel store cannot be found.
-    #[error("no kernel store")]
-    Root(#[source] RootError),
-    /// The kernel store cannot be read.
-    #[error("cannot use the kernel store")]
-    Store(#[source] StoreError),
-    /// No such kernel.
-    #[error("no kernel to boot")]
-    Kernel(#[source] ResolveError),
-    /// The kernel does not suit the test.
-    #[error("scheduler `{scheduler}` cannot be tested")]
-    Unfit {
-        /// The scheduler.
-        scheduler: String,
-        /// Why.
-        #[source]
-        source: KernelUnfit,
-    },
-    /// An executable of ours is missing.
-    #[error(transparent)]
-    Executable(#[from] SpawnError),
-    /// The initramfs cannot be packed.
-    #[error(transparent)]
-    Pack(#[from] PackError),
-    /// The part of it that is for every job cannot be kept.
-    #[error(transparent)]
-    Base(#[from] pack::BaseError),
-    /// The memory given does not suffice.
-    #[error(transparent)]
-    Memory(#[from] memory::TooLittleMemory),
-    /// The memory cannot be divided among the nodes.
-    #[error("divide the memory among the NUMA nodes (give more with --memory-mb, or each node its own)")]
-    Numa(#[from] ktstr_proto::topology::numa::NumaError),
-    /// No busybox on this host.
-    #[error("no static busybox found on PATH: install the package busybox-static")]
-    Busybox,
-    /// No emulator on this host.
-    #[error(
-        "no qemu-system-x86_64 on PATH, which accelerator {accel} needs: install version {SOUND_EMULATOR} or newer (`cargo xtask demo` does it)"
-    )]
-    NoEmulator {
-        /// The accelerator.
-        accel: AccelKind,
-    },
-    /// The emulator does not say its version.
-    #[error("{program} --version says `{said}`, which names no version")]
-    EmulatorVersion {
-        /// The emulator.
-        program: PathBuf,
-        /// What it said.
-        said: String,
-    },
-    /// Hardware KVM was asked for and cannot be used.
-    #[error("accelerator kvm cannot be used here: {detail}")]
-    NoKvm {
-        /// The probe's finding.
-        detail: String,
-    },
-    /// A word for the kernel command line that cannot be passed on.
-    #[error("kernel argument `{word}` cannot be used: {reason}")]
-    KernelArg {
-        /// The word.
-        word: String,
-        /// Why.
-        reason: &'static str,
-    },
-    /// An interactive guest cannot be replayed.
-    #[error(
-        "accelerator det is for replayable runs: an interactive shell takes host-timed input, use --exec or another accelerator"
-    )]
-    InteractiveDet,
-    /// A disk or network that cannot be made.
-    #[error("the machine's {device} cannot be made: {reason}")]
-    Device {
-        /// Disk or network.
-        device: &'static str,
-        /// Why.
-        reason: String,
-    },
-    /// A disk or network completes requests in the host's time.
-    #[error(
-        "accelerator det has no disks and networks: another process serves them in the host's time, and the run could not be repeated; use tcg or kvm"
-    )]
-    DeviceDet,
-    /// Our own machine has no front of such a device.
-    #[error("accelerator {accel} has no {device} in this version")]
-    NoFront {
-        /// The accelerator.
-        accel: AccelKind,
-        /// Disk or network.
-        device: &'static str,
-    },
-    /// The kernel cannot use the disk.
-    #[error(
-        "kernel {kernel} has no {module} in the store, which the machine's disk or network needs: `cargo ktstr kernel pull` it again, or choose another"
-    )]
-    NoModule {
-        /// The kernel.
-        kernel: String,
-        /// The module.
-        module: &'static str,
-    },
-    /// The disk's image cannot be made.
-    #[error(transparent)]
-    Disk(#[from] DiskError),
-    /// Nobody is there to write, or nobody may.
-    #[error("the test wants another watchdog limit, which the monitor writes into the guest's memory: {why}")]
-    Watchdog {
-        /// Why it does not.
-        why: &'static str,
-    },
-    /// A file cannot be used.
-    #[error("cannot {action} {path}")]
-    File {
-        /// What was to be done.
-        action: &'static str,
-        /// The file.
-        path: PathBuf,
-        /// The system's reason.
-        #[source]
-        source: io::Error,
-    },
-    /// The kernel image is no ELF executable.
-    #[error("{path} is no kernel image: {reason}")]
-    Image {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        reason: String,
-    },
-}
-
-impl PlanError {
-    /// Whether something is merely missing here, so that the run counts as not run.
-    pub fn is_missing(&self) -> bool {
-        if let Self::Disk(error) = self {
-            return error.is_missing();
-        }
-        matches!(
-            self,
-            Self::DeviceDet
-                | Self::NoFront { .. }
-                | Self::NoModule { .. }
-                | Self::Kernel(ResolveError::Nothing { .. })
-                | Self::Unfit { .. }
-                | Self::Busybox
-                | Self::NoEmulator { .. }
-                | Self::NoKvm { .. }
-                | Self::Watchdog { .. }
-        )
-    }
-}
+use accelerator::{SOUND_EMULATOR, choose_accelerator, find_emulator, sound_emulator_note};
+pub use cmdline::instruction_shift;
+use cmdline::{MOST_JITTER_US, SHIFTS, check_kernel_arg, clock_words, cmdline, kernel_hz};
+pub use error::PlanError;
 
 /// A run that can be started.
 pub struct Plan {
@@ -430,28 +278,6 @@ fn memory_mb(spec: &RunSpec, load: &memory::Load, alike: bool) -> Result<u32, Pl
     Ok(memory_mb)
 }
 
-/// Probes only when the answer matters, and says in one line what was chosen and why.
-fn choose_accelerator(wanted: Accel, notes: &mut Vec<String>) -> Result<AccelKind, PlanError> {
-    match wanted {
-        Accel::Tcg => Ok(AccelKind::Tcg),
-        Accel::Det => Ok(AccelKind::Det),
-        Accel::Kvm | Accel::Auto => {
-            let (usable, detail) = probe()?;
-            match (usable, wanted) {
-                (true, _) => {
-                    notes.push(format!("accelerator kvm: {detail}"));
-                    Ok(AccelKind::Kvm)
-                }
-                (false, Accel::Kvm) => Err(PlanError::NoKvm { detail }),
-                (false, _) => {
-                    notes.push(format!("accelerator tcg, not kvm: {detail}"));
-                    Ok(AccelKind::Tcg)
-                }
-            }
-        }
-    }
-}
-
 /// What the guest needs for its disk and networks beside what it always gets.
 fn device_modules(spec: &RunSpec) -> Vec<&'static str> {
     let disk = spec.disk.iter().flat_map(|disk| [Some("virtio_blk"), disk.filesystem.kind()]);
@@ -507,53 +333,6 @@ fn check_devices(spec: &RunSpec, accel: AccelKind, kernel: &Kernel) -> Result<()
     Ok(())
 }
 
-/// Asks a VMM process of its own, so that whatever the host's KVM does to it hurts nobody.
-fn probe() -> Result<(bool, String), PlanError> {
-    let limit = Duration::from_secs(20);
-    let mut vmm = Child::<VmmLink>::spawn("ktstr-vmm", &[], None)?;
-    let asked = vmm
-        .channel
-        .handshake("ktstr-orch", limit)
-        .and_then(|_| vmm.channel.call(Probe, Fds::default(), limit, |_, _| ()));
-    Ok(match asked {
-        Ok((report, _)) => (report.usable, report.detail),
-        Err(error) => (false, format!("the probe failed: {}", ktstr_proto::link::chain(&error))),
-    })
-}
-
-fn find_emulator(accel: AccelKind) -> Result<Emulator, PlanError> {
-    let path = env::var_os("PATH").unwrap_or_default();
-    let program = pack::in_path("qemu-system-x86_64", &path).ok_or(PlanError::NoEmulator { accel })?;
-    let program = program.canonicalize().unwrap_or(program);
-    let output = Command::new(&program).arg("--version").output().map_err(|source| PlanError::File {
-        action: "run",
-        path: program.clone(),
-        source,
-    })?;
-    let said = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
-    let version =
-        parse_version(&said).ok_or_else(|| PlanError::EmulatorVersion { program: program.clone(), said })?;
-    // The jail shows the system's library directories by itself.
-    let firmware = ["/usr/share/qemu", "/usr/share/seabios"];
-    let files = firmware.map(PathBuf::from).into_iter().filter(|dir| dir.is_dir()).collect();
-    Ok(Emulator { program, version, files })
-}
-
-/// `QEMU emulator version 10.0.2 (Debian …)` → `(10, 0)`.
-fn parse_version(said: &str) -> Option<(u32, u32)> {
-    let version = said.split_whitespace().skip_while(|word| *word != "version").nth(1)?;
-    let mut parts = version.split('.');
-    Some((parts.next()?.parse().ok()?, parts.next()?.parse().ok()?))
-}
-
-fn sound_emulator_note(emulator: Option<&Emulator>) -> Option<String> {
-    let emulator = emulator.filter(|e| e.version.0 < SOUND_EMULATOR)?;
-    let (major, minor) = emulator.version;
-    Some(format!(
-        "emulator QEMU {major}.{minor} is older than {SOUND_EMULATOR}: guests run on one host thread, since several corrupt them"
-    ))
-}
-
 /// End of the loaded kernel image in guest-physical space.
 fn image_end(vmlinux: &Path) -> Result<u64, PlanError> {
     let data = fs::read(vmlinux).map_err(|source| PlanError::File {
@@ -583,75 +362,6 @@ fn ring_region(kernel_end: u64, accel: AccelKind) -> RingRegion {
         AccelKind::Det => RingRegion { gpa, len: 16 << 20, mode: Mode::Linear },
         AccelKind::Kvm | AccelKind::Tcg => RingRegion { gpa, len: 4 << 20, mode: Mode::Wrap },
     }
-}
-
-/// Nanoseconds of an instruction under `det`, as powers of two: what a seed may choose.
-const SHIFTS: [u8; 3] = [2, 1, 3];
-/// The longest that PID 1 computes for a seed's sake, microseconds.
-const MOST_JITTER_US: u64 = 20_000;
-
-/// How fast the CPUs are under `det`.
-pub fn instruction_shift(spec: &RunSpec) -> u8 {
-    if spec.vary { SHIFTS[(spec.seed % SHIFTS.len() as u64) as usize] } else { SHIFTS[0] }
-}
-
-/// All words but those of [`clock_words`].
-fn cmdline(spec: &RunSpec, accel: AccelKind, ring: RingRegion) -> Vec<String> {
-    let verbose = matches!(&spec.job, Job::Shell(shell) if shell.dmesg);
-    let mut words = vec![
-        "console=ttyS0".to_owned(),
-        "panic=-1".into(),
-        "rdinit=/init".into(),
-        "mitigations=off".into(),
-        "random.trust_cpu=on".into(),
-        format!("loglevel={}", if verbose { 7 } else { 5 }),
-        format!("memmap={}K${:#x}", ring.len >> 10, ring.gpa),
-    ];
-    words.push("no_timer_check".into());
-    if accel != AccelKind::Kvm {
-        words.push("tsc=reliable".into());
-    }
-    words.extend(spec.kernel_args.iter().cloned());
-    words
-}
-
-/// How fast the guest's counter runs, which is measured.
-fn clock_words(accel: AccelKind, hz: Option<u64>) -> Vec<String> {
-    let emulated_tsc_khz = match accel {
-        AccelKind::Kvm => None,
-        AccelKind::Tcg => crate::tsc::host_khz(),
-        // One instruction takes 2^2 ns, and the emulator's counter runs at 1 GHz of virtual time.
-        AccelKind::Det => Some(1_000_000),
-    };
-    let mut words = Vec::new();
-    if let Some(khz) = emulated_tsc_khz {
-        words.push(format!("tsc_early_khz={khz}"));
-        // Counter ticks per jiffy. Untold, the first CPU of every package but one measures its delay
-        // loop anew, one after the other.
-        words.extend(hz.map(|hz| format!("lpj={}", khz * 1000 / hz)));
-    }
-    words
-}
-
-/// Timer interrupts per second, as the kernel was configured.
-fn kernel_hz(kernel: &Kernel) -> Option<u64> {
-    let config = fs::read_to_string(kernel.config()?).ok()?;
-    config.lines().find_map(|line| line.strip_prefix("CONFIG_HZ=")?.parse().ok()).filter(|hz| *hz > 0)
-}
-
-/// What a guest is started with and reports through is not the caller's to change.
-fn check_kernel_arg(word: &str) -> Result<(), PlanError> {
-    let name = word.split('=').next().unwrap_or_default();
-    let reason = match name {
-        "" => "it has no name",
-        "rdinit" | "init" | "initrd" => "ktstr's own init has to start",
-        "memmap" => "the channel's memory is reserved with it",
-        _ if word.contains(|c: char| c.is_control() || c == ' ') => {
-            "it contains white space; give each parameter as a word of its own"
-        }
-        _ => return Ok(()),
-    };
-    Err(PlanError::KernelArg { word: word.escape_default().to_string(), reason })
 }
 
 /// Wall-clock limits: to the guest's first word, and from there to the end.
@@ -810,16 +520,6 @@ fn guest_job(spec: &RunSpec, ring: RingRegion, accel: AccelKind) -> GuestJob {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn emulator_versions_are_read_as_distributions_print_them() {
-        assert_eq!(
-            parse_version("QEMU emulator version 10.0.2 (Debian 1:10.0.2+ds-2+deb13u1~bpo12+1)"),
-            Some((10, 0))
-        );
-        assert_eq!(parse_version("QEMU emulator version 7.2.17"), Some((7, 2)));
-        assert_eq!(parse_version("something else"), None);
-    }
 
     #[test]
     fn the_ring_never_touches_the_kernel_image() {
