@@ -172,7 +172,9 @@ impl Evidence {
             return verdict_of(cause, None);
         }
         if let Some(cause) = self.scheduler_cause().or_else(|| self.panic_cause()) {
-            return verdict_of(cause, self.returned().cloned());
+            // Under `det` there is no host to blame.
+            let host = host.filter(|_| accel != Some(AccelKind::Det));
+            return excuse::stall(verdict_of(cause, self.returned().cloned()), host);
         }
         if let Some(end) = self.exec_end() {
             let (status, outcome) = match end {

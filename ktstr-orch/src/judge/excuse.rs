@@ -4,12 +4,16 @@
 //! scheduler treated well. A finding about time is excused only as far as the wait that was measured
 //! explains it: the gap less the longest wait within such a gap must be within the limit. Nothing
 //! here turns a failure into a pass, and nothing is excused without figures.
+//!
+//! The kernel's watchdog knows nothing of the host either: see [`stall`].
 
 use ktstr_proto::{
     histogram::Histogram,
     host::HostTime,
-    verdict::{Assert, AssertResult, CgroupStats, DetailKind, Outcome, ScenarioStats},
+    verdict::{Assert, AssertResult, Cause, CgroupStats, DetailKind, Outcome, ScenarioStats},
 };
+
+use super::Judgement;
 
 /// A vCPU kept waiting for this share of the window, percent, explains a worker that did nothing.
 const HARDLY_RAN_PCT: f64 = 90.0;
@@ -109,6 +113,34 @@ fn no_progress(stats: &ScenarioStats, assert: &Assert, host: &HostTime) -> Optio
     })
 }
 
+/// Reconsiders a stall that the kernel's watchdog reported.
+///
+/// The watchdog gives a task so many seconds, by a clock that goes on while the host withholds every vCPU. Where
+/// it withheld more than three quarters of them, the scheduler had less than a quarter of its time, and
+/// nobody can tell. With more than that it has to run every task, on however slow a machine.
+pub fn stall(mut judgement: Judgement, host: Option<&HostTime>) -> Judgement {
+    if let (Some(Cause::SchedulerStall { reason }), Some(host)) = (&mut judgement.cause, host)
+        && let Some(stalled_ms) = stalled_ms(reason)
+    {
+        let (waited, thread) = host.worst_wait_within(stalled_ms);
+        if waited * 4 > stalled_ms * 3 {
+            judgement.outcome = Outcome::Inconclusive;
+            reason.push_str(&format!(
+                "; but the host kept vCPU thread {thread} waiting for {waited} ms of such a stretch, so this may be the host's doing"
+            ));
+        }
+    }
+    judgement
+}
+
+/// How long nothing ran, from the kernel's words (kernel/sched/ext.c, `check_rq_for_timeouts()` and
+/// `scx_tick()`): `… failed to run for 5.272s`, `watchdog failed to check in for 5.272s`.
+fn stalled_ms(reason: &str) -> Option<u64> {
+    let (_, time) = reason.rsplit_once(" for ")?;
+    let seconds: f64 = time.trim_end_matches(')').strip_suffix('s')?.parse().ok()?;
+    (seconds.is_finite() && seconds > 0.0).then_some((seconds * 1000.0) as u64)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -139,6 +171,34 @@ mod tests {
         let mut too_long = result(DetailKind::Gap, 5900, 0.0);
         by_host(&mut too_long, &assert, &host(vec![vec![40; 60]]));
         assert_eq!((too_long.outcome, too_long.details[0].message.as_str()), (Outcome::Fail, "finding"));
+    }
+
+    #[test]
+    fn a_stall_is_in_doubt_only_where_the_host_withheld_almost_everything() {
+        let judged = |reason: &str, host: Option<&HostTime>| {
+            let cause = Some(Cause::SchedulerStall { reason: reason.into() });
+            let judgement = Judgement {
+                outcome: Outcome::Fail,
+                infrastructure: false,
+                cause,
+                result: None,
+                exit_status: None,
+            };
+            let judgement = stall(judgement, host);
+            (judgement.outcome, format!("{:?}", judgement.cause))
+        };
+        let starved = host(vec![vec![10; 60], vec![90; 60]]);
+        let late = "runnable task stall: watchdog failed to check in for 5.272s";
+        let (outcome, cause) = judged(late, Some(&starved));
+        assert!(
+            outcome == Outcome::Inconclusive && cause.contains("vCPU thread 1 waiting for 4860 ms"),
+            "{cause}"
+        );
+        let task = "runnable task stall (worker[123] failed to run for 5.120s)";
+        assert_eq!(judged(task, Some(&starved)).0, Outcome::Inconclusive);
+        assert_eq!(judged(task, Some(&host(vec![vec![60; 60]]))).0, Outcome::Fail, "a busy host");
+        assert_eq!(judged(task, None).0, Outcome::Fail);
+        assert_eq!(judged("runnable task stall", Some(&starved)).0, Outcome::Fail, "no time was named");
     }
 
     #[test]
