@@ -1,7 +1,9 @@
 //! The whole catalogue of ready-made scenarios on a real kernel: one boot, every scenario for a moment.
 //!
 //! `KTSTR_CATALOGUE_MS` changes the moment, `KTSTR_CATALOGUE` runs only scenarios whose name has that
-//! text in it; both reach the guest through `KTSTR_GUEST_ENV`. Each scenario's outcome and time are printed.
+//! text in it; `KTSTR_CATALOGUE_AFTER` begins after the one of that name and `KTSTR_CATALOGUE_LIMIT_S` begins
+//! none after so many seconds, which is how `cargo xtask scenarios` goes on in another boot. All reach the
+//! guest through `KTSTR_GUEST_ENV`. Each scenario's begin, outcome and time are printed.
 
 use std::time::Instant;
 
@@ -9,6 +11,7 @@ use ktstr::prelude::*;
 
 declare_scheduler!(SCX_KTSTR, { name = "scx-ktstr", binary = "scx-ktstr", topology = (1, 2, 2, 1) });
 declare_scheduler!(SCX_BPFLAND, { name = "scx_bpfland", binary = "scx_bpfland", topology = (1, 2, 2, 1) });
+declare_scheduler!(SCX_LAVD, { name = "scx_lavd", binary = "scx_lavd", topology = (1, 2, 2, 1) });
 
 /// How long each scenario runs when nothing is said.
 const MOMENT: Duration = Duration::from_millis(400);
@@ -20,9 +23,25 @@ fn run_all(ctx: &Ctx) -> Result<AssertResult> {
         None => MOMENT,
     };
     let only = set("KTSTR_CATALOGUE").unwrap_or_default();
+    let mut wanted: Vec<_> = scenarios::catalogue().filter(|canned| canned.name.contains(&only)).collect();
+    if let Some(last) = set("KTSTR_CATALOGUE_AFTER") {
+        let at = wanted.iter().position(|canned| format!("{}::{}", canned.group, canned.name) == last);
+        wanted.drain(..=at.with_context(|| format!("KTSTR_CATALOGUE_AFTER: no scenario {last}"))?);
+    }
+    let limit = match set("KTSTR_CATALOGUE_LIMIT_S") {
+        Some(s) => Duration::from_secs(s.parse().context("KTSTR_CATALOGUE_LIMIT_S")?),
+        None => Duration::MAX,
+    };
     let mut all = AssertResult::pass();
     let ctx = ctx.lasting(moment);
-    for canned in scenarios::catalogue().filter(|canned| canned.name.contains(&only)) {
+    let start = Instant::now();
+    println!("catalogue: {} scenarios", wanted.len());
+    for canned in wanted {
+        if start.elapsed() >= limit {
+            println!("catalogue: out of time");
+            return Ok(all);
+        }
+        println!("catalogue: begins {}::{}", canned.group, canned.name);
         let begun = Instant::now();
         let result = (canned.run)(&ctx).with_context(|| format!("{}::{}", canned.group, canned.name))?;
         println!(
@@ -37,6 +56,7 @@ fn run_all(ctx: &Ctx) -> Result<AssertResult> {
             all.push(detail.kind, detail.outcome, format!("{}: {}", canned.name, detail.message));
         }
     }
+    println!("catalogue: complete");
     Ok(all)
 }
 
@@ -54,5 +74,11 @@ fn under_scx_ktstr(ctx: &Ctx) -> Result<AssertResult> {
 /// As [`under_eevdf`], under a scheduler that others publish; it has to be in `PATH` or `KTSTR_BIN_DIR`.
 #[ktstr_test(scheduler = SCX_BPFLAND, duration_s = 120, ignore)]
 fn under_scx_bpfland(ctx: &Ctx) -> Result<AssertResult> {
+    run_all(ctx)
+}
+
+/// As [`under_scx_bpfland`], under another.
+#[ktstr_test(scheduler = SCX_LAVD, duration_s = 120, ignore)]
+fn under_scx_lavd(ctx: &Ctx) -> Result<AssertResult> {
     run_all(ctx)
 }
