@@ -20,7 +20,8 @@ const SCHEDULER_LINES: usize = 8;
 pub struct Line {
     pub scenario: String,
     pub outcome: String,
-    pub ms: u64,
+    /// `None` when its boot ended before it did.
+    pub ms: Option<u64>,
     /// What was found.
     pub details: Vec<String>,
 }
@@ -104,7 +105,7 @@ fn read(said: &str, report: Option<&Value>) -> Boot {
             {
                 let Ok(ms) = ms.parse() else { continue };
                 let scenario = format!("{group}::{name}");
-                lines.push(Line { scenario, outcome: outcome.join(" "), ms, details: Vec::new() });
+                lines.push(Line { scenario, outcome: outcome.join(" "), ms: Some(ms), details: Vec::new() });
                 begun = None;
             }
             _ if begun.is_none() && text.starts_with("    ") => {
@@ -118,9 +119,8 @@ fn read(said: &str, report: Option<&Value>) -> Boot {
     let outcome = report.map_or("no report", outcome);
     let ending = match begun {
         Some(scenario) => {
-            let ms = report.and_then(|report| duration(report, scenario)).unwrap_or_default();
             let details = report.map(evidence).unwrap_or_default();
-            lines.push(Line { scenario: scenario.into(), outcome: outcome.into(), ms, details });
+            lines.push(Line { scenario: scenario.into(), outcome: outcome.into(), ms: None, details });
             Ending::Within
         }
         None if complete => Ending::Complete(beside(report)),
@@ -151,15 +151,6 @@ fn outcome(report: &Value) -> &'static str {
     }
 }
 
-/// How long the scenario that was under way had run when the boot ended, by the timeline.
-fn duration(report: &Value, scenario: &str) -> Option<u64> {
-    let marks = report.get("timeline")?.as_array()?;
-    let at = |mark: &Value| mark.get("t_ns").and_then(Value::as_u64);
-    let begins = format!("catalogue: begins {scenario}");
-    let begun = marks.iter().find(|mark| mark.to_string().contains(&begins)).and_then(at)?;
-    Some(marks.last().and_then(at)?.saturating_sub(begun) / 1_000_000)
-}
-
 /// What ended a run, in the words of who ended it: the cause, and the last of what the scheduler said.
 fn evidence(report: &Value) -> Vec<String> {
     let cause = match report.get("cause") {
@@ -176,11 +167,20 @@ fn evidence(report: &Value) -> Vec<String> {
     lines.extend(
         kernel.iter().filter(|line| line.contains("sched_ext:")).map(|line| format!("kernel: {line}")),
     );
-    let log = texts(report.get("scheduler_log"));
+    let log: Vec<String> = texts(report.get("scheduler_log")).iter().map(|line| plain(line)).collect();
+    let log: Vec<&String> = log.iter().filter(|line| line.chars().any(char::is_alphanumeric)).collect();
     let from = log.len().saturating_sub(SCHEDULER_LINES);
-    lines.extend(log[from..].iter().map(|line| format!("scheduler: {}", line.trim_end())));
+    lines.extend(log[from..].iter().map(|line| format!("scheduler: {line}")));
     lines.extend(beside(Some(report)));
     lines
+}
+
+/// A line without what colours it on a terminal.
+fn plain(line: &str) -> String {
+    let mut pieces = line.split("\u{1b}[");
+    let first = pieces.next().unwrap_or_default().to_owned();
+    let rest = pieces.filter_map(|piece| piece.split_once(|c: char| c.is_ascii_alphabetic()));
+    rest.fold(first, |text, (_, after)| text + after).trim_end().to_owned()
 }
 
 /// The fields of a cause as one text.
@@ -225,7 +225,10 @@ mod tests {
         );
         let boot = read(&said, Some(&report));
         assert_eq!(boot.ending, Ending::Complete(vec!["Fail: two".into()]));
-        assert_eq!((boot.lines.len(), boot.lines[0].ms, boot.lines[1].outcome.as_str()), (2, 437, "NOT RUN"));
+        assert_eq!(
+            (boot.lines.len(), boot.lines[0].ms, boot.lines[1].outcome.as_str()),
+            (2, Some(437), "NOT RUN")
+        );
         assert_eq!(boot.lines[1].details, ["no such thing"]);
         let said = format!("{TWO}catalogue: out of time\n");
         assert_eq!(read(&said, None).ending, Ending::OutOfTime(Vec::new()));
@@ -237,20 +240,20 @@ mod tests {
             format!("{TWO}catalogue: begins dynamic::cpu_hotplug\nktstr_test 'x' FAILED\n    total 9 ms\n");
         let report = json(
             r#"{"outcome":"Fail","infrastructure":false,"cause":{"SchedulerStall":{"reason":"runnable task stall"}},
-            "scheduler_log":["a\n","EXIT: runnable task stall\n"],"console_tail":["x","sched_ext: disabled"],
-            "timeline":[{"t_ns":1000000,"what":"catalogue: begins dynamic::cpu_hotplug"},{"t_ns":9000000,"what":"y"}]}"#,
+            "scheduler_log":["\u001b[0m\u001b[34m[INFO] a\n","====","EXIT: runnable task stall\n"],"console_tail":["x","sched_ext: disabled"],
+            "result":null}"#,
         );
         let boot = read(&said, Some(&report));
         let last = boot.lines.last().unwrap();
         assert_eq!((boot.ending, boot.lines.len()), (Ending::Within, 3));
         assert_eq!(
             (last.scenario.as_str(), last.outcome.as_str(), last.ms),
-            ("dynamic::cpu_hotplug", "FAIL", 8)
+            ("dynamic::cpu_hotplug", "FAIL", None)
         );
         let wanted = [
             "SchedulerStall reason: runnable task stall",
             "kernel: sched_ext: disabled",
-            "scheduler: a",
+            "scheduler: [INFO] a",
             "scheduler: EXIT: runnable task stall",
         ];
         assert_eq!(last.details, wanted);

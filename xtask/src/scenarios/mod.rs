@@ -103,7 +103,8 @@ fn column(machine: &Machine<'_>, runs: &Path, name: String) -> Result<Column> {
         let boot = machine.boot(after.as_deref(), &runs.join(format!("boot-{}", column.boots)))?;
         let Boot { lines, ending } = boot;
         for line in &lines {
-            println!("    {:50} {:14} {:6} ms", line.scenario, line.outcome, line.ms);
+            let ms = line.ms.map_or_else(|| "ended its boot".into(), |ms| format!("{ms:6} ms"));
+            println!("    {:50} {:14} {ms}", line.scenario, line.outcome);
             line.details.iter().for_each(|detail| println!("        {detail}"));
         }
         after = lines.last().map(|line| line.scenario.clone()).or(after);

@@ -58,8 +58,9 @@ pub fn render(columns: &[Column], accel: &str, moment_ms: u32) -> String {
         let _ = write!(page, "| {scenario} |");
         for cell in cells {
             let _ = match cell {
-                Some(line) if line.outcome == "PASS" => write!(page, " {} |", line.ms),
-                Some(line) => write!(page, " {} ({}) |", line.ms, line.outcome),
+                Some(Line { outcome, ms: Some(ms), .. }) if outcome == "PASS" => write!(page, " {ms} |"),
+                Some(Line { outcome, ms: Some(ms), .. }) => write!(page, " {ms} ({outcome}) |"),
+                Some(line) => write!(page, " {} |", line.outcome),
                 None => write!(page, " not run |"),
             };
         }
@@ -67,7 +68,7 @@ pub fn render(columns: &[Column], accel: &str, moment_ms: u32) -> String {
     }
     let _ = write!(page, "| **all** ({}) |", rows.len());
     for column in columns {
-        let sum: u64 = column.lines.iter().map(|line| line.ms).sum();
+        let sum: u64 = column.lines.iter().filter_map(|line| line.ms).sum();
         let (count, boots, verdict) = (column.lines.len(), column.boots, column.verdict());
         let _ = write!(page, " {count} scenarios, {boots} boots, {} s: {verdict} |", sum / 1000);
     }
@@ -90,7 +91,7 @@ mod tests {
     use super::*;
 
     fn line(scenario: &str, outcome: &str, ms: u64) -> Line {
-        Line { scenario: scenario.into(), outcome: outcome.into(), ms, details: Vec::new() }
+        Line { scenario: scenario.into(), outcome: outcome.into(), ms: Some(ms), details: Vec::new() }
     }
 
     #[test]
