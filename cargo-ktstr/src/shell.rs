@@ -98,6 +98,9 @@ fn spec(args: &ShellArgs) -> anyhow::Result<RunSpec> {
         env: Vec::new(),
         disk: args.disk,
         networks: Vec::new(),
+        performance: Default::default(),
+        cpu_budget: None,
+        cleanup_budget_ms: None,
     })
 }
 

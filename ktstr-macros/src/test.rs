@@ -65,6 +65,8 @@ const REST: &[&str] = &[
     "seeds",
     "num_snapshots",
     "watchdog_timeout_s",
+    "cpu_budget",
+    "cleanup_budget_ms",
     "ignore",
 ];
 
@@ -265,7 +267,9 @@ fn fields(attributes: &Attributes) -> Result<TokenStream> {
     if let Some(networks) = networks(attributes)? {
         add("networks", quote!(const { &#networks }));
     }
-    add("watchdog_timeout_s", option(attributes.positive_u32("watchdog_timeout_s")?));
+    for number in ["watchdog_timeout_s", "cpu_budget", "cleanup_budget_ms"] {
+        add(number, option(attributes.positive_u32(number)?));
+    }
     add("workload_root_cgroup", option(attributes.text("workload_root_cgroup")?));
     Ok(fields)
 }

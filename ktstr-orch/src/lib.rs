@@ -10,6 +10,7 @@ pub mod children;
 mod devices;
 mod disk;
 mod door;
+mod host_cpus;
 pub mod host_time;
 pub mod judge;
 pub mod pack;

@@ -20,14 +20,14 @@ use ktstr_proto::{
     device::MAX_NETWORKS,
     guest::{BASE_PATH, ENTROPY_PATH, GuestBase, GuestJob, GuestScheduler, GuestTask, GuestTest},
     ring::{Mode, RingRegion},
-    run::{Job, RunSpec, SchedulerJob},
+    run::{Job, Performance, RunSpec, SchedulerJob},
     verdict::Assert,
     vmm::Emulator,
 };
 
 use crate::{
     children::find_executable,
-    devices, disk,
+    devices, disk, host_cpus,
     pack::{self, Initramfs, LibraryPath, memory},
     store::{Kernel, Store, store_root},
     warm::{self, Likeness, WarmStore},
@@ -160,6 +160,15 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
         return Err(PlanError::InteractiveDet);
     }
     check_devices(spec, accel, &kernel)?;
+    if let Some(wanted) = spec.cpu_budget {
+        let allowed = host_cpus::allowed().len();
+        if allowed < wanted as usize {
+            return Err(PlanError::CpuBudget { wanted, allowed });
+        }
+    }
+    if spec.performance == Performance::Isolated {
+        return Err(PlanError::Isolation { why: "this version gives no vCPU a host CPU of its own".into() });
+    }
     match (spec.watchdog_ms, accel) {
         (Some(_), AccelKind::Det) => {
             return Err(PlanError::Watchdog { why: "under det nothing on the host may write there" });

@@ -32,7 +32,7 @@ use ktstr_proto::{
 
 use crate::{
     children::{Child, describe},
-    devices,
+    devices, host_cpus,
     host_time::HostWatch,
     judge::{Evidence, Stopped, unregistered},
     plan::{Plan, PlanError},
@@ -213,6 +213,7 @@ impl Session {
         let died = |e: &dyn std::error::Error| Stopped::Died(Process::Vmm, chain(e));
         let mut vmm =
             Child::<VmmLink>::spawn("ktstr-vmm", &[], self.dir.log_file("vmm.log")).map_err(|e| died(&e))?;
+        self.hold_to_budget(vmm.pid())?;
         let mut fds = Fds::default();
         let (disk, networks) = self.start_devices(&plan, &mut fds)?;
         let start = Start {
@@ -249,6 +250,17 @@ impl Session {
         self.vmm = Some(vmm);
         self.plan = Some(plan);
         self.state = State::Starting;
+        Ok(())
+    }
+
+    /// A machine that may use only some of the host's CPUs is held to them before it is built.
+    fn hold_to_budget(&mut self, vmm: u32) -> Result<(), Stopped> {
+        let Some(count) = self.spec.cpu_budget else { return Ok(()) };
+        let chosen = host_cpus::choose(&host_cpus::allowed(), count, std::process::id() as usize);
+        let cpus = chosen.ok_or_else(|| Stopped::BadRequest("the host CPUs changed meanwhile".into()))?;
+        host_cpus::hold(vmm, &cpus)
+            .map_err(|e| Stopped::BadRequest(format!("cannot hold the VMM to CPUs {cpus:?}: {e}")))?;
+        self.notice(format!("cpu_budget: the machine runs on the host's CPUs {cpus:?}"));
         Ok(())
     }
 
@@ -499,7 +511,8 @@ impl Session {
         }
         self.state = State::Finishing;
         self.abandon("the machine is gone");
-        self.give_up = Some(Instant::now() + SUMMARY_LIMIT);
+        let budget = self.spec.cleanup_budget_ms.map_or(SUMMARY_LIMIT, Duration::from_millis);
+        self.give_up = Some(Instant::now() + budget.min(SUMMARY_LIMIT));
         match self.monitor {
             Some(_) => self.ask_monitor(MonitorRequest::Finish(Finish)),
             None => self.finish(),

@@ -107,6 +107,19 @@ impl fmt::Display for RunId {
     }
 }
 
+/// What the host does for the machine's own time.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+pub enum Performance {
+    /// What can be had without asking more of the host.
+    #[default]
+    Usual,
+    /// Each vCPU has a host CPU of its own, and whatever else keeps others away; without it the run is
+    /// not run.
+    Isolated,
+    /// Nothing of the kind, so that large machines run on small hosts.
+    Unassisted,
+}
+
 /// Everything the orchestrator needs to carry out one run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunSpec {
@@ -154,6 +167,12 @@ pub struct RunSpec {
     pub disk: Option<DiskConfig>,
     /// Its networks, at most [`crate::device::MAX_NETWORKS`].
     pub networks: Vec<NetConfig>,
+    /// What the host does for the machine's own time.
+    pub performance: Performance,
+    /// Host CPUs on which the machine may run; needs [`Performance::Unassisted`].
+    pub cpu_budget: Option<u32>,
+    /// How long putting the run away may take once its machine is gone, milliseconds of wall time.
+    pub cleanup_budget_ms: Option<u64>,
 }
 
 /// What runs in the guest.

@@ -82,6 +82,9 @@ fn spec() -> RunSpec {
         env: vec![("A".into(), "B".into())],
         disk: Some(disk()),
         networks: vec![NetConfig::new()],
+        performance: Performance::Unassisted,
+        cpu_budget: Some(4),
+        cleanup_budget_ms: Some(8),
     }
 }
 

@@ -15,6 +15,11 @@ use crate::Scheduler;
 /// Scenario length of tests that do not say another, seconds of guest time.
 pub const DEFAULT_DURATION_S: u64 = 5;
 
+/// Captures of one scenario, at most.
+const MAX_SNAPSHOTS: u32 = 64;
+/// Least time between two of them, milliseconds: the guest stands for some of it.
+const MIN_SPACING_MS: u64 = 100;
+
 /// Machine shape of tests that neither say one nor name a scheduler.
 const DEFAULT_SHAPE: Topology = Topology { numa_nodes: 1, llcs: 1, cores: 2, threads: 1 };
 
@@ -114,6 +119,10 @@ pub struct KtstrTestEntry {
     pub num_snapshots: u32,
     /// What the kernel's stall watchdog is to tolerate at least, seconds.
     pub watchdog_timeout_s: Option<u32>,
+    /// Host CPUs on which the machine may run.
+    pub cpu_budget: Option<u32>,
+    /// How long putting the run away may take, milliseconds.
+    pub cleanup_budget_ms: Option<u32>,
 }
 
 /// Why a test cannot be run as it is written.
@@ -134,6 +143,25 @@ pub enum Invalid {
     /// Host isolation is asked for and forbidden.
     #[error("`performance_mode` and `no_perf_mode` cannot stand together")]
     PerformanceMode,
+    /// A number of host CPUs where the host decides, or none.
+    #[error("`cpu_budget = {cpus}` needs `no_perf_mode`, and at least one CPU")]
+    CpuBudget {
+        /// The number.
+        cpus: u32,
+    },
+    /// No time to put the run away.
+    #[error("`cleanup_budget_ms = 0` leaves no time to put the run away")]
+    CleanupBudget,
+    /// Captures that would take all of the time.
+    #[error(
+        "{count} snapshots do not fit into {duration_s} s: at most {MAX_SNAPSHOTS}, and {MIN_SPACING_MS} ms between two"
+    )]
+    Snapshots {
+        /// How many.
+        count: u32,
+        /// The scenario's length, seconds.
+        duration_s: u64,
+    },
     /// A pattern without the error it is looked for in.
     #[error("`{which}` needs `expect_err`")]
     MatcherWithoutError {
@@ -240,6 +268,15 @@ impl KtstrTestEntry {
         refuse_if(self.memory_mb == Some(0), Invalid::Memory)?;
         refuse_if(self.seeds == Some(0), Invalid::Seeds)?;
         refuse_if(self.performance_mode && self.no_perf_mode, Invalid::PerformanceMode)?;
+        if let Some(cpus) = self.cpu_budget {
+            refuse_if(cpus == 0 || !self.no_perf_mode, Invalid::CpuBudget { cpus })?;
+        }
+        refuse_if(self.cleanup_budget_ms == Some(0), Invalid::CleanupBudget)?;
+        let (count, duration_s) = (self.num_snapshots, self.duration_s);
+        // Evenly spread over 80 % of the scenario, as the orchestrator does.
+        let spacing_ms = duration_s.saturating_mul(800) / (u64::from(count) + 1);
+        let crowded = count > MAX_SNAPSHOTS || (count > 0 && spacing_ms < MIN_SPACING_MS);
+        refuse_if(crowded, Invalid::Snapshots { count, duration_s })?;
         let Expect { err, error_contains, error_matches, survives_storm } = self.expect;
         for (which, given) in [
             ("expect_scx_bpf_error_contains", error_contains.is_some()),
@@ -249,7 +286,8 @@ impl KtstrTestEntry {
         }
         refuse_if(survives_storm && (err || self.scheduler.is_none()), Invalid::Storm)?;
         let looked_at = self.post_vm.is_some() || self.post_vm_unconditional.is_some();
-        let needs_machine = self.scheduler.is_some() || looked_at || err || self.seeds.is_some();
+        let needs_machine =
+            self.scheduler.is_some() || looked_at || err || self.seeds.is_some() || self.num_snapshots > 0;
         refuse_if(self.host_only && needs_machine, Invalid::HostOnly)?;
         let devices = self.disk.is_some() || !self.networks.is_empty();
         refuse_if(self.host_only && devices, Invalid::HostOnly)?;
@@ -331,6 +369,8 @@ impl KtstrTestEntry {
         seeds: None,
         num_snapshots: 0,
         watchdog_timeout_s: None,
+        cpu_budget: None,
+        cleanup_budget_ms: None,
     };
 }
 

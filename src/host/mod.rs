@@ -168,11 +168,6 @@ enum Carried {
 
 fn carry_out(entry: &KtstrTestEntry, variant: &Variant) -> Result<Carried, Box<dyn std::error::Error>> {
     let spec = spec_of_variant(entry, variant)?;
-    if entry.performance_mode && std::env::var_os("KTSTR_NO_PERF_MODE").is_none_or(|value| value.is_empty()) {
-        let reason = "performance_mode: this build cannot isolate a machine on its host; KTSTR_NO_PERF_MODE=1 \
-                      runs it without";
-        return Ok(Carried::LeftOut(left_out::report(&spec, reason)));
-    }
     match seeds::Plan::of(&spec, entry.seeds)? {
         seeds::Plan::Once => {
             let accel = spec.accel;

@@ -3,6 +3,7 @@
 //! Read from the environment: `KTSTR_KERNEL` (or `KTSTR_TEST_KERNEL`, which wins), `KTSTR_ACCEL`,
 //! `KTSTR_SEED`, `KTSTR_VARY` (1: the seed also decides speed and boot, as it does among many), `KTSTR_SCHEDULER`, `KTSTR_OBSERVE` (0: no monitor), `KTSTR_SNAPSHOTS` (captures per scenario),
 //! `KTSTR_WARM` (1: begin from a snapshot of a ready machine) and `KTSTR_COLD` (1: never),
+//! `KTSTR_NO_PERF_MODE` (1: no test isolates its machine),
 //! `KTSTR_RUNS_ROOT` (or `KTSTR_RUNS_DIR`), `RUST_LOG` for the guest, `KTSTR_GUEST_ENV` (`A=b,C=d`: more
 //! variables for the guest).
 
@@ -13,7 +14,7 @@ use std::{
 
 use ktstr_proto::{
     Accel, Topology,
-    run::{Expectation, Job, PlacedFile, RunSpec, SchedulerJob, TestJob, UnknownAccel},
+    run::{Expectation, Job, Performance, PlacedFile, RunSpec, SchedulerJob, TestJob, UnknownAccel},
     topology::TopologyError,
 };
 
@@ -155,6 +156,9 @@ pub fn spec_of_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<RunS
         env: guest_env(),
         disk: entry.disk,
         networks: entry.networks.to_vec(),
+        performance: performance(entry),
+        cpu_budget: entry.cpu_budget,
+        cleanup_budget_ms: entry.cleanup_budget_ms.map(u64::from),
     })
 }
 
@@ -219,6 +223,15 @@ fn kernel_args(entry: &KtstrTestEntry) -> Vec<String> {
         words.push("nokaslr".into());
     }
     words
+}
+
+/// What the host is to do for the machine; on a host that cannot, `KTSTR_NO_PERF_MODE` takes the wish back.
+fn performance(entry: &KtstrTestEntry) -> Performance {
+    match (entry.performance_mode, entry.no_perf_mode || set("KTSTR_NO_PERF_MODE").is_some()) {
+        (_, true) => Performance::Unassisted,
+        (true, false) => Performance::Isolated,
+        (false, false) => Performance::Usual,
+    }
 }
 
 fn expectation(entry: &KtstrTestEntry) -> Expectation {

@@ -21,6 +21,8 @@ const EXCLUDE: &[(&str, &str, &str)] = &[
     ("host_only", "num_snapshots", "there is no machine that could be captured"),
     ("host_only", "staged_schedulers", "no scheduler is started on the host"),
     ("performance_mode", "seeds", "seeds are run under `det`, which no host can speed up"),
+    ("host_only", "cpu_budget", "there is no machine that could be held to it"),
+    ("host_only", "cleanup_budget_ms", "there is no machine to put away"),
     ("host_only", "disk", "there is no machine that could have one"),
     ("host_only", "networks", "there is no machine that could have them"),
     ("expect_err", "post_vm", "it is not called after a failure; use `post_vm_unconditional`"),
@@ -29,10 +31,16 @@ const EXCLUDE: &[(&str, &str, &str)] = &[
 /// Each is a file of about a megabyte, and the guest stands for it.
 const MAX_SNAPSHOTS: u32 = 64;
 
+/// Least time between two of them.
+const MIN_SPACING_MS: u64 = 100;
+/// Scenario length when nothing is said, as the registry has it.
+const DEFAULT_DURATION_S: u64 = 5;
+
 /// What needs something else, and what for.
 const NEED: &[(&str, &str, &str)] = &[
     ("expect_scx_bpf_error_contains", "expect_err", "it is looked for in the error that is expected"),
     ("expect_scx_bpf_error_matches", "expect_err", "it is looked for in the error that is expected"),
+    ("cpu_budget", "no_perf_mode", "otherwise the host decides where the vCPUs run"),
     ("watchdog_timeout_s", "scheduler", "there must be a scheduler that is watched"),
     ("survives_storm", "scheduler", "there must be a scheduler that can survive"),
     ("extra_sched_args", "scheduler", "there must be a scheduler that takes them"),
@@ -65,6 +73,7 @@ pub fn contradictions(attributes: &Attributes) -> Result<()> {
         let message = format!("`num_snapshots = {count}` is more than the {MAX_SNAPSHOTS} a run keeps");
         return Err(Error::new(value_span(attributes, "num_snapshots"), message));
     }
+    spacing(attributes)?;
     own_shape_fits(attributes)?;
     pattern(attributes)?;
     twice(attributes)?;
@@ -73,6 +82,19 @@ pub fn contradictions(attributes: &Attributes) -> Result<()> {
     {
         let message = "`workload_root_cgroup` begins with `/`, is not `/` itself and has no `..` in it";
         return Err(Error::new(value_span(attributes, "workload_root_cgroup"), message));
+    }
+    Ok(())
+}
+
+/// Snapshots are spread over 80 % of the scenario; what is denser would mostly look at its own traces.
+fn spacing(attributes: &Attributes) -> Result<()> {
+    let Some(count) = attributes.positive_u32("num_snapshots")? else { return Ok(()) };
+    let seconds = attributes.positive("duration_s")?.unwrap_or(DEFAULT_DURATION_S);
+    if seconds.saturating_mul(800) / (u64::from(count) + 1) < MIN_SPACING_MS {
+        let message = format!(
+            "`num_snapshots = {count}` in {seconds} s leaves less than {MIN_SPACING_MS} ms between two of them"
+        );
+        return Err(Error::new(value_span(attributes, "num_snapshots"), message));
     }
     Ok(())
 }

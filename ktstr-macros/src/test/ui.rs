@@ -46,6 +46,23 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "`survives_storm` and `expect_err` cannot stand together: a scheduler cannot both survive and fail",
         "expect_err",
     ),
+    (
+        "cpu_budget = 2",
+        "`cpu_budget` needs `no_perf_mode`: otherwise the host decides where the vCPUs run",
+        "cpu_budget",
+    ),
+    ("no_perf_mode, cpu_budget = 0", "`cpu_budget` must be at least 1", "0"),
+    ("cleanup_budget_ms = 0", "`cleanup_budget_ms` must be at least 1", "0"),
+    (
+        "host_only, cleanup_budget_ms = 9",
+        "`host_only` and `cleanup_budget_ms` cannot stand together: there is no machine to put away",
+        "cleanup_budget_ms",
+    ),
+    (
+        "duration_s = 1, num_snapshots = 8",
+        "`num_snapshots = 8` in 1 s leaves less than 100 ms between two of them",
+        "8",
+    ),
     ("networks = NET", "`networks` must be a list of `NetConfig` constants, `[NET]`", "NET"),
     ("networks = []", "`networks` must be a list of `NetConfig` constants, `[NET]`", "["),
     ("disk", "`disk` needs a value: `disk = …`", "disk"),

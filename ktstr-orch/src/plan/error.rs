@@ -126,6 +126,20 @@ pub enum PlanError {
         /// Why it does not.
         why: &'static str,
     },
+    /// The host cannot keep others away from the machine.
+    #[error("performance_mode: {why}; KTSTR_NO_PERF_MODE=1 runs the test without")]
+    Isolation {
+        /// What is missing.
+        why: String,
+    },
+    /// Fewer host CPUs than the machine may use.
+    #[error("cpu_budget: {wanted} host CPUs are wanted and this process may use {allowed}")]
+    CpuBudget {
+        /// How many.
+        wanted: u32,
+        /// How many there are.
+        allowed: usize,
+    },
     /// A file cannot be used.
     #[error("cannot {action} {path}")]
     File {
@@ -164,6 +178,8 @@ impl PlanError {
                 | Self::NoEmulator { .. }
                 | Self::NoKvm { .. }
                 | Self::Watchdog { .. }
+                | Self::Isolation { .. }
+                | Self::CpuBudget { .. }
         )
     }
 }

@@ -658,6 +658,9 @@ mod tests {
             env: Vec::new(),
             disk: None,
             networks: Vec::new(),
+            performance: Default::default(),
+            cpu_budget: None,
+            cleanup_budget_ms: None,
         };
         let mut session = Session::open(spec).unwrap();
         session.vmm_known = true;
