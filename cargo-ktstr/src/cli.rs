@@ -146,14 +146,14 @@ pub fn accel(option: Option<Accel>) -> anyhow::Result<Accel> {
     }
 }
 
-/// Whether a guest may begin from a snapshot, under `tcg`.
+/// Whether a guest may begin from a snapshot of a machine that is like it, under `tcg`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Args)]
 pub struct BeginArgs {
-    /// Begin from a snapshot of a machine that is ready, or keep one when there is none; only under tcg
-    /// [default: with KTSTR_WARM=1]
+    /// Begin from a snapshot of a ready machine, or keep one when there is none; only under tcg
+    /// [default: unless KTSTR_COLD=1]
     #[arg(long, conflicts_with = "cold")]
     pub warm: bool,
-    /// Boot; begin from no snapshot and keep none [default: unless KTSTR_WARM=1]
+    /// Boot; begin from no snapshot and keep none
     #[arg(long)]
     pub cold: bool,
 }
@@ -161,8 +161,8 @@ pub struct BeginArgs {
 impl BeginArgs {
     /// With what the environment says where no option does.
     pub fn is_warm(self) -> bool {
-        let set = |name| std::env::var(name).is_ok_and(|value| value == "1");
-        self.warm || (!self.cold && set("KTSTR_WARM") && !set("KTSTR_COLD"))
+        let refused = std::env::var("KTSTR_COLD").is_ok_and(|value| value == "1");
+        self.warm || !(self.cold || refused)
     }
 }
 

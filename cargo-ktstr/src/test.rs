@@ -35,7 +35,7 @@ pub fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
         command.env("KTSTR_COLD", "1");
     }
     if args.begin.warm {
-        command.env("KTSTR_WARM", "1").env_remove("KTSTR_COLD");
+        command.env_remove("KTSTR_COLD");
     }
     let root = runs_root()?;
     command.env("KTSTR_RUNS_ROOT", &root);

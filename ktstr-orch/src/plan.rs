@@ -186,7 +186,9 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
     let ring = ring_region(kernel_end, accel);
     // What another process serves is not in a snapshot of the machine.
     let alone = spec.disk.is_none() && spec.networks.is_empty();
-    let may_wait = spec.warm && accel == AccelKind::Tcg && !interactive && alone;
+    // Who wants to read the kernel's console wants to see it boot.
+    let reads_console = matches!(&spec.job, Job::Shell(shell) if shell.dmesg);
+    let may_wait = spec.warm && accel == AccelKind::Tcg && !interactive && !reads_console && alone;
     let may_wait = may_wait && emulator.as_ref().is_some_and(|e| e.version.0 >= SOUND_EMULATOR);
     let base_dir = may_wait.then(|| cache("base"));
     let archives = pack_initramfs(spec, &kernel, ring, accel, base_dir.as_deref(), &mut notes)?;

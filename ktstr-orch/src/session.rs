@@ -94,8 +94,8 @@ pub struct Session {
     boot: Boot,
     /// The snapshot that is being written.
     unfinished: Option<Unfinished>,
-    /// Puts a written one on the disk.
-    keeping: Option<std::thread::JoinHandle<()>>,
+    /// The monitor of a machine that boots anew.
+    retired: Option<Child<MonitorLink>>,
     /// What the client is to be told.
     pub outbox: Vec<(ClientEvent, Fds)>,
 }
@@ -133,7 +133,7 @@ impl Session {
             timeline: Timeline::default(),
             boot: Boot::Cold,
             unfinished: None,
-            keeping: None,
+            retired: None,
             outbox: Vec::new(),
         })
     }
@@ -246,7 +246,7 @@ impl Session {
         };
         send(&mut vmm).map_err(|e| died(&e))?;
         self.record("vmm-pid", &vmm.pid());
-        self.give_up = Some(Instant::now() + plan.boot_limit);
+        self.give_up = Some(self.must_speak_by(&plan));
         self.vmm = Some(vmm);
         self.plan = Some(plan);
         self.state = State::Starting;
@@ -376,7 +376,11 @@ impl Session {
                 self.keep(|dir| dir.com2(&bytes));
             }
             VmmEvent::Ring(bytes) => self.ring_bytes(&bytes),
-            VmmEvent::RingBroken(reason) => self.stop(Stopped::Channel(reason)),
+            VmmEvent::RingBroken(reason) => {
+                if !self.rather_boot(&reason) {
+                    self.stop(Stopped::Channel(reason));
+                }
+            }
             VmmEvent::Saved(saved) => self.saved(saved),
             VmmEvent::Exited(exit @ (VmExit::EmulatorDied { .. } | VmExit::InternalError { .. }))
                 if self.device_is_gone() =>
@@ -386,7 +390,12 @@ impl Session {
             VmmEvent::Exited(exit) => {
                 self.record("vmm-exited", &exit);
                 if self.first_frame.is_none() {
-                    self.distrust_snapshot("the guest ended before it said anything");
+                    let why = "the guest ended before it said anything";
+                    let by_itself = matches!(exit, VmExit::PowerOff | VmExit::Reset | VmExit::TripleFault);
+                    if by_itself && self.rather_boot(why) {
+                        return;
+                    }
+                    self.distrust_snapshot(why);
                 }
                 self.evidence.exit = Some(exit);
                 self.wind_up();
@@ -478,8 +487,8 @@ impl Session {
         if self.errands.stands() || self.give_up.is_none_or(|at| now < at) {
             return;
         }
-        if matches!(self.state, State::Starting | State::Running) && self.first_frame.is_none() {
-            self.distrust_snapshot("the guest said nothing");
+        if self.rather_boot("the guest said nothing") {
+            return;
         }
         match self.state {
             State::Starting | State::Running => {
@@ -609,16 +618,6 @@ impl Session {
             replay: self.spec.replay.replace("{kernel}", &kernel_arg).replace("{accel}", &accel_arg),
             host_ms: (boot, self.dir.elapsed_ms()),
             boot: self.boot,
-        }
-    }
-}
-
-impl Drop for Session {
-    /// A snapshot that was written is not lost because the run was short.
-    fn drop(&mut self) {
-        if let Some(keeping) = self.keeping.take() {
-            // A panic there has said so itself.
-            let _ = keeping.join();
         }
     }
 }

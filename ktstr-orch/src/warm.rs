@@ -3,22 +3,32 @@
 //! A [`Likeness`] names everything that a machine depends on, one thing per line: what has the same text
 //! may begin from the same snapshot. It stands in the file's header and gives the file its name, so an
 //! entry that is damaged, from another version or of another machine is seen before its body is read;
-//! it is then removed, and the machine boots. A file appears under its name only when it is complete and
-//! on the disk. The store is bounded: what was used longest ago goes first.
+//! it is then removed, and the machine boots. A file appears under its name only when it is complete, and
+//! of those that could write it at the same time one does. Nothing waits for the disk: a snapshot serves
+//! during the host's present boot only, and what is torn all the same is seen by its checksums. The store
+//! is bounded: what was used longest ago goes first.
 
 use std::{
     fmt::Write as _,
     fs::{self, File, FileTimes, OpenOptions},
     io,
-    os::unix::fs::MetadataExt,
+    os::{
+        fd::{AsFd, OwnedFd},
+        unix::fs::MetadataExt,
+    },
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, SystemTime},
 };
 
 use ktstr_proto::{
     link::chain,
     snapshot::{Header, SnapshotError},
+};
+
+use nix::{
+    errno::Errno,
+    fcntl::{Flock, FlockArg},
+    sys::statvfs::fstatvfs,
 };
 
 use crate::store::digest;
@@ -28,8 +38,10 @@ pub const DIR: &str = "KTSTR_WARM_DIR";
 /// Variable for how much the store may hold, MiB.
 pub const LIMIT: &str = "KTSTR_WARM_MB";
 const DEFAULT_LIMIT_MB: u64 = 4096;
-/// A file that is still being written after this long has no writer any more.
-const ABANDONED: Duration = Duration::from_secs(3600);
+/// Without a limit of the user's, the store takes at most one part in so many of what is free or its own.
+const SHARE_OF_FREE: u64 = 4;
+/// What nobody has used for so long goes.
+const STALE: Duration = Duration::from_secs(14 * 24 * 3600);
 
 /// Everything that a machine is made of.
 #[derive(Debug, Default, Clone, PartialEq, Eq)]
@@ -68,23 +80,24 @@ pub fn identity(path: &Path) -> String {
 #[derive(Debug, Clone)]
 pub struct WarmStore {
     dir: PathBuf,
-    limit: u64,
+    /// Bytes, where the user has said so.
+    limit: Option<u64>,
 }
 
-/// A snapshot being written; removed unless it is kept.
+/// A snapshot being written, by nobody else at the same time; removed unless it is kept.
 #[derive(Debug)]
 pub struct Unfinished {
-    /// The file, empty at first.
-    pub file: File,
+    file: Flock<File>,
     path: PathBuf,
     place: PathBuf,
+    kept: bool,
     store: WarmStore,
 }
 
 impl WarmStore {
     /// Below `dir`, which need not exist.
     pub fn new(dir: PathBuf, limit_mb: Option<u64>) -> Self {
-        Self { dir, limit: limit_mb.unwrap_or(DEFAULT_LIMIT_MB) << 20 }
+        Self { dir, limit: limit_mb.map(|mb| mb.saturating_mul(1 << 20)) }
     }
 
     fn place(&self, likeness: &Likeness) -> PathBuf {
@@ -123,18 +136,43 @@ impl WarmStore {
         format!("warning: snapshot {} discarded, the guest boots cold: {why}", place.display())
     }
 
-    /// A file to write the snapshot of such a machine to.
-    pub fn begin(&self, likeness: &Likeness) -> io::Result<Unfinished> {
-        static COUNT: AtomicU32 = AtomicU32::new(0);
+    /// A file to write the snapshot of such a machine to; `None` when somebody is writing it.
+    pub fn begin(&self, likeness: &Likeness) -> io::Result<Option<Unfinished>> {
         fs::create_dir_all(&self.dir)?;
         let place = self.place(likeness);
-        let ending = format!("{}-{}.tmp", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let path = place.with_extension(ending);
-        let file = OpenOptions::new().read(true).write(true).create_new(true).open(&path)?;
-        Ok(Unfinished { file, path, place, store: self.clone() })
+        let path = place.with_extension("tmp");
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+        let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Ok(file) => file,
+            Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
+            Err((_, errno)) => return Err(errno.into()),
+        };
+        // Whoever held it may have finished, and then the file has the other name.
+        let own = file.metadata()?;
+        let same =
+            fs::metadata(&path).is_ok_and(|there| (there.dev(), there.ino()) == (own.dev(), own.ino()));
+        if !same || place.exists() {
+            if same {
+                fs::remove_file(&path)?;
+            }
+            return Ok(None);
+        }
+        // What a dead writer left.
+        file.set_len(0)?;
+        Ok(Some(Unfinished { file, path, place, kept: false, store: self.clone() }))
     }
 
-    /// Removes what nobody finishes and, beyond the limit, what was used longest ago.
+    /// Bytes that it may hold, which are `held` now.
+    fn limit(&self, held: u64) -> io::Result<u64> {
+        if let Some(limit) = self.limit {
+            return Ok(limit);
+        }
+        let disk = fstatvfs(File::open(&self.dir)?)?;
+        let free = disk.blocks_available().saturating_mul(disk.fragment_size());
+        Ok((DEFAULT_LIMIT_MB << 20).min((free + held) / SHARE_OF_FREE))
+    }
+
+    /// Removes what nobody uses and, beyond the limit, what was used longest ago.
     fn prune(&self) -> io::Result<()> {
         let mut entries = Vec::new();
         for entry in fs::read_dir(&self.dir)?.flatten() {
@@ -142,15 +180,16 @@ impl WarmStore {
             let used = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
             let age = SystemTime::now().duration_since(used).unwrap_or_default();
             match path.extension().and_then(|e| e.to_str()) {
+                Some("snapshot" | "tmp") if age > STALE => fs::remove_file(path)?,
                 Some("snapshot") => entries.push((used, meta.len(), path)),
-                Some("tmp") if age > ABANDONED => fs::remove_file(path)?,
                 _ => {}
             }
         }
         entries.sort();
         let mut total: u64 = entries.iter().map(|(_, len, _)| len).sum();
+        let limit = self.limit(total)?;
         for (_, len, path) in entries {
-            if total <= self.limit {
+            if total <= limit {
                 break;
             }
             fs::remove_file(path)?;
@@ -161,19 +200,25 @@ impl WarmStore {
 }
 
 impl Unfinished {
-    /// What was written becomes the snapshot of its machine, once it is on the disk.
-    pub fn keep(self) -> io::Result<()> {
-        self.file.sync_all()?;
+    /// The file, empty at first. What is given away holds on to the lock.
+    pub fn file(&self) -> io::Result<OwnedFd> {
+        self.file.as_fd().try_clone_to_owned()
+    }
+
+    /// What was written becomes the snapshot of its machine.
+    pub fn keep(mut self) -> io::Result<()> {
         fs::rename(&self.path, &self.place)?;
-        File::open(&self.store.dir)?.sync_all()?;
+        self.kept = true;
         self.store.prune()
     }
 }
 
 impl Drop for Unfinished {
     fn drop(&mut self) {
-        // Not there any more when it was kept.
-        let _ = fs::remove_file(&self.path);
+        // The name is ours as long as the lock is.
+        if !self.kept {
+            let _ = fs::remove_file(&self.path);
+        }
     }
 }
 
@@ -197,8 +242,8 @@ mod tests {
     }
 
     fn keep(store: &WarmStore, likeness: &Likeness) {
-        let mut unfinished = store.begin(likeness).unwrap();
-        unfinished.file.write_all(&header(likeness)).unwrap();
+        let unfinished = store.begin(likeness).unwrap().unwrap();
+        File::from(unfinished.file().unwrap()).write_all(&header(likeness)).unwrap();
         unfinished.keep().unwrap();
     }
 
@@ -208,14 +253,38 @@ mod tests {
         let store = WarmStore::new(dir.path().join("warm"), None);
         let one = likeness("1");
         assert!(matches!(store.find(&one), (None, None)));
-        let mut unfinished = store.begin(&one).unwrap();
-        unfinished.file.write_all(&header(&one)).unwrap();
+        let unfinished = store.begin(&one).unwrap().unwrap();
+        File::from(unfinished.file().unwrap()).write_all(&header(&one)).unwrap();
         assert!(matches!(store.find(&one), (None, None)), "not before it is kept");
         drop(unfinished);
         assert_eq!(fs::read_dir(dir.path().join("warm")).unwrap().count(), 0);
         keep(&store, &one);
         assert!(matches!(store.find(&one), (Some(_), None)));
         assert!(matches!(store.find(&likeness("2")), (None, None)));
+    }
+
+    #[test]
+    fn of_two_at_once_one_writes_and_what_a_dead_one_left_is_begun_anew() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = WarmStore::new(dir.path().to_owned(), None);
+        let one = likeness("1");
+        fs::write(store.place(&one).with_extension("tmp"), vec![7; 1 << 20]).unwrap();
+        let first = store.begin(&one).unwrap().unwrap();
+        assert!(store.begin(&one).unwrap().is_none(), "somebody is at it");
+        assert!(store.begin(&likeness("2")).unwrap().is_some(), "of another machine");
+        // It is the writer's process that is slow to go, not the orchestrator's.
+        let given = first.file().unwrap();
+        drop(first);
+        let second = store.begin(&one).unwrap().expect("the name is free");
+        let mut file = File::from(second.file().unwrap());
+        assert_eq!(file.metadata().unwrap().len(), 0);
+        file.write_all(&header(&one)).unwrap();
+        File::from(given).set_len(1).unwrap();
+        second.keep().unwrap();
+        assert!(matches!(store.find(&one), (Some(_), None)));
+        assert!(store.begin(&one).unwrap().is_none(), "it is there");
+        let left: Vec<_> = fs::read_dir(dir.path()).unwrap().flatten().map(|e| e.path()).collect();
+        assert_eq!(left, [store.place(&one)]);
     }
 
     #[test]
@@ -250,7 +319,7 @@ mod tests {
             file.set_times(FileTimes::new().set_modified(at)).unwrap();
         }
         store.find(&all[0]);
-        store.limit = 2 * 4096;
+        store.limit = Some(2 * 4096);
         store.prune().unwrap();
         let left: Vec<bool> = all.iter().map(|one| store.find(one).0.is_some()).collect();
         assert_eq!(left, [true, false, true]);

@@ -2,8 +2,8 @@
 //!
 //! Read from the environment: `KTSTR_KERNEL` (or `KTSTR_TEST_KERNEL`, which wins), `KTSTR_ACCEL`,
 //! `KTSTR_SEED`, `KTSTR_VARY` (1: the seed also decides speed and boot, as it does among many), `KTSTR_SCHEDULER`, `KTSTR_OBSERVE` (0: no monitor), `KTSTR_SNAPSHOTS` (captures per scenario),
-//! `KTSTR_WARM` (1: begin from a snapshot of a ready machine) and `KTSTR_COLD` (1: never),
-//! `KTSTR_NO_PERF_MODE` (1: no test isolates its machine),
+//! `KTSTR_COLD` (1: never begin from a snapshot of a ready machine), `KTSTR_NO_PERF_MODE` (1: no test isolates
+//! its machine),
 //! `KTSTR_RUNS_ROOT` (or `KTSTR_RUNS_DIR`), `RUST_LOG` for the guest, `KTSTR_GUEST_ENV` (`A=b,C=d`: more
 //! variables for the guest).
 
@@ -147,7 +147,7 @@ pub fn spec_of_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<RunS
         seed,
         deadline_ms: None,
         replay,
-        warm: set("KTSTR_WARM").as_deref() == Some("1") && set("KTSTR_COLD").as_deref() != Some("1"),
+        warm: set("KTSTR_COLD").as_deref() != Some("1"),
         kernel_args: kernel_args(entry),
         vary,
         observe: set("KTSTR_OBSERVE").as_deref() != Some("0"),

@@ -9,6 +9,7 @@ use std::{
 
 use ktstr_proto::{
     Accel,
+    run::RunSpec,
     verdict::{Cause, Outcome, Process, RunReport},
 };
 use nix::{
@@ -77,7 +78,9 @@ fn kill_in_each_phase(victim: fn(&Pids) -> u32, judge: fn(&str, &RunReport)) {
     let pulse = Pulse::start();
     for phase in PHASES {
         let root = tempfile::tempdir().unwrap();
-        let live = Live::start(spec("eevdf", Accel::Tcg), root.path());
+        // What begins from a snapshot has no boot to be killed in.
+        let warm = phase != "boot";
+        let live = Live::start(RunSpec { warm, ..spec("eevdf", Accel::Tcg) }, root.path());
         let pids = Pids::of(&live.dir);
         if phase == "boot" {
             wait_for("console output", PATIENCE, || {
@@ -97,6 +100,12 @@ fn kill_in_each_phase(victim: fn(&Pids) -> u32, judge: fn(&str, &RunReport)) {
         println!(
             "{phase}: {cause:?} noticed after {noticed:?}, reported after {took:?}, {withheld:?} withheld"
         );
+        // What a failure below is understood by.
+        let log = fs::read_to_string(report.run_dir.join("events.jsonl")).unwrap_or_default();
+        log.lines()
+            .rev()
+            .take(12)
+            .for_each(|line| println!("  {}", line.chars().take(160).collect::<String>()));
         judge(phase, &report);
         if report.infrastructure {
             assert!(took < REPORT + withheld, "{phase}: the report took {took:?}");

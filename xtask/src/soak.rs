@@ -38,7 +38,7 @@ pub fn command(args: &SoakArgs) -> Result<u8> {
     for n in 1..=args.boots {
         let runs = base.join(n.to_string());
         let status = workspace::ours("ktstr")
-            .args(["shell", "--accel", &args.accel, "--topology", &args.topology, "--exec", "true"])
+            .args(["shell", "--accel", &args.accel, "--topology", &args.topology, "--exec", "true", "--cold"])
             .env("KTSTR_RUNS_ROOT", &runs)
             .status()
             .context("cannot run ktstr shell")?;

@@ -1,16 +1,24 @@
 //! How a run's machine begins: it boots, or it goes on from a snapshot.
 //!
 //! A snapshot is never trusted more than a boot: whatever the VMM finds wrong with it costs the snapshot
-//! and a few milliseconds, and the same run boots. One whose guest says nothing is removed as well.
+//! and a few milliseconds, and the same run boots. So does one whose guest ends or hangs before it has said
+//! a word. From its first word on a run is what it is, whatever it began from.
+
+use std::time::{Duration, Instant};
 
 use ktstr_proto::{
     Fds,
+    ring::FrameDecoder,
     run::Boot,
     vmm::{Saved, Snapshot},
 };
 
-use super::{Session, Stopped};
-use crate::plan::Plan;
+use super::{Session, State, Stopped};
+use crate::{judge::Tail, plan::Plan};
+
+/// How long a guest that was ready may take until it is heard. It takes a hundredth of that where it is not
+/// kept from running, and what is lost when it is, is time.
+const FIRST_WORD: Duration = Duration::from_secs(30);
 
 impl Session {
     /// A snapshot there is, or one to be written.
@@ -22,20 +30,29 @@ impl Session {
             return Snapshot::Load(fds.attach(file.into()));
         }
         let begun = warm.store.begin(&warm.likeness).and_then(|unfinished| {
-            let file = unfinished.file.try_clone()?;
-            Ok((unfinished, file))
+            let Some(unfinished) = unfinished else { return Ok(None) };
+            let file = unfinished.file()?;
+            Ok(Some((unfinished, file)))
         });
         match begun {
-            Ok((unfinished, file)) => {
+            Ok(Some((unfinished, file))) => {
                 self.unfinished = Some(unfinished);
                 let description = warm.likeness.text().to_owned();
-                Snapshot::Save { file: fds.attach(file.into()), description }
+                Snapshot::Save { file: fds.attach(file), description }
             }
+            // Another run keeps one.
+            Ok(None) => Snapshot::Unused,
             Err(error) => {
                 self.notice(format!("no snapshot will be kept of this machine: {error}"));
                 Snapshot::Unused
             }
         }
+    }
+
+    /// When a machine that has been told to start must have been heard.
+    pub(super) fn must_speak_by(&self, plan: &Plan) -> Instant {
+        let limit = if self.boot == Boot::Warm { FIRST_WORD.min(plan.boot_limit) } else { plan.boot_limit };
+        Instant::now() + limit
     }
 
     /// The VMM does not take the snapshot: the same run, booted.
@@ -54,6 +71,27 @@ impl Session {
         started
     }
 
+    /// A machine from a snapshot is of no use before its guest has said a word: the same run, booted. False
+    /// where it is not about a snapshot.
+    pub(super) fn rather_boot(&mut self, why: &str) -> bool {
+        let silent = self.first_frame.is_none() && matches!(self.state, State::Starting | State::Running);
+        if self.boot != Boot::Warm || !silent {
+            return false;
+        }
+        self.monitor_lost();
+        self.abandon("the machine boots anew");
+        // It lives until its successor has descriptors of other numbers.
+        self.retired = self.monitor.take();
+        (self.monitor_known, self.monitor_attached) = (false, false);
+        self.host = None;
+        self.decoder = FrameDecoder::default();
+        self.evidence.console = Tail::default();
+        if let Err(stopped) = self.start_cold(why) {
+            self.stop(stopped);
+        }
+        true
+    }
+
     /// What a snapshot came to is not what a machine comes to.
     pub(super) fn distrust_snapshot(&mut self, why: &str) {
         if self.boot == Boot::Warm
@@ -70,17 +108,9 @@ impl Session {
     pub(super) fn saved(&mut self, saved: Result<Saved, String>) {
         self.record("snapshot-saved", &saved);
         let Some(unfinished) = self.unfinished.take() else { return };
-        match saved {
-            Ok(_) => {
-                self.boot = Boot::Kept;
-                // The disk may take its time; whoever ends before it is done leaves nothing half-written.
-                let keep = move || {
-                    if let Err(error) = unfinished.keep() {
-                        tracing::warn!("the snapshot could not be kept: {error}");
-                    }
-                };
-                self.keeping = std::thread::Builder::new().name("keep".into()).spawn(keep).ok();
-            }
+        let kept = saved.and_then(|_| unfinished.keep().map_err(|error| error.to_string()));
+        match kept {
+            Ok(()) => self.boot = Boot::Kept,
             Err(why) => self.notice(format!("no snapshot was kept of this machine: {why}")),
         }
     }

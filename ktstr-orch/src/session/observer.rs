@@ -41,6 +41,7 @@ impl Session {
         send(&mut monitor).map_err(|e| chain(&e))?;
         self.record("monitor-pid", &monitor.pid());
         self.monitor = Some(monitor);
+        self.retired = None;
         Ok(())
     }
 

@@ -163,6 +163,7 @@ fn tcg_pair(args: &BenchArgs, kernel: &LabKernel, bins: &Path, initrd: &Path) ->
         &memory,
         "--exec",
         "true",
+        "--cold",
     ];
     Ok(Pair {
         title: format!("tcg: kernel {}, {} vCPUs", kernel.release, args.vcpus),
@@ -173,7 +174,7 @@ fn tcg_pair(args: &BenchArgs, kernel: &LabKernel, bins: &Path, initrd: &Path) ->
             marker: Some(init::MARKER),
         },
         ours: Case {
-            label: "ktstr shell --accel tcg --exec true".into(),
+            label: "ktstr shell --accel tcg --exec true --cold".into(),
             argv: ours.map(str::to_owned).to_vec(),
             marker: None,
         },
