@@ -15,7 +15,7 @@ use ktstr_guest::{
     cgroup::Cgroups,
     job::read_job,
     report::{ReportError, Reporter},
-    scenario::Ctx,
+    scenario::{Ctx, HostError},
 };
 use ktstr_proto::{
     AccelKind,
@@ -23,7 +23,7 @@ use ktstr_proto::{
     verdict::{Assert, AssertResult, DetailKind, Outcome, WorkerReport},
 };
 
-use crate::host::{KTSTR_TESTS, KtstrTestEntry};
+use crate::host::{KTSTR_TESTS, KtstrTestEntry, bpf_map::write_all};
 
 /// Longest backtrace that is reported, in bytes.
 const MAX_BACKTRACE: usize = 64 << 10;
@@ -104,7 +104,16 @@ fn carry_out(name: &str) -> anyhow::Result<bool> {
     };
     let mut ctx = Ctx::of_job(&job, test, reporter);
     prepare(&mut ctx, entry);
-    let end = call(entry, &ctx);
+    let end = match write_all(&ctx, entry.bpf_map_write) {
+        Ok(()) => call(entry, &ctx),
+        Err(HostError::NotHere(reason)) => {
+            TestEnd::Returned(AssertResult::skip(format!("bpf_map_write: {reason}")))
+        }
+        Err(error) => {
+            let causes = anyhow::Error::new(error).context("bpf_map_write");
+            TestEnd::Error(causes.chain().map(ToString::to_string).collect())
+        }
+    };
     let passed = matches!(&end, TestEnd::Returned(result) if result.is_pass() || result.is_skip());
     report(&ctx.reporter, end)?;
     Ok(passed)

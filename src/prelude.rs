@@ -8,9 +8,9 @@ pub use ktstr_guest::{
     attributes::{MemPolicy, MpolFlags, SchedPolicy},
     cgroup::{CgroupGroup, Cgroups, CpuQuota, Limit, Limits},
     scenario::{
-        AffinityIntent, Backdrop, CgroupDef, CpusetSpec, Ctx, HoldSpec, Irq, MetricCheck, MetricDef, Op,
-        OpKind, Payload, PayloadHandle, PayloadOutput, Placement, Random, Setup, Step, TestTopology,
-        WorkSpec,
+        AffinityIntent, Backdrop, CgroupDef, CpusetSpec, Ctx, HoldSpec, HostError, Irq, MapValue,
+        MetricCheck, MetricDef, Op, OpKind, Payload, PayloadHandle, PayloadOutput, Placement, Random, Setup,
+        Step, TestTopology, WorkSpec,
     },
     work::{
         CloneMode, Custom, CustomCfg, PiMode, Reap, SchbenchConfig, SequencePhase, SimdWidth, TaobenchConfig,
@@ -34,6 +34,7 @@ pub use crate::{
     },
     host::{
         Constraints, VmResult,
+        bpf_map::BpfMapWrite,
         series::{SampleSeries, SeriesField},
         snapshot::{Snapshot, SnapshotBridge, SnapshotError},
     },

@@ -110,9 +110,11 @@ fn without_a_job_a_test_does_not_pass() {
 /// Everything `use ktstr::prelude::*` brings, in order. A name that goes breaks users' tests; one that
 /// comes may shadow theirs: both are meant to be noticed.
 const PRELUDE: &str = "\
-    AbsoluteThresholds AffinityIntent Assert AssertResult BTreeSet Backdrop CgroupDef CgroupGroup
+    AbsoluteThresholds AffinityIntent Assert AssertResult BTreeSet Backdrop BpfMapWrite
+    CgroupDef CgroupGroup
     CgroupStats Cgroups CloneMode Constraints Context CpuQuota CpusetSpec Ctx Custom CustomCfg
-    DISK_DEVICE DISK_MOUNT DetailKind DiskConfig Duration Filesystem HoldSpec Irq Limit Limits
+    DISK_DEVICE DISK_MOUNT DetailKind DiskConfig Duration Filesystem HoldSpec HostError Irq Limit Limits
+    MapValue
     MemPolicy MetricCheck MetricDef MpolFlags NetConfig Op OpKind Outcome Payload PayloadHandle
     PayloadMetrics PayloadOutput Phase PhaseBucket PhaseCgroup PiMode Placement Polarity Random
     Reap Result SampleSeries ScenarioStats SchbenchConfig SchedPolicy Scheduler SequencePhase

@@ -11,12 +11,15 @@ use std::{
         fd::{FromRawFd, RawFd},
         unix::net::UnixStream,
     },
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU32, Ordering},
+    },
 };
 
 use ktstr_proto::{
     codec,
-    guest::{CHANNEL_ENV, GuestFrame, SchedulerReply, SchedulerRequest},
+    guest::{CHANNEL_ENV, GuestFrame, HostReply, HostRequest, SchedulerReply, SchedulerRequest},
     ring,
 };
 use nix::{
@@ -133,8 +136,22 @@ impl Reporter {
 impl Reporter {
     /// Asks PID 1 for something and waits for its answer.
     pub fn ask(&self, request: SchedulerRequest) -> Result<SchedulerReply, ReportError> {
+        self.exchange(&GuestFrame::Ask(request))
+    }
+
+    /// Asks the host for something and waits for its answer.
+    pub fn ask_host(&self, request: HostRequest) -> Result<HostReply, ReportError> {
+        static ASKED: AtomicU32 = AtomicU32::new(0);
+        let id = ASKED.fetch_add(1, Ordering::Relaxed).wrapping_add(1).max(1);
+        self.exchange(&GuestFrame::AskHost { id, request })
+    }
+
+    /// One question and its answer; those of several threads come one after the other.
+    fn exchange<T: serde::de::DeserializeOwned>(&self, question: &GuestFrame) -> Result<T, ReportError> {
+        static ONE: Mutex<()> = Mutex::new(());
         let Some(stream) = &self.stream else { return Err(ReportError::NotInGuest) };
-        self.send(&GuestFrame::Ask(request))?;
+        let _one = ONE.lock().unwrap_or_else(PoisonError::into_inner);
+        self.send(question)?;
         let mut stream = stream.lock().unwrap_or_else(PoisonError::into_inner);
         let mut take = |length: usize| {
             let mut bytes = vec![0; length];
@@ -151,11 +168,15 @@ impl Reporter {
 }
 
 /// The bytes of an answer, as [`Reporter::ask`] takes them.
-pub fn answer(reply: &SchedulerReply) -> Result<Vec<u8>, ReportError> {
-    let body = codec::encode(reply).map_err(|source| ReportError::Encode { source })?;
+pub fn answer<T: serde::Serialize>(reply: &T) -> Result<Vec<u8>, ReportError> {
+    Ok(framed(&codec::encode(reply).map_err(|source| ReportError::Encode { source })?))
+}
+
+/// An answer that is encoded already.
+pub fn framed(body: &[u8]) -> Vec<u8> {
     let mut bytes = (body.len() as u32).to_le_bytes().to_vec();
-    bytes.extend_from_slice(&body);
-    Ok(bytes)
+    bytes.extend_from_slice(body);
+    bytes
 }
 
 /// PID 1's end: turns bytes into frames. After an error the rest is lost.

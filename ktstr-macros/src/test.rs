@@ -25,6 +25,7 @@ const SLOTS: &[&str] = &[
     "extra_include_files",
     "disk",
     "networks",
+    "bpf_map_write",
 ];
 const FLAG_THRESHOLDS: &[&str] = &["not_stuck", "isolation", "fail_on_rq_clock_stuck"];
 const NUMBER_THRESHOLDS: &[&str] = &[
@@ -267,6 +268,9 @@ fn fields(attributes: &Attributes) -> Result<TokenStream> {
     if let Some(networks) = networks(attributes)? {
         add("networks", quote!(const { &#networks }));
     }
+    if let Some(writes) = constants(attributes, "bpf_map_write", "BpfMapWrite")? {
+        add("bpf_map_write", quote!(const { &#writes }));
+    }
     for number in ["watchdog_timeout_s", "cpu_budget", "cleanup_budget_ms"] {
         add(number, option(attributes.positive_u32(number)?));
     }
@@ -280,6 +284,19 @@ fn reference(attributes: &Attributes, key: &str, what: &str) -> Result<TokenStre
         None => Ok(option::<TokenStream>(None)),
         Some(Expr::Path(path)) => Ok(quote!(::core::option::Option::Some(&#path))),
         Some(other) => Err(Error::new(other.span(), format!("`{key}` must be the name of {what}"))),
+    }
+}
+
+/// A constant, or a list of them, as an array.
+fn constants(attributes: &Attributes, key: &str, what: &str) -> Result<Option<TokenStream>> {
+    match attributes.value(key)? {
+        None => Ok(None),
+        Some(one @ Expr::Path(_)) => Ok(Some(quote!([#one]))),
+        Some(list @ Expr::Array(array)) if !array.elems.is_empty() => Ok(Some(quote!(#list))),
+        Some(other) => {
+            let message = format!("`{key}` must be a `{what}` constant or a list of them, `[A, B]`");
+            Err(Error::new(other.span(), message))
+        }
     }
 }
 

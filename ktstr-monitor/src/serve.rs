@@ -25,14 +25,15 @@ use ktstr_proto::capture::{Answer, Capture, Captured, Question, ThawNoted};
 use ktstr_proto::channel::{Channel, ChannelError, Filled, Message};
 use ktstr_proto::link::{ErrorCode, Fds, MissingFd, RemoteError, chain};
 use ktstr_proto::monitor::{
-    Attach, Attached, MonitorEvent, MonitorLink, MonitorReply, MonitorRequest, MonitorSummary, VcpuTimeNoted,
-    Window, Windowed,
+    Attach, Attached, MapWritten, MonitorEvent, MonitorLink, MonitorReply, MonitorRequest, MonitorSummary,
+    VcpuTimeNoted, Window, Windowed, WriteMap,
 };
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
 use crate::addr::{CpuId, Gpa};
+use crate::bpf;
 use crate::freeze::Freeze;
 use crate::image::{ImageError, KernelImage};
 use crate::judge::{Observation, Use};
@@ -217,6 +218,8 @@ struct Session {
     watch: Watch,
     patience: Option<Patience>,
     last_obstacle: Option<String>,
+    /// Guest memory for writing, once something was to be written.
+    writable: Option<GuestMemMut>,
 }
 
 impl Session {
@@ -256,6 +259,7 @@ impl Session {
             watch: Watch::default(),
             patience,
             last_obstacle: None,
+            writable: None,
         };
         Ok((session, attached))
     }
@@ -290,6 +294,10 @@ impl Session {
                 Some((id, MonitorRequest::Capture(capture), fds)) => {
                     self.frozen = true;
                     self.capture(channel, id, &capture, fds)?;
+                }
+                Some((id, MonitorRequest::WriteMap(write), fds)) => {
+                    let written = self.write_map(&write, fds).map(MonitorReply::WriteMap);
+                    channel.queue_reply(id, written, Fds::default())?;
                 }
                 Some((id, MonitorRequest::Thawed(thawed), _)) => {
                     self.thaw(Duration::from_micros(thawed.stood_us));
@@ -343,6 +351,25 @@ impl Session {
         let (node, took) = query::answer(profile, live, &self.mem, question).map_err(refused)?;
         let (json, text) = query::to_message(&node).map_err(refused)?;
         Ok(Answer { json, text, read_us: took.as_micros() as u64 })
+    }
+
+    /// Writes one number into a map. Memory is mapped for writing when it is first asked for.
+    fn write_map(&mut self, write: &WriteMap, mut fds: Fds) -> Result<MapWritten, RemoteError> {
+        let refused = |code: ErrorCode, message: String| RemoteError { code, message };
+        let ram = fds.take(write.ram, "ram").map_err(|e| RemoteError::new(ErrorCode::BadRequest, &e))?;
+        if self.writable.is_none() {
+            let layout = self.mem.layout().clone();
+            let mapped = GuestMemMut::map_sealed(&ram, layout);
+            self.writable = Some(mapped.map_err(|e| RemoteError::new(ErrorCode::Infrastructure, &e))?);
+        }
+        let (profile, live) = self.sampler.locate(&self.mem).map_err(|e| not_readable(&e))?;
+        let Some(writable) = &self.writable else {
+            return Err(refused(ErrorCode::Infrastructure, "guest memory is not mapped".into()));
+        };
+        let WriteMap { map, path, value, .. } = write;
+        let at = bpf::set_number(profile, live, writable, map, path, (*value).into())
+            .map_err(|why| refused(ErrorCode::BadRequest, why))?;
+        Ok(MapWritten { what: format!("{path} in {map} is {value} now, at {at}") })
     }
 
     /// Copies everything, says so, and only then reads the copy and writes it down.

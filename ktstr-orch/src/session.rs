@@ -9,12 +9,16 @@
 //! The session owns its two children and its directory; it never blocks. Whatever happens it ends
 //! in [`State::Done`] with exactly one report in the outbox and no process left.
 
+mod asked;
 mod beginning;
 mod device;
 mod errands;
 mod observer;
 
-use std::time::{Duration, Instant, SystemTime};
+use std::{
+    os::fd::OwnedFd,
+    time::{Duration, Instant, SystemTime},
+};
 
 use ktstr_proto::{
     ChannelError, Fds, Link,
@@ -96,6 +100,8 @@ pub struct Session {
     unfinished: Option<Unfinished>,
     /// The monitor of a machine that boots anew.
     retired: Option<Child<MonitorLink>>,
+    /// Guest memory, for a monitor that is to write into it.
+    ram: Option<OwnedFd>,
     /// What the client is to be told.
     pub outbox: Vec<(ClientEvent, Fds)>,
 }
@@ -134,6 +140,7 @@ impl Session {
             boot: Boot::Cold,
             unfinished: None,
             retired: None,
+            ram: None,
             outbox: Vec::new(),
         })
     }
@@ -433,6 +440,7 @@ impl Session {
                                 self.capture_if_none("the scheduler was disabled");
                             }
                         }
+                        GuestFrame::AskHost { id, request } => self.guest_asks(*id, request),
                         GuestFrame::TestEnded(end) if self.fails_with_scheduler(end) => {
                             self.capture_if_none("the test failed");
                         }
@@ -554,6 +562,7 @@ impl Session {
         self.monitor = None;
         self.device = None;
         self.unfinished = None;
+        self.ram = None;
         self.give_up = None;
         let mut report = self.report();
         let phases = report.result.as_ref().map(|result| result.stats.phases.as_slice()).unwrap_or_default();

@@ -132,6 +132,45 @@ impl std::fmt::Display for SchedulerRequest {
 /// What PID 1 answers on the test's channel: done, or why not.
 pub type SchedulerReply = Result<(), String>;
 
+/// What the test process asks of the host. PID 1 passes it on through the ring; the answer comes back
+/// through [`crate::ring::RingReader::answer`], one question at a time. Append only.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum HostRequest {
+    /// A capture of all of the guest's state, under this name.
+    Capture {
+        /// Its name.
+        name: String,
+    },
+    /// The value at a path of a BPF map.
+    ReadMap {
+        /// The map's name, or the end of it.
+        map: String,
+        /// Where in it.
+        path: String,
+    },
+    /// Another number at a path of a BPF map.
+    WriteMap {
+        /// The map's name, or the end of it.
+        map: String,
+        /// Where in it.
+        path: String,
+        /// The number; an unsigned one beyond 2^63 as the signed one of the same bits.
+        value: i64,
+    },
+}
+
+/// Why the host did not do it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HostRefusal {
+    /// It cannot be done in a run like this, whatever the guest does: the test is not run.
+    pub not_here: bool,
+    /// Why.
+    pub reason: String,
+}
+
+/// What the host answers: a value as JSON, nothing where none was asked for, or why not.
+pub type HostReply = Result<String, HostRefusal>;
+
 /// One message with its time.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct GuestMessage {
@@ -272,4 +311,11 @@ pub enum GuestFrame {
     ExecEnded(ProcessEnd),
     /// The test asks for something; PID 1 answers it on the test's channel and passes the question on.
     Ask(SchedulerRequest),
+    /// The test asks the host for something.
+    AskHost {
+        /// Number of the question, from 1.
+        id: u32,
+        /// What.
+        request: HostRequest,
+    },
 }

@@ -38,6 +38,8 @@ calls! {
         Capture => Captured,
         /// The guest stands no more.
         Thawed => ThawNoted,
+        /// Set a number in a BPF map.
+        WriteMap => MapWritten,
     }
 }
 
@@ -59,6 +61,27 @@ pub struct Attach {
     /// What the kernel's stall watchdog is to tolerate at least, milliseconds; with it guest memory is
     /// mapped for writing, without it for reading only.
     pub watchdog_ms: Option<u64>,
+}
+
+/// See [`MonitorRequest::WriteMap`]. Guest memory comes with it: nothing is mapped for writing before
+/// something is to be written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteMap {
+    /// Guest RAM, the same as in [`Attach::ram`].
+    pub ram: FdSlot,
+    /// The map's name, or the end of it.
+    pub map: String,
+    /// Where in it.
+    pub path: String,
+    /// The number.
+    pub value: i64,
+}
+
+/// It is written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MapWritten {
+    /// What and where, in words.
+    pub what: String,
 }
 
 /// The kernel file is understood; samples follow once the guest is up.

@@ -9,6 +9,7 @@
 //! 128    read index u64 (host)        bytes ever taken; stays 0 in linear mode
 //! 192    host signal u32 (host)       see [`HostSignal`]
 //! 256    what [`crate::handover`] uses before there is a ring
+//! 2048   number u32 (host) of the question that is answered, 2052 length u32, 2064 the answer
 //! 4096   data, `capacity` bytes
 //! ```
 //!
@@ -31,6 +32,14 @@ pub const WRITE_INDEX: u64 = 64;
 pub const READ_INDEX: u64 = 128;
 /// Offset of the host's signal word.
 pub const HOST_SIGNAL: u64 = 192;
+/// Offset of the number of the question that is answered.
+const ANSWERED: u64 = 2048;
+/// Offset of the answer's length.
+const ANSWER_LENGTH: u64 = 2052;
+/// Offset of the answer.
+const ANSWER: u64 = 2064;
+/// Longest answer in bytes.
+pub const MAX_ANSWER: usize = (DATA - ANSWER) as usize;
 /// Offset of the data area.
 pub const DATA: u64 = 4096;
 /// First bytes of each frame.
@@ -115,6 +124,12 @@ pub enum RingError {
         mode: u32,
         /// Bytes available.
         available: u64,
+    },
+    /// The answer is too long.
+    #[error("an answer of {length} bytes is longer than the {MAX_ANSWER} there is room for")]
+    Answer {
+        /// Its length in bytes.
+        length: usize,
     },
     /// The write index is impossible.
     #[error(
@@ -212,6 +227,18 @@ impl<M: RingMemory> RingWriter<M> {
         self.mode == Mode::Linear || self.memory.load_u64(READ_INDEX) >= self.write
     }
 
+    /// The host's answer to question number `id`, if it is there; `None` also for one that no host of ours
+    /// can have written.
+    pub fn host_answer(&self, id: u32) -> Option<Vec<u8>> {
+        if id == 0 || self.memory.load_u32(ANSWERED) != id {
+            return None;
+        }
+        let length = self.memory.load_u32(ANSWER_LENGTH) as usize;
+        let mut answer = vec![0; Some(length).filter(|length| *length <= MAX_ANSWER)?];
+        self.memory.read(ANSWER, &mut answer);
+        Some(answer)
+    }
+
     /// The host's signal word.
     pub fn host_signal(&self) -> HostSignal {
         if self.memory.load_u32(HOST_SIGNAL) == HostSignal::Shutdown as u32 {
@@ -270,6 +297,18 @@ impl<M: RingMemory> RingReader<M> {
     /// Sets the signal word. Never called under `det`.
     pub fn signal(&mut self, signal: HostSignal) {
         self.memory.store_u32(HOST_SIGNAL, signal as u32);
+    }
+
+    /// Answers question number `id`, which the guest waits for. Never called under `det`.
+    pub fn answer(&mut self, id: u32, answer: &[u8]) -> Result<(), RingError> {
+        if answer.len() > MAX_ANSWER {
+            return Err(RingError::Answer { length: answer.len() });
+        }
+        self.memory.write(ANSWER, answer);
+        self.memory.store_u32(ANSWER_LENGTH, answer.len() as u32);
+        // Whoever sees the number sees all of the answer.
+        self.memory.store_u32(ANSWERED, id);
+        Ok(())
     }
 
     fn capacity(&mut self) -> Result<Option<u64>, RingError> {

@@ -39,7 +39,18 @@ calls! {
         Shutdown => Accepted,
         /// End the machine now.
         Kill => Accepted,
+        /// Answer a question of the guest (not under `det`).
+        Tell => Accepted,
     }
+}
+
+/// See [`VmmRequest::Tell`]; the VMM does not look into it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tell {
+    /// Number of the question.
+    pub id: u32,
+    /// The answer, at most [`crate::ring::MAX_ANSWER`] bytes.
+    pub answer: Vec<u8>,
 }
 
 /// See [`VmmRequest::Probe`].

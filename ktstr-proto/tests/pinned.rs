@@ -202,20 +202,23 @@ pins! {
     VmmRequest {
         VmmRequest::Probe(_) => "Probe", VmmRequest::Start(_) => "Start", VmmRequest::Pause(_) => "Pause",
         VmmRequest::Resume(_) => "Resume", VmmRequest::Shutdown(_) => "Shutdown", VmmRequest::Kill(_) => "Kill",
+        VmmRequest::Tell(_) => "Tell",
     } from [
         VmmRequest::Probe(Probe), VmmRequest::Start(start()), VmmRequest::Pause(Pause),
         VmmRequest::Resume(Resume), VmmRequest::Shutdown(Shutdown), VmmRequest::Kill(Kill),
+        VmmRequest::Tell(Tell { id: 1, answer: vec![2] }),
     ];
     VmmReply {
         VmmReply::Probe(_) => "Probe", VmmReply::Start(_) => "Start", VmmReply::Pause(_) => "Pause",
         VmmReply::Resume(_) => "Resume", VmmReply::Shutdown(_) => "Shutdown", VmmReply::Kill(_) => "Kill",
+        VmmReply::Tell(_) => "Tell",
     } from [
         VmmReply::Probe(ProbeReport { usable: true, detail: "d".into(), took_us: 3 }),
         VmmReply::Start(Started {
             ram: FdSlot(0), regions: vec![region()], console: None, emulator_pid: Some(4), detail: "d".into(),
         }),
         VmmReply::Pause(Paused { took_us: 5 }), VmmReply::Resume(Resumed { stood_us: 6 }),
-        VmmReply::Shutdown(Accepted), VmmReply::Kill(Accepted),
+        VmmReply::Shutdown(Accepted), VmmReply::Kill(Accepted), VmmReply::Tell(Accepted),
     ];
     VmmEvent {
         VmmEvent::Console(_) => "Console", VmmEvent::Com2(_) => "Com2", VmmEvent::Ring(_) => "Ring",
@@ -239,7 +242,7 @@ pins! {
         MonitorRequest::Attach(_) => "Attach", MonitorRequest::Finish(_) => "Finish",
         MonitorRequest::Window(_) => "Window", MonitorRequest::VcpuTime(_) => "VcpuTime",
         MonitorRequest::Ask(_) => "Ask", MonitorRequest::Capture(_) => "Capture",
-        MonitorRequest::Thawed(_) => "Thawed",
+        MonitorRequest::Thawed(_) => "Thawed", MonitorRequest::WriteMap(_) => "WriteMap",
     }
         from [
             MonitorRequest::Attach(Attach {
@@ -254,12 +257,13 @@ pins! {
                 why: "w".into(), json: FdSlot(0), text: FdSlot(1), vmcore: Some(FdSlot(2)),
             }),
             MonitorRequest::Thawed(Thawed { stood_us: 5 }),
+            MonitorRequest::WriteMap(WriteMap { ram: FdSlot(0), map: "m".into(), path: "p".into(), value: -1 }),
         ];
     MonitorReply {
         MonitorReply::Attach(_) => "Attach", MonitorReply::Finish(_) => "Finish",
         MonitorReply::Window(_) => "Window", MonitorReply::VcpuTime(_) => "VcpuTime",
         MonitorReply::Ask(_) => "Ask", MonitorReply::Capture(_) => "Capture",
-        MonitorReply::Thawed(_) => "Thawed",
+        MonitorReply::Thawed(_) => "Thawed", MonitorReply::WriteMap(_) => "WriteMap",
     }
         from [
             MonitorReply::Attach(Attached { symbols: 1, btf_types: 2, absent: vec!["a.b".into()] }),
@@ -269,6 +273,7 @@ pins! {
             MonitorReply::Ask(Answer { json: "1".into(), text: "1".into(), read_us: 2 }),
             MonitorReply::Capture(captured()),
             MonitorReply::Thawed(ThawNoted),
+            MonitorReply::WriteMap(MapWritten { what: "w".into() }),
         ];
     MonitorEvent {
         MonitorEvent::Ready => "Ready", MonitorEvent::Sample(_) => "Sample",
@@ -303,6 +308,7 @@ pins! {
         GuestFrame::SchedulerEnded { .. } => "SchedulerEnded", GuestFrame::Stimulus { .. } => "Stimulus",
         GuestFrame::TestEnded(_) => "TestEnded", GuestFrame::TestProcessEnded(_) => "TestProcessEnded",
         GuestFrame::ExecEnded(_) => "ExecEnded", GuestFrame::Ask(_) => "Ask",
+        GuestFrame::AskHost { .. } => "AskHost",
     } from [
         GuestFrame::Hello { release: "7".into(), cpus_online: 2 },
         GuestFrame::Phase(Phase::PoweringOff),
@@ -315,6 +321,15 @@ pins! {
         GuestFrame::TestProcessEnded(ProcessEnd::Exited(1)),
         GuestFrame::ExecEnded(ProcessEnd::Exited(-1)),
         GuestFrame::Ask(ktstr_proto::guest::SchedulerRequest::Replace("s".into())),
+        GuestFrame::AskHost { id: 1, request: HostRequest::Capture { name: "n".into() } },
+    ];
+    HostRequest {
+        HostRequest::Capture { .. } => "Capture", HostRequest::ReadMap { .. } => "ReadMap",
+        HostRequest::WriteMap { .. } => "WriteMap",
+    } from [
+        HostRequest::Capture { name: "n".into() },
+        HostRequest::ReadMap { map: "m".into(), path: "p".into() },
+        HostRequest::WriteMap { map: "m".into(), path: "p".into(), value: -1 },
     ];
     ErrorCode {
         ErrorCode::BadRequest => "BadRequest", ErrorCode::Unavailable => "Unavailable",

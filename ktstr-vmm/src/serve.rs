@@ -272,6 +272,10 @@ impl Server {
                     "the guest cannot be asked to shut down: its channel takes nothing from the host",
                 ))
             }),
+            VmmRequest::Tell(tell) => self.running("answer the guest").and_then(|session| {
+                session.tell(tell.id, &tell.answer).map_err(|reason| refusal(&reason))?;
+                Ok(VmmReply::Tell(Accepted))
+            }),
             VmmRequest::Kill(_) => self.running("kill").map(|session| {
                 session.kill();
                 VmmReply::Kill(Accepted)

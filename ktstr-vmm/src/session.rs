@@ -178,6 +178,14 @@ impl Session {
         }
     }
 
+    /// Answers a question of the guest.
+    pub fn tell(&mut self, id: u32, answer: &[u8]) -> Result<(), String> {
+        match &mut self.ring {
+            Some(ring) if !self.linear => ring.answer(id, answer).map_err(|e| chain(&e)),
+            _ => Err("the guest's channel takes nothing from the host".into()),
+        }
+    }
+
     /// The next piece, if there is one now.
     pub fn next_output(&mut self) -> Result<Option<Output>, ConsoleError> {
         if self.ended {

@@ -9,7 +9,7 @@ use ktstr_proto::{
     verdict::{Assert, AssertResult},
 };
 
-use super::{Constraints, VmResult};
+use super::{Constraints, VmResult, bpf_map::BpfMapWrite};
 use crate::Scheduler;
 
 /// Scenario length of tests that do not say another, seconds of guest time.
@@ -119,6 +119,8 @@ pub struct KtstrTestEntry {
     pub num_snapshots: u32,
     /// What the kernel's stall watchdog is to tolerate at least, seconds.
     pub watchdog_timeout_s: Option<u32>,
+    /// Numbers that the host sets in BPF maps before the workers start.
+    pub bpf_map_write: &'static [BpfMapWrite],
     /// Host CPUs on which the machine may run.
     pub cpu_budget: Option<u32>,
     /// How long putting the run away may take, milliseconds.
@@ -148,6 +150,12 @@ pub enum Invalid {
     CpuBudget {
         /// The number.
         cpus: u32,
+    },
+    /// Maps without the programs that have them.
+    #[error("`{which}` needs a scheduler, whose maps they are")]
+    MapsOfNobody {
+        /// The attribute.
+        which: &'static str,
     },
     /// No time to put the run away.
     #[error("`cleanup_budget_ms = 0` leaves no time to put the run away")]
@@ -271,6 +279,8 @@ impl KtstrTestEntry {
         if let Some(cpus) = self.cpu_budget {
             refuse_if(cpus == 0 || !self.no_perf_mode, Invalid::CpuBudget { cpus })?;
         }
+        let maps_of_nobody = self.scheduler.is_none() && !self.bpf_map_write.is_empty();
+        refuse_if(maps_of_nobody, Invalid::MapsOfNobody { which: "bpf_map_write" })?;
         refuse_if(self.cleanup_budget_ms == Some(0), Invalid::CleanupBudget)?;
         let (count, duration_s) = (self.num_snapshots, self.duration_s);
         // Evenly spread over 80 % of the scenario, as the orchestrator does.
@@ -369,6 +379,7 @@ impl KtstrTestEntry {
         seeds: None,
         num_snapshots: 0,
         watchdog_timeout_s: None,
+        bpf_map_write: &[],
         cpu_budget: None,
         cleanup_budget_ms: None,
     };

@@ -4,6 +4,7 @@
 //! harness sees: pass and not-run are success, everything else is failure. `KTSTR_REQUIRE` (a list of
 //! accelerators, or `all`) turns not-run into failure where it must not happen, as in CI.
 
+pub mod bpf_map;
 mod constraints;
 mod entry;
 mod left_out;
@@ -111,12 +112,24 @@ fn run_on_host(entry: &KtstrTestEntry) {
     std::panic::resume_unwind(Box::new(format!("{name}: {failed}")));
 }
 
+/// What is looked at after a run that was to take snapshots, where the test does not look itself.
+fn snapshots_are_there(vm: &VmResult) -> anyhow::Result<()> {
+    let bridge = vm.snapshot_bridge();
+    let (real, target) = (bridge.periodic_real(), bridge.periodic_target());
+    anyhow::ensure!(real > 0, "none of the {target} snapshots was taken");
+    Ok(())
+}
+
 /// Lets the test look at what came of its run; what it finds wrong is added to the report and to the
 /// one in the run directory.
 fn look_at(entry: &KtstrTestEntry, report: RunReport) -> RunReport {
     let mut vm = VmResult { report };
     let passed = !vm.report.infrastructure && vm.report.outcome != Outcome::Fail;
-    let wanted = [entry.post_vm_unconditional, entry.post_vm.filter(|_| passed)];
+    // Snapshots that nobody looks at were meant to be there all the same.
+    let own = [entry.post_vm_unconditional, entry.post_vm];
+    let default = entry.num_snapshots > 0 && own.iter().all(Option::is_none);
+    let usual: Option<PostVm> = default.then_some(snapshots_are_there);
+    let wanted = [entry.post_vm_unconditional, entry.post_vm.or(usual).filter(|_| passed)];
     let mut wrong = Vec::new();
     for look in wanted.into_iter().flatten() {
         match catch_unwind(AssertUnwindSafe(|| look(&vm))) {

@@ -63,6 +63,11 @@ impl Outbox {
         self.listens() && self.ring.host_signal() == HostSignal::Shutdown
     }
 
+    /// The host's answer to a question of the test, encoded.
+    pub fn host_answer(&self, id: u32) -> Option<Vec<u8>> {
+        self.ring.host_answer(id)
+    }
+
     /// Whether the host may say something through the ring.
     pub fn listens(&self) -> bool {
         self.mode == Mode::Wrap

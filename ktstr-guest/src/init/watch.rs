@@ -18,7 +18,7 @@ use std::{
 };
 
 use ktstr_proto::{
-    guest::{GuestFrame, ProcessEnd, SchedulerReply, SchedulerRequest},
+    guest::{GuestFrame, HostRefusal, HostReply, HostRequest, ProcessEnd, SchedulerReply, SchedulerRequest},
     link::chain,
     ring::RingError,
 };
@@ -45,6 +45,8 @@ use crate::report::{self, Inbox};
 const DETAIL_MS: u64 = 50;
 /// How often the host's signal is looked at.
 const SIGNAL_MS: u64 = 100;
+/// How often it is looked at while the test waits for an answer of the host, which waits for nothing else.
+const ANSWER_MS: u64 = 2;
 /// Most pieces taken from one source per turn, so that no source starves the others.
 const PIECES: usize = 64;
 
@@ -88,9 +90,22 @@ pub struct Watch {
     children: Vec<Pid>,
     ended: Vec<(Pid, ProcessEnd)>,
     asked: VecDeque<SchedulerRequest>,
+    /// The question that the host has not answered yet, and its number.
+    asked_host: Option<(u32, HostRequest)>,
     unsaid: Option<Disabled>,
     disabled_at_ms: Option<u64>,
     look_at_once: bool,
+}
+
+/// The answer where the host cannot give one.
+fn without_host(request: &HostRequest) -> HostReply {
+    match request {
+        HostRequest::Capture { .. } => Ok(String::new()),
+        HostRequest::ReadMap { .. } | HostRequest::WriteMap { .. } => Err(HostRefusal {
+            not_here: true,
+            reason: "under det nothing on the host answers the guest or writes into its memory".into(),
+        }),
+    }
 }
 
 /// The signal that is taken from a descriptor instead of interrupting.
@@ -115,6 +130,7 @@ impl Watch {
             children: Vec::new(),
             ended: Vec::new(),
             asked: VecDeque::new(),
+            asked_host: None,
             unsaid: None,
             disabled_at_ms: None,
             look_at_once: false,
@@ -156,11 +172,27 @@ impl Watch {
 
     /// Answers the test. One that is gone needs no answer.
     pub fn answer(&mut self, out: &mut Outbox, reply: &SchedulerReply) -> Result<(), WatchError> {
+        let bytes = report::answer(reply).map_err(|e| chain(&e));
+        self.pass_on(out, bytes)
+    }
+
+    /// Passes the host's answer on, if it is there. Where the host may not write into the guest, a capture
+    /// is taken when the host sees the question, and nothing else can be had.
+    fn pass_host_answer(&mut self, out: &mut Outbox) -> Result<(), WatchError> {
+        let answer = match &self.asked_host {
+            None => return Ok(()),
+            Some((id, _)) if out.listens() => out.host_answer(*id).map(|answer| Ok(report::framed(&answer))),
+            Some((_, request)) => Some(report::answer(&without_host(request)).map_err(|e| chain(&e))),
+        };
+        let Some(answer) = answer else { return Ok(()) };
+        self.asked_host = None;
+        self.pass_on(out, answer)
+    }
+
+    fn pass_on(&mut self, out: &mut Outbox, bytes: Result<Vec<u8>, String>) -> Result<(), WatchError> {
         let Some((stream, _)) = &mut self.channel else { return Ok(()) };
         // The test waits for the answer and has room for it.
-        let sent = report::answer(reply)
-            .map_err(|e| chain(&e))
-            .and_then(|bytes| stream.write_all(&bytes).map_err(|e| e.to_string()));
+        let sent = bytes.and_then(|bytes| stream.write_all(&bytes).map_err(|e| e.to_string()));
         match sent {
             Ok(()) => Ok(()),
             Err(reason) => Ok(out.note(&format!("the test cannot be answered: {reason}"))?),
@@ -204,6 +236,7 @@ impl Watch {
         self.reap()?;
         self.read_kernel_log(out)?;
         self.read_channel(out)?;
+        self.pass_host_answer(out)?;
         self.read_streams(out)?;
         let someone_ended = self.ended.len() > ended_before;
         if self.unsaid.as_ref().is_some_and(|d| someone_ended || clock::now_ms() >= d.at_ms + DETAIL_MS) {
@@ -216,6 +249,7 @@ impl Watch {
         let limits = [
             limit_ms,
             out.listens().then_some(SIGNAL_MS),
+            self.asked_host.as_ref().map(|_| ANSWER_MS),
             self.unsaid.as_ref().map(|_| DETAIL_MS),
             std::mem::take(&mut self.look_at_once).then_some(0),
         ];
@@ -316,8 +350,12 @@ impl Watch {
             loop {
                 match inbox.next_frame() {
                     Ok(Some(frame)) => {
-                        if let GuestFrame::Ask(request) = &frame {
-                            self.asked.push_back(request.clone());
+                        match &frame {
+                            GuestFrame::Ask(request) => self.asked.push_back(request.clone()),
+                            GuestFrame::AskHost { id, request } => {
+                                self.asked_host = Some((*id, request.clone()));
+                            }
+                            _ => {}
                         }
                         out.send(frame)?;
                     }

@@ -12,6 +12,7 @@ use ktstr_proto::guest::SchedulerRequest;
 use super::{
     AffinityIntent, CgroupDef, Op, ScenarioError, WorkSpec, cpu_list,
     engine::{Engine, Live, Running},
+    host::HostError,
     names::Layer,
     op::{Irq, Placement},
 };
@@ -125,6 +126,20 @@ impl Engine<'_> {
                 let pids = self.ctx.cgroups.processes(cgroup)?;
                 let pids: Vec<String> = pids.iter().map(ToString::to_string).collect();
                 format!("{tag}: processes of {cgroup}: {}", pids.join(" "))
+            }
+            Op::CaptureSnapshot { name } => {
+                self.ctx.capture_snapshot(name).map_err(at(place))?;
+                format!("state captured as {name}")
+            }
+            Op::ReadMap { tag, map, path } => {
+                let value = self.ctx.read_map(map, path).map_err(at(place))?;
+                let what = format!("{tag}: {path} in {map} is {value}");
+                self.remark(what.clone());
+                what
+            }
+            Op::WriteMap { map, path, value } => {
+                self.ctx.write_map(map, path, *value).map_err(at(place))?;
+                format!("{path} in {map} set to {value}")
             }
             Op::RunPayload { payload, args, placement } => {
                 self.run_program(*payload, args, name_of(placement), layer)?;
@@ -481,6 +496,11 @@ impl Engine<'_> {
             Err(reason) => Err(ScenarioError::Scheduler { place: place.into(), reason }),
         }
     }
+}
+
+/// An error of the host, and where it was asked.
+fn at(place: &str) -> impl Fn(HostError) -> ScenarioError {
+    move |source| ScenarioError::Host { place: place.into(), source }
 }
 
 /// What a worker is allowed by its cgroup and by itself; `None` is everything.

@@ -1,6 +1,6 @@
 //! Why a scenario could not be carried out. None of it says anything about the scheduler.
 
-use super::{AffinityError, CpusetError, PayloadError};
+use super::{AffinityError, CpusetError, HostError, PayloadError};
 use crate::{
     attributes::{MemPolicyError, SchedPolicyError},
     cgroup::{CgroupError, LimitError},
@@ -134,6 +134,15 @@ pub enum ScenarioError {
         /// The system's reason.
         #[source]
         source: std::io::Error,
+    },
+    /// The host did not do it.
+    #[error("{place}: the host did not do it")]
+    Host {
+        /// The operation.
+        place: String,
+        /// Why.
+        #[source]
+        source: HostError,
     },
     /// PID 1 could not do it.
     #[error("{place}: {reason}")]

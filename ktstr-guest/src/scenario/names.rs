@@ -3,7 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use super::{CgroupDef, Ctx, HoldSpec, Op, ScenarioError, engine::Plan, nearest, op::Placement};
+use super::{
+    CgroupDef, Ctx, HoldSpec, Op, ScenarioError,
+    engine::Plan,
+    host::{self, HostError},
+    nearest,
+    op::Placement,
+};
 
 /// Where a name lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -127,6 +133,17 @@ impl Names {
                 Ok(())
             }
             Op::OfflineCpu { cpu } | Op::OnlineCpu { cpu } => check_cpu(ctx, place, *cpu),
+            Op::CaptureSnapshot { name } => host::check_capture_name(name).map_err(|source| match source {
+                HostError::Name { reason, .. } => ScenarioError::Impossible { place: place.into(), reason },
+                source => ScenarioError::Host { place: place.into(), source },
+            }),
+            Op::ReadMap { map, path, .. } | Op::WriteMap { map, path, .. }
+                if map.is_empty() || path.is_empty() =>
+            {
+                let reason = "a BPF map and a path in it are needed".into();
+                Err(ScenarioError::Impossible { place: place.into(), reason })
+            }
+            Op::ReadMap { .. } | Op::WriteMap { .. } => Ok(()),
             Op::SteerIrq { cpu, .. } if *cpu < 1 => Ok(()),
             Op::SteerIrq { cpu, .. } => check_cpu(ctx, place, *cpu),
             Op::RunPayload { payload, placement, .. } => {

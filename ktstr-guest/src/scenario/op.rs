@@ -126,6 +126,30 @@ pub enum Op {
         /// Its name.
         cgroup: String,
     },
+    /// Has the host capture all of the guest's state while its CPUs stand, and waits for it; under `det` it
+    /// does not wait, and the host captures what it finds then.
+    CaptureSnapshot {
+        /// By which name the host's half of the test finds it; a second one of the same name gets `_2` after it.
+        name: String,
+    },
+    /// Has the host read a value in a BPF map, and notes it in the timeline and among the findings.
+    ReadMap {
+        /// Under which name.
+        tag: String,
+        /// The map's name, or the end of it: `.bss`.
+        map: String,
+        /// Where in it: `nr_enqueued`, `[3].weight`.
+        path: String,
+    },
+    /// Has the host write a number into a BPF map.
+    WriteMap {
+        /// The map's name, or the end of it: `.bss`.
+        map: String,
+        /// Where in it: `slow_ns`, `[3].weight`.
+        path: String,
+        /// The number.
+        value: i64,
+    },
     /// Starts a program.
     RunPayload {
         /// Which.
@@ -179,6 +203,9 @@ pub enum OpKind {
     OnlineCpu,
     SteerIrq,
     CaptureCgroupProcs,
+    CaptureSnapshot,
+    ReadMap,
+    WriteMap,
     RunPayload,
     WaitPayload,
     KillPayload,
@@ -269,6 +296,21 @@ impl Op {
         Self::OnlineCpu { cpu }
     }
 
+    /// Has the host capture all of the guest's state.
+    pub fn capture_snapshot(name: impl Into<String>) -> Self {
+        Self::CaptureSnapshot { name: name.into() }
+    }
+
+    /// Has the host read a value in a BPF map.
+    pub fn read_map(tag: impl Into<String>, map: impl Into<String>, path: impl Into<String>) -> Self {
+        Self::ReadMap { tag: tag.into(), map: map.into(), path: path.into() }
+    }
+
+    /// Has the host write a number into a BPF map.
+    pub fn write_map(map: impl Into<String>, path: impl Into<String>, value: i64) -> Self {
+        Self::WriteMap { map: map.into(), path: path.into(), value }
+    }
+
     /// Starts a program outside of all workload cgroups.
     pub fn run_payload(payload: &Payload) -> Self {
         Self::RunPayload { payload: *payload, args: Vec::new(), placement: Placement::RunnerCgroup }
@@ -315,6 +357,9 @@ impl Op {
             Self::OnlineCpu { .. } => OpKind::OnlineCpu,
             Self::SteerIrq { .. } => OpKind::SteerIrq,
             Self::CaptureCgroupProcs { .. } => OpKind::CaptureCgroupProcs,
+            Self::CaptureSnapshot { .. } => OpKind::CaptureSnapshot,
+            Self::ReadMap { .. } => OpKind::ReadMap,
+            Self::WriteMap { .. } => OpKind::WriteMap,
             Self::RunPayload { .. } => OpKind::RunPayload,
             Self::WaitPayload { .. } => OpKind::WaitPayload,
             Self::KillPayload { .. } => OpKind::KillPayload,

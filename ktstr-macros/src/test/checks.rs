@@ -42,6 +42,7 @@ const NEED: &[(&str, &str, &str)] = &[
     ("expect_scx_bpf_error_matches", "expect_err", "it is looked for in the error that is expected"),
     ("cpu_budget", "no_perf_mode", "otherwise the host decides where the vCPUs run"),
     ("watchdog_timeout_s", "scheduler", "there must be a scheduler that is watched"),
+    ("bpf_map_write", "scheduler", "there must be a scheduler whose maps are written"),
     ("survives_storm", "scheduler", "there must be a scheduler that can survive"),
     ("extra_sched_args", "scheduler", "there must be a scheduler that takes them"),
     ("staged_schedulers", "scheduler", "there must be a scheduler that they take over from"),

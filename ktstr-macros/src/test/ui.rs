@@ -63,6 +63,21 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "`num_snapshots = 8` in 1 s leaves less than 100 ms between two of them",
         "8",
     ),
+    (
+        "bpf_map_write = SLOW",
+        "`bpf_map_write` needs `scheduler`: there must be a scheduler whose maps are written",
+        "bpf_map_write",
+    ),
+    (
+        "scheduler = S, bpf_map_write = 3",
+        "`bpf_map_write` must be a `BpfMapWrite` constant or a list of them, `[A, B]`",
+        "3",
+    ),
+    (
+        "scheduler = S, bpf_map_write = []",
+        "`bpf_map_write` must be a `BpfMapWrite` constant or a list of them, `[A, B]`",
+        "[",
+    ),
     ("networks = NET", "`networks` must be a list of `NetConfig` constants, `[NET]`", "NET"),
     ("networks = []", "`networks` must be a list of `NetConfig` constants, `[NET]`", "["),
     ("disk", "`disk` needs a value: `disk = …`", "disk"),

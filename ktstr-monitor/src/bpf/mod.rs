@@ -35,7 +35,7 @@ pub use follow::{Casts, Follow};
 pub use layout::BpfLayout;
 pub use map::{Cell, Entries, Entry, Key, Limits, MapInfo, MapKind, Owner, RecordState};
 pub use memory::Memory;
-pub use node::{answer_all, answer_map, state_node, value_node};
+pub use node::{answer_all, answer_map, set_number, state_node, value_node};
 pub use object::ObjectError;
 pub use program::{Function, ProgramInfo, RunStats};
 pub use reader::{BpfError, Reader, Walk};

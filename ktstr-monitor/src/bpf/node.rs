@@ -2,13 +2,16 @@
 
 use ktstr_proto::link::chain;
 
-use super::dump::{BpfState, MapAnswer, MapDump, query};
+use super::dump::{BpfState, MapAnswer, MapDump, follow_all, query};
 use super::layout::BpfLayout;
+use super::map::MapInfo;
 use super::path::Path;
 use super::program::ProgramInfo;
 use super::reader::Reader;
+use super::write::Writer;
+use crate::addr::Kva;
 use crate::kernel::{LiveKernel, Profile};
-use crate::mem::GuestMem;
+use crate::mem::{GuestMem, GuestMemMut};
 use crate::node::Node;
 use crate::render::{Pointer, Run, Target, Value};
 
@@ -29,12 +32,33 @@ pub fn answer_map(
     match query(&reader, name, path.as_ref(), Default::default()).map_err(|error| chain(&error))? {
         Some(MapAnswer::Map(map)) => Ok(map_node(&map)),
         Some(MapAnswer::Value(value)) => Ok(value_node(&value)),
-        None => {
-            let maps = reader.maps().map(|walk| walk.items).unwrap_or_default();
-            let names: Vec<&str> = maps.iter().map(|map| map.name.as_str()).collect();
-            Err(format!("no map is called {name:?}; there are {}", names.join(", ")))
-        }
+        None => Err(no_map(name, &reader.maps().map(|walk| walk.items).unwrap_or_default())),
     }
+}
+
+/// Sets the number at `path` in the map `name`; the reason, where it cannot be. Returns where it was.
+pub fn set_number(
+    profile: &Profile,
+    live: &LiveKernel,
+    mem: &GuestMemMut,
+    name: &str,
+    path: &str,
+    value: i128,
+) -> Result<Kva, String> {
+    let path: Path = path.parse().map_err(|error| chain(&error))?;
+    let layout = BpfLayout::of(profile.types());
+    let reader = Reader::new(profile, live, live.view(mem.read()), &layout);
+    let maps = reader.maps().map_err(|error| chain(&error))?.items;
+    let Some(map) = maps.iter().find(|map| map.is_called(name)) else { return Err(no_map(name, &maps)) };
+    let programs = reader.programs().map_err(|error| chain(&error))?.items;
+    let follow = follow_all(&reader, &programs, &maps);
+    let written = Writer::new(&reader, mem).write_field(map, &path, value, &follow);
+    written.map(|located| located.at).map_err(|error| chain(&error))
+}
+
+fn no_map(name: &str, maps: &[MapInfo]) -> String {
+    let names: Vec<&str> = maps.iter().map(|map| map.name.as_str()).collect();
+    format!("no map is called {name:?}; there are {}", names.join(", "))
 }
 
 /// All programs and maps.

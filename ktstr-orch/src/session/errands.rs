@@ -22,14 +22,14 @@ use ktstr_proto::{
     Fds, RunId,
     capture::{Ask, Capture, CaptureTaken, Captured, Query, QueryAnswer, TakeCapture, Thawed},
     client::ClientReply,
-    guest::Phase,
+    guest::{HostRequest, Phase},
     link::{ErrorCode, RemoteError},
     monitor::{MonitorReply, MonitorRequest},
     verdict::{CaptureMark, Process},
     vmm::{Pause, Resume, VmmReply, VmmRequest},
 };
 
-use super::{Session, State, Stopped};
+use super::{Session, State, Stopped, asked};
 
 /// How long the VMM may take to stop all vCPUs, or to let them go on. A busy host delays threads.
 const SWITCH_LIMIT: Duration = Duration::from_secs(15);
@@ -67,13 +67,28 @@ enum Cause {
     Planned,
     /// Something was seen that may not be seen again.
     Seen,
+    /// The test asked, by this number.
+    Test(u32),
 }
 
 /// What is to be done.
 #[derive(Debug)]
 enum Errand {
-    Query { asker: Asker, query: Query },
-    Capture { cause: Cause, why: String, vmcore: bool, boundary: Option<Duration> },
+    Query {
+        asker: Asker,
+        query: Query,
+    },
+    Capture {
+        cause: Cause,
+        why: String,
+        vmcore: bool,
+        boundary: Option<Duration>,
+    },
+    /// The test asked for something in a BPF map.
+    Map {
+        id: u32,
+        request: HostRequest,
+    },
 }
 
 impl Errand {
@@ -81,7 +96,15 @@ impl Errand {
         match self {
             Self::Query { asker, .. } => Some(*asker),
             Self::Capture { cause: Cause::Asked(asker), .. } => Some(*asker),
-            Self::Capture { .. } => None,
+            Self::Capture { .. } | Self::Map { .. } => None,
+        }
+    }
+
+    /// The number of the test's question that it answers.
+    fn test(&self) -> Option<u32> {
+        match self {
+            Self::Capture { cause: Cause::Test(id), .. } | Self::Map { id, .. } => Some(*id),
+            Self::Capture { .. } | Self::Query { .. } => None,
         }
     }
 
@@ -89,6 +112,7 @@ impl Errand {
         match self {
             Self::Query { query, .. } => query.freeze,
             Self::Capture { .. } => true,
+            Self::Map { .. } => false,
         }
     }
 
@@ -96,13 +120,14 @@ impl Errand {
         match self {
             Self::Capture { vmcore: true, .. } => VMCORE_LIMIT,
             Self::Capture { .. } => CAPTURE_LIMIT,
-            Self::Query { .. } => READ_LIMIT,
+            Self::Query { .. } | Self::Map { .. } => READ_LIMIT,
         }
     }
 
     fn name(&self) -> String {
         match self {
             Self::Query { .. } => "a question".into(),
+            Self::Map { .. } => "what the test asked for".into(),
             Self::Capture { why, .. } => format!("the capture ({why})"),
         }
     }
@@ -120,6 +145,7 @@ enum Stage {
 enum Found {
     Answer(ktstr_proto::capture::Answer),
     Captured { read: Captured, path: PathBuf },
+    Written(String),
     Nothing(RemoteError),
 }
 
@@ -184,9 +210,13 @@ impl Errands {
             Cause::Asked(_) => "asked",
             Cause::Planned => "periodic",
             Cause::Seen => "seen",
+            Cause::Test(_) => "",
         };
         let of_kind = |mark: &&CaptureMark| mark.tag.starts_with(kind);
-        let tag = format!("{kind}_{:03}", self.marks.iter().filter(of_kind).count());
+        let tag = match cause {
+            Cause::Test(_) => asked::tag(why, self.marks.iter().map(|mark| mark.tag.as_str())),
+            _ => format!("{kind}_{:03}", self.marks.iter().filter(of_kind).count()),
+        };
         let mark = CaptureMark {
             tag,
             why: why.to_owned(),
@@ -260,11 +290,30 @@ impl Session {
         self.errands.waiting.retain(|errand| errand.asker().is_none_or(|a| a.connection != connection));
     }
 
+    /// The test wants a capture.
+    pub(super) fn capture_for_test(&mut self, id: u32, name: &str) {
+        let (cause, why) = (Cause::Test(id), name.to_owned());
+        self.enqueue(Errand::Capture { cause, why, vmcore: false, boundary: None });
+    }
+
+    /// The test wants something in a BPF map.
+    pub(super) fn map_for_test(&mut self, id: u32, request: HostRequest) {
+        self.enqueue(Errand::Map { id, request });
+    }
+
+    /// How many captures were taken so far, or came to nothing.
+    pub(super) fn captures(&self) -> usize {
+        self.errands.marks.len()
+    }
+
     fn enqueue(&mut self, errand: Errand) {
         let refused = match &self.monitor {
             _ if self.state != State::Running => Some("the machine does not run (any more, or yet)"),
             None => Some("no monitor observes this run (KTSTR_OBSERVE=0, or it has died)"),
-            Some(_) if !self.monitor_attached => Some("the monitor is still reading the kernel file"),
+            // The test waits for its answer; somebody who looks in from outside may ask again.
+            Some(_) if !self.monitor_attached && errand.test().is_none() => {
+                Some("the monitor is still reading the kernel file")
+            }
             Some(_) if self.errands.waiting.len() >= MAX_WAITING => Some("too many questions wait already"),
             Some(_) => None,
         };
@@ -276,6 +325,9 @@ impl Session {
             (Some(why), None) => {
                 self.notice(format!("{} was not taken: {why}", errand.name()));
                 self.came_to_nothing(&errand, why);
+                if let Some(id) = errand.test() {
+                    self.tell_guest(id, Err(asked::refusal(why)));
+                }
             }
         }
         self.next_errand();
@@ -289,9 +341,10 @@ impl Session {
         }
     }
 
-    fn next_errand(&mut self) {
+    pub(super) fn next_errand(&mut self) {
         let busy = self.errands.underway.is_some() || self.errands.unwritten.is_some();
-        if busy || self.errands.late.is_some() || self.state != State::Running {
+        let reading = self.monitor.is_some() && !self.monitor_attached;
+        if busy || reading || self.errands.late.is_some() || self.state != State::Running {
             return;
         }
         let Some(errand) = self.errands.waiting.pop_front() else { return };
@@ -339,6 +392,7 @@ impl Session {
             Errand::Capture { why, vmcore, .. } => {
                 capture_request(underway.path.clone(), why, *vmcore, &mut fds).map(MonitorRequest::Capture)
             }
+            Errand::Map { request, .. } => asked::map_request(request, self.ram.as_ref(), &mut fds),
         };
         let sent = request.and_then(|request| {
             let monitor = self.monitor.as_mut().ok_or("the monitor is gone")?;
@@ -407,6 +461,7 @@ impl Session {
         let found = match result {
             Ok(MonitorReply::Ask(answer)) => Found::Answer(answer),
             Ok(MonitorReply::Capture(read)) => Found::Captured { read, path },
+            Ok(MonitorReply::WriteMap(written)) => Found::Written(written.what),
             Ok(_) => Found::Nothing(error(ErrorCode::Infrastructure, "the monitor answered something else")),
             Err(why) => Found::Nothing(why),
         };
@@ -424,6 +479,9 @@ impl Session {
         for errand in std::mem::take(&mut self.errands.waiting) {
             if let Some(asker) = errand.asker() {
                 self.errands.answers.push((asker, Err(gone())));
+            }
+            if let Some(id) = errand.test() {
+                self.tell_guest(id, Err(asked::refusal(&gone().message)));
             }
         }
         if let Some(Underway { stage: Stage::Reading { frozen, .. }, .. }) = self.errands.underway {
@@ -530,9 +588,24 @@ impl Session {
         let stood_us = stood.map(|stood| stood.as_micros() as u64);
         let name = underway.errand.name();
         let asker = underway.errand.asker();
+        if let Some(id) = underway.errand.test() {
+            let reply = match &underway.found {
+                Some(Found::Answer(answer)) => Ok(answer.json.clone()),
+                Some(Found::Written(what)) => {
+                    self.record("map-written", what);
+                    Ok(String::new())
+                }
+                Some(Found::Captured { .. }) => Ok(String::new()),
+                Some(Found::Nothing(why)) => Err(asked::refusal(&why.message)),
+                None => Err(asked::refusal("it came to nothing")),
+            };
+            self.tell_guest(id, reply);
+        }
         let cause = match underway.errand {
             Errand::Query { asker, .. } => Cause::Asked(asker),
             Errand::Capture { cause, .. } => cause,
+            // The test was told whatever came of it.
+            Errand::Map { .. } => return self.next_errand(),
         };
         let result = match underway.found {
             Some(Found::Answer(answer)) => {
@@ -550,7 +623,7 @@ impl Session {
                 return;
             }
             Some(Found::Nothing(why)) => Err(why),
-            None => Err(error(ErrorCode::Infrastructure, "it came to nothing")),
+            Some(Found::Written(_)) | None => Err(error(ErrorCode::Infrastructure, "it came to nothing")),
         };
         match (asker, result) {
             (Some(asker), result) => self.errands.answers.push((asker, result)),

@@ -11,6 +11,7 @@ use ktstr_proto::{
     channel::Message,
     link::{RemoteError, chain},
     monitor::{Attach, MonitorEvent, MonitorLink, MonitorReply, MonitorRequest, VcpuTime, Window},
+    run::AccelKind,
     vmm::Started,
 };
 
@@ -23,6 +24,9 @@ impl Session {
         let plan = self.plan.as_ref().expect("a started machine has a plan");
         let mut monitor = Child::<MonitorLink>::spawn("ktstr-monitor", &[], self.dir.log_file("monitor.log"))
             .map_err(|e| chain(&e))?;
+        // Under det nothing on the host writes into the guest.
+        let det = plan.accel == AccelKind::Det;
+        let kept = (!det).then(|| ram.try_clone()).transpose().map_err(|e| e.to_string())?;
         let mut fds = Fds::default();
         let attach = Attach {
             ram: fds.attach(ram),
@@ -39,6 +43,7 @@ impl Session {
             monitor.channel.flush().map(drop)
         };
         send(&mut monitor).map_err(|e| chain(&e))?;
+        self.ram = kept;
         self.record("monitor-pid", &monitor.pid());
         self.monitor = Some(monitor);
         self.retired = None;
@@ -150,7 +155,7 @@ impl Session {
                 }
             }
             Ok(MonitorReply::Window(_) | MonitorReply::VcpuTime(_) | MonitorReply::Thawed(_)) => {}
-            Ok(MonitorReply::Ask(_) | MonitorReply::Capture(_)) => {
+            Ok(MonitorReply::Ask(_) | MonitorReply::Capture(_) | MonitorReply::WriteMap(_)) => {
                 self.lose_monitor("answered what nobody had asked");
             }
             Ok(MonitorReply::Attach(attached)) => {
@@ -159,6 +164,7 @@ impl Session {
                 if let Some(window) = self.window {
                     self.ask_monitor(MonitorRequest::Window(window));
                 }
+                self.next_errand();
             }
             Err(error) => self.lose_monitor(&error.message),
         }
