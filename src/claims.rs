@@ -412,8 +412,12 @@ pub fn assert_thresholds(reports: &[WorkerReport], limits: &AbsoluteThresholds) 
     verdict.into_result()
 }
 
-/// Fails for every event counter of sched_ext that is not zero and not in `expected`.
+/// Fails for every event counter of sched_ext that is not zero and not in `expected`; without counters
+/// nothing was tested.
 pub fn assert_scx_events_clean(events: &[(String, i64)], expected: &[&str]) -> AssertResult {
+    if events.is_empty() {
+        return AssertResult::skip("there are no event counters to judge");
+    }
     let mut verdict = Verdict::new();
     for (name, count) in events {
         let clean = *count == 0 || expected.contains(&name.as_str());

@@ -42,7 +42,7 @@ const NUMBER_THRESHOLDS: &[&str] = &[
 const SHARE_THRESHOLDS: &[&str] =
     &["min_page_locality", "max_cross_node_migration_ratio", "max_slow_tier_ratio"];
 const U32_THRESHOLDS: &[&str] = &["max_local_dsq_depth", "sustained_samples"];
-const U64_THRESHOLDS: &[&str] = &["max_gap_ms", "max_p99_wake_latency_ns"];
+const U64_THRESHOLDS: &[&str] = &["max_gap_ms", "balancing_ms", "max_p99_wake_latency_ns"];
 const LIMITS: &[(&str, &str)] =
     &[("min_llcs", "max_llcs"), ("min_cpus", "max_cpus"), ("min_numa_nodes", "max_numa_nodes")];
 const REST: &[&str] = &[

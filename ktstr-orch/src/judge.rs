@@ -58,8 +58,11 @@ const PANIC: &str = "Kernel panic - not syncing";
 const FATAL: &str = "ktstr-guest: FATAL";
 /// What init/initramfs.c and arch/x86/kernel/setup.c say of an archive that does not fit.
 const NOT_UNPACKED: [&str; 2] = ["Initramfs unpacking failed", "initrd extends beyond end of memory"];
+/// A breakpoint that nobody set: the kernel patches its own text with one in between, and an emulator with
+/// several threads may go on with a translation from that moment.
+const STALE_TEXT: &str = "Oops: int3";
 /// Console lines that say why a guest died.
-const NOTABLE: [&str; 4] = [PANIC, FATAL, NOT_UNPACKED[0], NOT_UNPACKED[1]];
+const NOTABLE: [&str; 5] = [PANIC, FATAL, NOT_UNPACKED[0], NOT_UNPACKED[1], STALE_TEXT];
 
 /// The last lines of a text stream.
 #[derive(Debug, Default)]
@@ -171,10 +174,11 @@ impl Evidence {
         if let Some(cause) = self.infrastructure_cause() {
             return verdict_of(cause, None);
         }
+        // Under `det` there is no host to blame.
+        let host = host.filter(|_| accel != Some(AccelKind::Det));
         if let Some(cause) = self.scheduler_cause().or_else(|| self.panic_cause()) {
-            // Under `det` there is no host to blame.
-            let host = host.filter(|_| accel != Some(AccelKind::Det));
-            return excuse::stall(verdict_of(cause, self.returned().cloned()), host);
+            let judgement = verdict_of(cause, self.returned().cloned());
+            return self.excuse_stale_text(excuse::stall(judgement, host), accel);
         }
         if let Some(end) = self.exec_end() {
             let (status, outcome) = match end {
@@ -194,7 +198,7 @@ impl Evidence {
         if let Some(judgement) = self.test_judgement(accel, assert, host) {
             return judgement;
         }
-        verdict_of(self.silent_cause(), None)
+        excuse::stall(verdict_of(self.silent_cause(), None), host)
     }
 
     /// Failures outside of what was to be tested.
@@ -287,6 +291,20 @@ impl Evidence {
         Some(Cause::KernelPanic { message })
     }
 
+    /// No scheduler makes the kernel run into a breakpoint of its own; a translation that is out of date does.
+    fn excuse_stale_text(&self, mut judgement: Judgement, accel: Option<AccelKind>) -> Judgement {
+        if let (Some(Cause::KernelPanic { message }), Some(AccelKind::Tcg), Some(oops)) =
+            (&mut judgement.cause, accel, self.console.notable(STALE_TEXT))
+        {
+            judgement.outcome = Outcome::Inconclusive;
+            message.push_str(&format!(
+                "; before it `{oops}`: emulators with several threads are known to run outdated kernel text, so this is \
+                 the emulator's doing and not the scheduler's"
+            ));
+        }
+        judgement
+    }
+
     fn exec_end(&self) -> Option<&ProcessEnd> {
         self.frames.iter().find_map(|m| match &m.body {
             GuestFrame::ExecEnded(end) => Some(end),
@@ -317,15 +335,19 @@ impl Evidence {
         let cause = match self.test_end() {
             Some(TestEnd::Returned(result)) => {
                 let mut result = result.clone();
-                // Under `det` time is counted in instructions: nothing of the host enters.
-                if accel != Some(AccelKind::Det) {
-                    if let Some(monitor) = &self.monitor {
+                match (&self.monitor, accel) {
+                    // The monitor looks when the host gets to it.
+                    (_, Some(AccelKind::Det)) => {
+                        add_unjudged(&mut result, assert, "nothing of the host decides under det")
+                    }
+                    (None, _) => add_unjudged(&mut result, assert, "there was no monitor"),
+                    (Some(monitor), _) => {
                         add_monitor_findings(&mut result, monitor, assert);
+                        add_event_findings(&mut result, monitor, host, assert);
                     }
-                    add_event_findings(&mut result, self.monitor.as_ref(), host, assert);
-                    if let Some(host) = host {
-                        excuse::by_host(&mut result, assert, host);
-                    }
+                }
+                if let Some(host) = host {
+                    excuse::by_host(&mut result, assert, host);
                 }
                 let failed = matches!(result.outcome, Outcome::Fail | Outcome::Inconclusive);
                 return Some(Judgement {
@@ -338,7 +360,7 @@ impl Evidence {
             }
             Some(TestEnd::Error(causes)) => {
                 let result = AssertResult::fail(
-                    DetailKind::Claim,
+                    DetailKind::Error,
                     format!("the test returned an error: {}", causes.join(": ")),
                 );
                 return Some(verdict_of(Cause::Assertion, Some(result)));
@@ -441,11 +463,27 @@ fn add_monitor_findings(result: &mut AssertResult, monitor: &MonitorSummary, ass
     }
 }
 
+/// Names the limits that only a monitor can judge and that nobody judged.
+fn add_unjudged(result: &mut AssertResult, assert: &Assert, why: &str) {
+    let limits = [
+        ("max_imbalance_ratio", assert.max_imbalance_ratio.is_some()),
+        ("max_local_dsq_depth", assert.max_local_dsq_depth.is_some()),
+        ("fail_on_rq_clock_stuck", assert.fail_on_rq_clock_stuck == Some(true)),
+        ("max_fallback_rate", assert.max_fallback_rate.is_some()),
+        ("max_keep_last_rate", assert.max_keep_last_rate.is_some()),
+    ];
+    let names: Vec<&str> = limits.iter().filter(|(_, set)| *set).map(|(name, _)| *name).collect();
+    if !names.is_empty() {
+        let message = format!("not judged, because {why}: {}", names.join(", "));
+        result.push(DetailKind::Note, Outcome::NotRun, message);
+    }
+}
+
 /// Adds what sched_ext's event counters say about rates, which only tests that ask for them are judged
 /// by. A rate is per second that the vCPUs really ran; what was not measured is inconclusive.
 fn add_event_findings(
     result: &mut AssertResult,
-    monitor: Option<&MonitorSummary>,
+    monitor: &MonitorSummary,
     host: Option<&HostTime>,
     assert: &Assert,
 ) {
@@ -459,7 +497,7 @@ fn add_event_findings(
     ];
     for (event, what, limit) in wanted {
         let Some(limit) = limit else { continue };
-        let count = monitor.and_then(|m| m.events.iter().find(|(name, _)| name == event)).map(|(_, n)| *n);
+        let count = monitor.events.iter().find(|(name, _)| name == event).map(|(_, n)| *n);
         let ran_s = host.map(|host| host.ran_ms.iter().sum::<u64>() as f64 / 1000.0).filter(|s| *s > 0.0);
         let (Some(count), Some(ran_s)) = (count, ran_s) else {
             let message = format!("{what} cannot be judged: {event} or the vCPUs' run time was not measured");
@@ -493,7 +531,7 @@ mod tests {
         let host = HostTime { ran_ms: vec![1000, 2000], ..HostTime::default() };
         let judged = |assert: Assert, host: Option<&HostTime>| {
             let mut result = AssertResult::pass();
-            add_event_findings(&mut result, Some(&monitor), host, &assert);
+            add_event_findings(&mut result, &monitor, host, &assert);
             (result.outcome, result.details.first().map(|d| d.message.clone()).unwrap_or_default())
         };
         let limits = Assert::NO_OVERRIDES;
@@ -592,6 +630,19 @@ mod tests {
     }
 
     #[test]
+    fn a_breakpoint_nobody_set_is_the_emulators() {
+        let mut guest = evidence(attached());
+        guest.console.push("[   36.6] Oops: int3: 0000 [#1] SMP NOPTI\n");
+        guest.console.push("[   36.7] Kernel panic - not syncing: Fatal exception in interrupt\n");
+        let judged = |accel| guest.judge(Some(accel), &Assert::default_checks(), None);
+        let emulated = judged(AccelKind::Tcg);
+        assert_eq!(emulated.outcome, Outcome::Inconclusive);
+        assert!(format!("{:?}", emulated.cause).contains("Oops: int3: 0000"), "{:?}", emulated.cause);
+        assert_eq!(judged(AccelKind::Kvm).outcome, Outcome::Fail);
+        assert_eq!(judged(AccelKind::Det).outcome, Outcome::Fail, "one thread");
+    }
+
+    #[test]
     fn the_monitor_informs_but_does_not_decide_under_det() {
         let mut frames = attached();
         frames.push(GuestFrame::TestEnded(TestEnd::Returned(AssertResult::pass())));
@@ -601,7 +652,12 @@ mod tests {
         let assert = Assert::default_checks();
         assert_eq!(evidence.judge(Some(AccelKind::Tcg), &assert, None).outcome, Outcome::Fail);
         let det = evidence.judge(Some(AccelKind::Det), &assert, None);
-        assert_eq!((det.outcome, det.result.map(|r| r.details.len())), (Outcome::Pass, Some(0)));
+        let said = det.result.map(|r| r.details.into_iter().map(|d| d.message).collect::<Vec<_>>());
+        let unjudged = "not judged, because nothing of the host decides under det: max_local_dsq_depth, fail_on_rq_clock_stuck";
+        assert_eq!((det.outcome, said), (Outcome::Pass, Some(vec![unjudged.into()])));
+        let asked_for_nothing = Assert::defaults_for(AccelKind::Det);
+        let det = evidence.judge(Some(AccelKind::Det), &asked_for_nothing, None);
+        assert_eq!(det.result.map(|r| r.details.len()), Some(0));
     }
 
     #[test]

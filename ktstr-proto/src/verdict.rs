@@ -71,6 +71,8 @@ pub enum DetailKind {
     SlowTier,
     /// Whether the run ended as was expected of it.
     Expectation,
+    /// The test function returned an error.
+    Error,
 }
 
 /// One finding with its evidence in words.
@@ -82,6 +84,17 @@ pub struct Detail {
     pub outcome: Outcome,
     /// What was seen against what was allowed.
     pub message: String,
+    /// The figures of a finding about a length of time.
+    pub time: Option<TimeFigures>,
+}
+
+/// A length of time against its limit.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TimeFigures {
+    /// What was seen, milliseconds.
+    pub seen_ms: u64,
+    /// What was allowed, milliseconds.
+    pub limit_ms: u64,
 }
 
 /// How a worker ended.
@@ -347,11 +360,7 @@ impl AssertResult {
     /// Nothing was tested, because of `reason`.
     pub fn skip(reason: impl Into<String>) -> Self {
         let mut result = Self { outcome: Outcome::NotRun, ..Self::pass() };
-        result.details.push(Detail {
-            kind: DetailKind::Note,
-            outcome: Outcome::NotRun,
-            message: reason.into(),
-        });
+        result.push(DetailKind::Note, Outcome::NotRun, reason);
         result
     }
 
@@ -365,7 +374,14 @@ impl AssertResult {
     /// Adds a finding.
     pub fn push(&mut self, kind: DetailKind, outcome: Outcome, message: impl Into<String>) {
         self.outcome = self.outcome.max(outcome);
-        self.details.push(Detail { kind, outcome, message: message.into() });
+        self.details.push(Detail { kind, outcome, message: message.into(), time: None });
+    }
+
+    /// Adds a failure about a length of time, which the host may explain.
+    pub fn fail_time(&mut self, kind: DetailKind, time: TimeFigures, message: impl Into<String>) {
+        self.outcome = self.outcome.max(Outcome::Fail);
+        let (outcome, message) = (Outcome::Fail, message.into());
+        self.details.push(Detail { kind, outcome, message, time: Some(time) });
     }
 
     /// Joins another result.

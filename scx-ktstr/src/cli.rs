@@ -54,6 +54,10 @@ pub struct Args {
     #[arg(long)]
     pub unfair: bool,
 
+    /// With --unfair, let it wait so many milliseconds each time; more than --watchdog-ms is a stall
+    #[arg(long, value_name = "MS", default_value_t = 1000, value_parser = clap::value_parser!(u64).range(1..=600_000))]
+    pub unfair_ms: u64,
+
     /// Ignore which CPUs a task may use: one that may not run on all of them is put on any CPU in turn.
     /// The kernel notices the first time that the CPU is not allowed, and ends the scheduler with an
     /// error that names task and CPU

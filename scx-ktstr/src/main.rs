@@ -78,7 +78,7 @@ fn load<'a>(args: &Args, storage: &'a mut MaybeUninit<OpenObject>) -> Result<Mai
     rodata.slice_ns = args.slice_ns();
     rodata.fail_verify = args.fail_verify.into();
     rodata.race = args.race.into();
-    rodata.unfair = args.unfair.into();
+    rodata.unfair_ns = if args.unfair { args.unfair_ms * 1_000_000 } else { 0 };
     rodata.wrong_cpu = args.wrong_cpu.into();
     let cpus = libbpf_rs::num_possible_cpus().context("counting the CPUs")?;
     rodata.nr_cpus = cpus.try_into().context("counting the CPUs")?;

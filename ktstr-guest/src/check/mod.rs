@@ -8,7 +8,8 @@ mod rates;
 use std::time::Duration;
 
 use ktstr_proto::verdict::{
-    Assert, AssertResult, CgroupStats, DetailKind, Outcome, ScenarioStats, WorkerExit, WorkerReport,
+    Assert, AssertResult, CgroupStats, DetailKind, Outcome, ScenarioStats, TimeFigures, WorkerExit,
+    WorkerReport,
 };
 
 use crate::scenario::{TestTopology, cpu_list};
@@ -48,20 +49,9 @@ pub fn judge_groups(assert: &Assert, topo: Option<&TestTopology>, groups: Vec<Gr
     }
     let mut cgroups: Vec<CgroupStats> = Vec::new();
     for group in &groups {
-        let mut assert = *assert;
-        // A worker may be kept waiting as long as the largest gap; one that did not live so long and
-        // never ran may have been starved, or not.
-        let patience = Duration::from_millis(assert.max_gap_ms.unwrap_or(0)).max(SHORT_LIFE);
-        let starved = match group.lived {
-            Some(lived) if lived < SHORT_LIFE => Outcome::Pass,
-            Some(lived) if lived < patience => Outcome::Inconclusive,
-            _ => Outcome::Fail,
-        };
-        if starved == Outcome::Pass {
-            assert.not_stuck = None;
-        }
-        group.reports.iter().for_each(|worker| judge_worker(&assert, starved, worker, &mut result));
+        group.reports.iter().for_each(|worker| judge_worker(assert, group.lived, worker, &mut result));
     }
+    rates::judge_measured(assert, &groups, &mut result);
     let name = |group: &Group| group.reports.first().map(|worker| worker.cgroup.clone());
     for same_cgroup in groups.chunk_by(|a, b| name(a) == name(b)) {
         let members: Vec<WorkerReport> =
@@ -79,10 +69,8 @@ pub fn judge_groups(assert: &Assert, topo: Option<&TestTopology>, groups: Vec<Gr
                 _ => peers.clone(),
             };
             let theirs = cgroup_stats(&compared);
-            let mut assert = *assert;
-            assert.max_spread_pct = assert.spread_limit(lived);
-            judge_fairness(&assert, &compared, &theirs, &mut result);
-            rates::judge(&assert, topo, &peers, &mut result);
+            judge_fairness(assert, lived, &compared, &theirs, &mut result);
+            rates::judge(assert, topo, &peers, &mut result);
             if worst.as_ref().is_none_or(|worst| worst.spread_pct < theirs.spread_pct) {
                 worst = Some(theirs);
             }
@@ -113,8 +101,8 @@ fn peers(group: &[WorkerReport]) -> Vec<Vec<WorkerReport>> {
     peers
 }
 
-/// `starved` is how it counts when the worker never ran.
-fn judge_worker(assert: &Assert, starved: Outcome, worker: &WorkerReport, result: &mut AssertResult) {
+/// `lived` is how long its group was given, if known.
+fn judge_worker(assert: &Assert, lived: Option<Duration>, worker: &WorkerReport, result: &mut AssertResult) {
     let WorkerReport { tid, cgroup, work_type, .. } = worker;
     if let Some(reason) = &worker.not_run {
         let message = format!("{work_type} in {cgroup} was not run: {reason}");
@@ -140,7 +128,14 @@ fn judge_worker(assert: &Assert, starved: Outcome, worker: &WorkerReport, result
         let message = format!(
             "tid {tid} made no progress (0 work units, {ran_us}us of CPU time in {wall_ms}ms) in {cgroup}"
         );
-        result.push(DetailKind::NoProgress, starved, message);
+        match lived.filter(|lived| *lived < SHORT_LIFE) {
+            None => result.push(DetailKind::NoProgress, Outcome::Fail, message),
+            Some(lived) => {
+                let lived = lived.as_millis();
+                let message = format!("{message}; not judged, since it was given {lived}ms only");
+                result.push(DetailKind::Note, Outcome::Pass, message);
+            }
+        }
     }
     let gap_ms = worker.max_gap_ns / 1_000_000;
     if let Some(threshold) = assert.max_gap_ms.filter(|threshold| gap_ms > *threshold) {
@@ -148,7 +143,8 @@ fn judge_worker(assert: &Assert, starved: Outcome, worker: &WorkerReport, result
         let message = format!(
             "tid {tid} stuck {gap_ms}ms on cpu{cpu} at +{at}ms (threshold {threshold}ms) in {cgroup}"
         );
-        result.push(DetailKind::Gap, Outcome::Fail, message);
+        let time = TimeFigures { seen_ms: gap_ms, limit_ms: threshold };
+        result.fail_time(DetailKind::Gap, time, message);
     }
     if assert.isolation == Some(true) && !worker.cpus_allowed.is_empty() {
         let outside: Vec<u32> =
@@ -162,8 +158,15 @@ fn judge_worker(assert: &Assert, starved: Outcome, worker: &WorkerReport, result
     }
 }
 
-fn judge_fairness(assert: &Assert, members: &[WorkerReport], stats: &CgroupStats, result: &mut AssertResult) {
+fn judge_fairness(
+    assert: &Assert,
+    lived: Option<Duration>,
+    members: &[WorkerReport],
+    stats: &CgroupStats,
+    result: &mut AssertResult,
+) {
     let Some(threshold) = assert.max_spread_pct else { return };
+    let balancing = assert.balancing_pct(lived);
     let name = &stats.name;
     // A dead worker is a finding of its own; its share of the CPU says nothing about fairness.
     let judged = members.iter().filter(|w| w.exit == WorkerExit::Completed && w.not_run.is_none()).count();
@@ -172,12 +175,16 @@ fn judge_fairness(assert: &Assert, members: &[WorkerReport], stats: &CgroupStats
         result.push(DetailKind::Spread, Outcome::Inconclusive, message);
         return;
     }
-    if stats.spread_pct > threshold {
+    if stats.spread_pct > threshold + balancing {
         let (lo, hi, spread) = (stats.min_off_cpu_pct, stats.max_off_cpu_pct, stats.spread_pct);
         let (workers, cpus) = (stats.workers, stats.cpus);
+        let allowed = match balancing {
+            0.0 => format!("threshold {threshold:.0}%"),
+            _ => format!("threshold {threshold:.0}% and {balancing:.0}% for balancing"),
+        };
         let message = format!(
             "unfair cgroup {name}: spread={spread:.1}% ({lo:.1}-{hi:.1}%) {workers} workers on {cpus} cpus \
-             (threshold {threshold:.0}%)"
+             ({allowed})"
         );
         result.push(DetailKind::Spread, Outcome::Fail, message);
     }
@@ -314,7 +321,9 @@ mod tests {
             let group = Group { reports: idle(), lived: Some(Duration::from_millis(ms)) };
             judge_groups(&Assert::default_checks(), None, vec![group])
         };
-        assert!(judged(20).is_pass() && judged(2000).is_inconclusive() && judged(5000).is_fail());
+        let short = judged(20);
+        assert!(short.is_pass() && short.details[0].message.contains("not judged"), "{short:?}");
+        assert!(judged(1000).is_fail() && judged(5000).is_fail());
     }
 
     #[test]
@@ -325,7 +334,10 @@ mod tests {
             judge_groups(&Assert::default_checks(), None, vec![group])
         };
         assert!(judged(1000).is_pass(), "35% and half of a second");
-        assert!(judged(10_000).is_fail(), "35% and a twentieth");
+        let unfair = judged(10_000);
+        assert!(
+            unfair.is_fail() && unfair.details[0].message.ends_with("(threshold 35% and 5% for balancing)")
+        );
     }
 
     #[test]

@@ -4,7 +4,9 @@
 //! What has no measurement to judge by is inconclusive, never passed: a limit of wake latency says
 //! nothing about workers that never waited.
 
-use ktstr_proto::verdict::{Assert, AssertResult, DetailKind, Outcome, WorkerExit, WorkerReport};
+use ktstr_proto::verdict::{
+    Assert, AssertResult, DetailKind, Outcome, TimeFigures, WorkerExit, WorkerReport,
+};
 
 use crate::scenario::TestTopology;
 
@@ -23,6 +25,16 @@ pub fn judge(
     judge.wakes(assert, &alive);
     judge.migrations(assert, &alive);
     judge.memory(assert, topo, &alive);
+}
+
+/// Says when a limit was given for what no worker of the whole test did.
+pub fn judge_measured(assert: &Assert, groups: &[super::Group], result: &mut AssertResult) {
+    let limited = assert.max_p99_wake_latency_ns.is_some() || assert.max_wake_latency_cv.is_some();
+    let mut ran = groups.iter().flat_map(|group| &group.reports).filter(|w| w.not_run.is_none()).peekable();
+    if limited && ran.peek().is_some() && ran.all(|w| w.is_messenger || w.wake_latency.is_empty()) {
+        let message = "wake latency cannot be judged: no worker was ever woken by another or by a timer";
+        result.push(DetailKind::Benchmark, Outcome::Inconclusive, message);
+    }
 }
 
 struct Judge<'a> {
@@ -94,7 +106,8 @@ impl Judge<'_> {
         }
         let mut all = ktstr_proto::histogram::Histogram::default();
         workers.iter().filter(|w| !w.is_messenger).for_each(|w| all.merge(&w.wake_latency));
-        // Work that never waits has no wakes; a limit for the whole test does not mean it.
+        // Work that never waits has no wakes; a limit for the whole test does not mean it while there is
+        // other work, see `judge_measured`.
         if all.is_empty() {
             if workers.iter().any(|w| w.voluntary_switches > 0 && w.voluntary_off_cpu_ns > 0) {
                 self.unmeasured(DetailKind::Benchmark, "wake latency");
@@ -107,12 +120,11 @@ impl Judge<'_> {
             if seen > limit {
                 let (seen_us, limit_us) = (seen / 1000, limit / 1000);
                 let count = all.count();
-                self.fail(
-                    DetailKind::Benchmark,
-                    format!(
-                        "p99 wake latency {seen_us}us of {count} wakes in {cgroup} (threshold {limit_us}us)"
-                    ),
+                let message = format!(
+                    "p99 wake latency {seen_us}us of {count} wakes in {cgroup} (threshold {limit_us}us)"
                 );
+                let time = TimeFigures { seen_ms: seen / 1_000_000, limit_ms: limit.div_ceil(1_000_000) };
+                self.result.fail_time(DetailKind::Benchmark, time, message);
             }
         }
         if let Some(limit) = assert.max_wake_latency_cv {

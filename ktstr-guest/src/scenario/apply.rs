@@ -4,7 +4,7 @@ use std::{
     collections::BTreeSet,
     fs,
     path::{Path, PathBuf},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use ktstr_proto::guest::SchedulerRequest;
@@ -276,7 +276,6 @@ impl Engine<'_> {
                 order,
                 started: None,
                 affinity,
-                frozen: (Duration::ZERO, Duration::ZERO),
             });
         }
         Ok(())
@@ -462,18 +461,16 @@ impl Engine<'_> {
     }
 
     fn unfreeze(&mut self, cgroup: &str) -> Result<(), ScenarioError> {
-        self.ctx.cgroups.freeze(cgroup, false)?;
-        let Some(since) = self.live_mut(cgroup).and_then(|live| live.frozen_since.take()) else {
-            return Ok(());
-        };
-        let time = since.elapsed();
-        let below = format!("{cgroup}/");
-        for worker in &mut self.workers {
-            if worker.cgroup == cgroup || worker.cgroup.starts_with(&below) {
-                worker.frozen = (worker.frozen.0 + time, worker.frozen.1.max(time));
+        // Before they run again, so that no worker takes this time for a gap.
+        if let Some(since) = self.live_mut(cgroup).and_then(|live| live.frozen_since.take()) {
+            let below = format!("{cgroup}/");
+            for worker in &self.workers {
+                if worker.cgroup == cgroup || worker.cgroup.starts_with(&below) {
+                    worker.handle.was_frozen(since.elapsed());
+                }
             }
         }
-        Ok(())
+        Ok(self.ctx.cgroups.freeze(cgroup, false)?)
     }
 
     fn take_program(

@@ -94,8 +94,6 @@ pub(super) struct Running {
     pub allowed: Vec<Option<BTreeSet<u32>>>,
     /// CPUs each is restricted to by itself; empty is not at all.
     pub affinity: Vec<Vec<u32>>,
-    /// Time frozen: in all, and at a stretch.
-    pub frozen: (Duration, Duration),
 }
 
 /// A program that runs.
@@ -116,7 +114,8 @@ pub(super) struct Engine<'a> {
     /// Workers that were ever started.
     pub order: usize,
     done: Vec<(usize, Group)>,
-    found: AssertResult,
+    /// What programs came to; `None` until one has ended.
+    found: Option<AssertResult>,
     measured: Vec<PayloadMetrics>,
 }
 
@@ -139,7 +138,7 @@ pub(super) fn run(
         phases: Phases::begin(),
         order: 0,
         done: Vec::new(),
-        found: AssertResult::pass(),
+        found: None,
         measured: Vec::new(),
     };
     match engine.carry_out(&plan) {
@@ -277,7 +276,7 @@ impl Engine<'_> {
         ended: Result<(AssertResult, PayloadMetrics), super::PayloadError>,
     ) -> Result<(), ScenarioError> {
         let (result, metrics) = ended?;
-        self.found.merge(result);
+        self.found.get_or_insert_with(AssertResult::pass).merge(result);
         self.measured.push(metrics);
         Ok(())
     }
@@ -293,7 +292,7 @@ impl Engine<'_> {
             lived.push(worker.started.map_or(Duration::ZERO, |started| started.elapsed()));
         }
         for (worker, lived) in over.into_iter().zip(lived) {
-            let Running { handle, allowed, frozen, origin, order, .. } = worker;
+            let Running { handle, allowed, origin, order, .. } = worker;
             let mut reports = handle.stop_and_collect();
             self.phases.finish(&origin, order, &reports);
             for (index, report) in reports.iter_mut().enumerate() {
@@ -301,28 +300,21 @@ impl Engine<'_> {
                     Some(Some(cpus)) => cpus.iter().copied().collect(),
                     _ => Vec::new(),
                 };
-                // What was frozen on purpose is nobody's fault.
-                report.max_gap_ns = report.max_gap_ns.saturating_sub(frozen.1.as_nanos() as u64);
-                report.voluntary_off_cpu_ns += frozen.0.as_nanos() as u64;
             }
             self.done.push((order, Group { reports, lived: Some(lived) }));
         }
     }
 
     /// A frozen worker cannot stop.
-    fn thaw(&self, worker: &mut Running) {
-        let mut thawed = None;
+    fn thaw(&self, worker: &Running) {
         for cgroup in &self.cgroups {
             let holds =
                 worker.cgroup == cgroup.name || worker.cgroup.starts_with(&format!("{}/", cgroup.name));
             if holds && let Some(since) = cgroup.frozen_since {
+                worker.handle.was_frozen(since.elapsed());
                 // Should it fail, the worker is found not to stop, which says the same.
                 let _ = self.ctx.cgroups.freeze(&cgroup.name, false);
-                thawed = Some(since.elapsed());
             }
-        }
-        if let Some(time) = thawed {
-            worker.frozen = (worker.frozen.0 + time, worker.frozen.1.max(time));
         }
     }
 
@@ -348,7 +340,9 @@ impl Engine<'_> {
         self.done.sort_by_key(|(order, _)| *order);
         let groups = std::mem::take(&mut self.done).into_iter().map(|(_, group)| group).collect();
         let mut result = check::judge_groups(assert, Some(&self.ctx.topo), groups);
-        result.merge(std::mem::replace(&mut self.found, AssertResult::pass()));
+        if let Some(found) = self.found.take() {
+            result.merge(found);
+        }
         result.stats.phases = phases;
         result.stats.payloads = std::mem::take(&mut self.measured);
         self.remove_all()?;

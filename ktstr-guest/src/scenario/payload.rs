@@ -68,6 +68,17 @@ pub enum MetricCheck {
 }
 
 impl MetricCheck {
+    /// The number it judges; none judges the exit status.
+    fn metric(&self) -> Option<&'static str> {
+        match *self {
+            Self::Min { metric, .. } | Self::Max { metric, .. } | Self::Range { metric, .. } => Some(metric),
+            Self::Exists(metric) => Some(metric),
+            Self::ExitCodeEq(_) => None,
+        }
+    }
+}
+
+impl MetricCheck {
     /// At least so much.
     pub const fn min(metric: &'static str, value: f64) -> Self {
         Self::Min { metric, value }
@@ -329,7 +340,8 @@ impl PayloadHandle {
         self.conclude(status, Some(limit))
     }
 
-    /// Ends it and keeps what it measured; that it was ended is no failure.
+    /// Ends it, keeps what it measured and judges that. That it was ended is no failure, and what it then did not
+    /// come to report is in doubt.
     pub fn stop(mut self) -> Result<(AssertResult, PayloadMetrics), PayloadError> {
         let name = self.payload.name;
         let system = |source| PayloadError::System { action: "end", name, source };
@@ -339,7 +351,19 @@ impl PayloadHandle {
                 self.end().map_err(system)?;
                 self.reaped = true;
                 let metrics = self.measured(None)?;
-                Ok((AssertResult::pass(), metrics))
+                let mut result = AssertResult::pass();
+                for check in self.payload.checks.iter().filter(|check| check.metric().is_some()) {
+                    let Some(message) = broken(check, &metrics) else { continue };
+                    let reported = check.metric().is_some_and(|metric| metrics.get(metric).is_some());
+                    let (outcome, why) = match reported {
+                        true => (Outcome::Fail, ""),
+                        false => {
+                            (Outcome::Inconclusive, "; it still ran at the end of the scenario and was ended")
+                        }
+                    };
+                    result.push(DetailKind::Payload, outcome, format!("payload {name}: {message}{why}"));
+                }
+                Ok((result, metrics))
             }
         }
     }

@@ -220,6 +220,8 @@ struct Head {
     phase: AtomicU32,
     left: AtomicU32,
     prepared: AtomicU32,
+    went_ns: AtomicU64,
+    frozen_ns: AtomicU64,
 }
 
 /// The shared mapping.
@@ -312,6 +314,16 @@ impl Board {
     /// Workers that have the CPU and the policy of their kind; futex.
     pub fn prepared(&self) -> &AtomicU32 {
         &self.head().prepared
+    }
+
+    /// When the workers were let go, nanoseconds of `CLOCK_MONOTONIC`; 0 is not yet.
+    pub fn went_ns(&self) -> &AtomicU64 {
+        &self.head().went_ns
+    }
+
+    /// For how long the workers' cgroup was frozen so far, nanoseconds.
+    pub fn frozen_ns(&self) -> &AtomicU64 {
+        &self.head().frozen_ns
     }
 
     /// Tells all workers to stop.

@@ -135,6 +135,8 @@ fn worker(birth: &Birth<'_>, index: usize, links: &Links) -> bool {
     if !await_start(board, parent.filter(|_| pid == tid)) {
         return false;
     }
+    // How late it is run for the first time; what comes before it measures itself is preparation.
+    let late_ns = sys::now_ns().saturating_sub(board.went_ns().load(SeqCst));
     let member = board.member_line(place.group, place.position);
     member.pid.store(pid, SeqCst);
     member.tid.store(tid, SeqCst);
@@ -143,6 +145,7 @@ fn worker(birth: &Birth<'_>, index: usize, links: &Links) -> bool {
     let blocking = if config.work_type.never_blocks() { Blocking::Never } else { Blocking::Sometimes };
     let seed = config.seed.wrapping_add(index as u64);
     let meter = Meter::start(board, index, blocking);
+    meter.began_late(late_ns);
     let mut worker = Worker { meter, rng: Rng::new(seed), burner: Burner::new(seed), place, links, board };
     if let Err(not_run) = prepared.and_then(|()| kinds::run(&config.work_type, &mut worker)) {
         not_run.note(slot);

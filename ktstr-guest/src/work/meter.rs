@@ -59,6 +59,7 @@ pub(super) struct Meter<'a> {
     last_ns: u64,
     last_cpu_ns: u64,
     last_delay_ns: u64,
+    last_frozen_ns: u64,
     kernel: Kernel,
     kernel_at_ns: u64,
     blocked_ns: u64,
@@ -86,6 +87,7 @@ impl<'a> Meter<'a> {
             last_ns: 0,
             last_cpu_ns: 0,
             last_delay_ns: 0,
+            last_frozen_ns: board.frozen_ns().load(Relaxed),
             kernel: Kernel::default(),
             kernel_at_ns: 0,
             blocked_ns: 0,
@@ -106,6 +108,12 @@ impl<'a> Meter<'a> {
         meter.slot.seen_ns.store(meter.start_ns, Relaxed);
         meter.look_at_cpu();
         meter
+    }
+
+    /// Notes how long after it was let go the worker ran for the first time: a gap like any other.
+    pub fn began_late(&self, late_ns: u64) {
+        self.figures().raise(Counter::MaxGapNs, late_ns);
+        self.slot.max_gap_cpu.store(self.cpu.unwrap_or(0), Relaxed);
     }
 
     /// Whether the worker was told to stop.
@@ -192,15 +200,19 @@ impl<'a> Meter<'a> {
         let ran = cpu_ns.saturating_sub(self.last_cpu_ns);
         let wall = now.saturating_sub(self.last_ns);
         let off_cpu = wall.saturating_sub(ran);
+        // What was frozen on purpose is nobody's fault.
+        let frozen_ns = self.board.frozen_ns().load(Relaxed);
+        let frozen = frozen_ns.saturating_sub(self.last_frozen_ns).min(off_cpu);
+        self.last_frozen_ns = frozen_ns;
         let stat = self.schedstat.as_ref().filter(|_| self.blocking == Blocking::Sometimes);
         let kept_off = match (self.blocking, stat.and_then(read_schedstat)) {
-            (Blocking::Never, _) => off_cpu,
+            (Blocking::Never, _) => off_cpu - frozen,
             (Blocking::Sometimes, Some((delay_ns, _))) => {
                 let delay = delay_ns.saturating_sub(self.last_delay_ns);
                 self.last_delay_ns = delay_ns;
-                delay.min(off_cpu)
+                delay.min(off_cpu - frozen)
             }
-            (Blocking::Sometimes, None) => off_cpu.saturating_sub(self.blocked_ns),
+            (Blocking::Sometimes, None) => off_cpu.saturating_sub(self.blocked_ns.max(frozen)),
         };
         self.look_at_cpu();
         if kept_off > self.slot.greatest(Counter::MaxGapNs) {
@@ -372,6 +384,33 @@ mod tests {
         meter.finish();
         assert!(board.slot(0).greatest(Counter::MaxGapNs) >= 50_000_000);
         assert_eq!(board.slot(0).total(Counter::VoluntaryNs), 0);
+    }
+
+    #[test]
+    fn frozen_time_is_no_gap_and_excuses_no_other() {
+        let board = Board::new(1, 1).unwrap();
+        let mut meter = Meter::start(&board, 0, Blocking::Never);
+        std::thread::sleep(Duration::from_millis(60));
+        meter.checkpoint();
+        let gap_ns = board.slot(0).greatest(Counter::MaxGapNs);
+        assert!(gap_ns >= 50_000_000, "{gap_ns}");
+        std::thread::sleep(Duration::from_millis(200));
+        board.frozen_ns().fetch_add(10_000_000_000, Relaxed);
+        meter.checkpoint();
+        meter.finish();
+        let slot = board.slot(0);
+        assert!(slot.total(Counter::VoluntaryNs) >= 190_000_000);
+        assert!(slot.greatest(Counter::MaxGapNs) >= gap_ns, "the gap before stays one");
+    }
+
+    #[test]
+    fn a_late_first_run_is_a_gap() {
+        let board = Board::new(1, 1).unwrap();
+        let meter = Meter::start(&board, 0, Blocking::Sometimes);
+        meter.began_late(4_200_000_000);
+        meter.finish();
+        assert_eq!(board.slot(0).greatest(Counter::MaxGapNs), 4_200_000_000);
+        assert_eq!(board.slot(0).max_gap_at_ns.load(Relaxed), 0);
     }
 
     #[test]

@@ -354,6 +354,7 @@ impl WorkloadHandle {
                 self.siblings = Some(made.map_err(|source| WorkError::System { action, source })?);
             }
             self.started = Some(Instant::now());
+            self.board.went_ns().store(sys::now_ns(), SeqCst);
             self.say(GO);
         }
         Ok(())
@@ -362,6 +363,11 @@ impl WorkloadHandle {
     fn say(&self, word: u32) {
         self.board.go().store(word, SeqCst);
         sys::futex_wake(self.board.go(), u32::MAX);
+    }
+
+    /// Says that the workers' cgroup was frozen for so long; before it is thawed, so that they know when they run.
+    pub fn was_frozen(&self, time: Duration) {
+        self.board.frozen_ns().fetch_add(time.as_nanos() as u64, SeqCst);
     }
 
     /// Iterations of all workers so far.

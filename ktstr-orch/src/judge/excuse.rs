@@ -8,9 +8,8 @@
 //! The kernel's watchdog knows nothing of the host either: see [`stall`].
 
 use ktstr_proto::{
-    histogram::Histogram,
     host::HostTime,
-    verdict::{Assert, AssertResult, Cause, CgroupStats, DetailKind, Outcome, ScenarioStats},
+    verdict::{Assert, AssertResult, Cause, DetailKind, Outcome, ScenarioStats, TimeFigures},
 };
 
 use super::Judgement;
@@ -20,15 +19,12 @@ const HARDLY_RAN_PCT: f64 = 90.0;
 
 /// Reconsiders the failed findings of `result`.
 pub fn by_host(result: &mut AssertResult, assert: &Assert, host: &HostTime) {
-    let worst_gap = result.stats.worst_gap_ms();
     let unfair = spread(&result.stats, assert, host);
-    let worst_wake_ms = worst_p99_wake_ms(&result.stats);
     for detail in result.details.iter_mut().filter(|d| d.outcome == Outcome::Fail) {
         let excuse = match detail.kind {
-            DetailKind::Gap => gap(worst_gap, assert, host),
+            DetailKind::Gap | DetailKind::Benchmark => detail.time.and_then(|time| length(time, host)),
             DetailKind::Spread => unfair.clone(),
             DetailKind::NoProgress => no_progress(&result.stats, assert, host),
-            DetailKind::Benchmark => wake(worst_wake_ms, assert, host),
             _ => None,
         };
         if let Some(excuse) = excuse {
@@ -42,33 +38,12 @@ pub fn by_host(result: &mut AssertResult, assert: &Assert, host: &HostTime) {
     }
 }
 
-/// Judged by the longest gap: where that one is explained, so is every shorter one.
-fn gap(seen_ms: u64, assert: &Assert, host: &HostTime) -> Option<String> {
-    let limit = assert.max_gap_ms?;
+/// A gap or a wake that took too long: explained when what is left of it, less the longest wait in such a
+/// time, is within its limit.
+fn length(time: TimeFigures, host: &HostTime) -> Option<String> {
+    let TimeFigures { seen_ms, limit_ms } = time;
     let (waited, thread) = host.worst_wait_within(seen_ms);
-    (seen_ms.saturating_sub(waited) <= limit).then(|| {
-        format!("but the host kept vCPU thread {thread} waiting for {waited} ms of such a stretch, so this may be the host's doing")
-    })
-}
-
-/// The 99th percentile of wake latencies of the cgroup where it is longest.
-fn worst_p99_wake_ms(stats: &ScenarioStats) -> u64 {
-    let p99 = |cgroup: &CgroupStats| {
-        let mut all = Histogram::default();
-        let members = stats.workers.iter().filter(|worker| worker.cgroup == cgroup.name);
-        members.filter(|worker| !worker.is_messenger).for_each(|worker| all.merge(&worker.wake_latency));
-        all.quantile(0.99).unwrap_or(0) / 1_000_000
-    };
-    stats.cgroups.iter().map(p99).max().unwrap_or(0)
-}
-
-/// As for a gap: what is left of the wake's time when the longest wait in such a time is taken away.
-fn wake(seen_ms: u64, assert: &Assert, host: &HostTime) -> Option<String> {
-    let limit_ms = assert.max_p99_wake_latency_ns?.div_ceil(1_000_000);
-    let (waited, thread) = host.worst_wait_within(seen_ms);
-    // Within the limit it is another benchmark that failed.
-    let explained = seen_ms > limit_ms && seen_ms.saturating_sub(waited) <= limit_ms;
-    explained.then(|| {
+    (waited > 0 && seen_ms.saturating_sub(waited) <= limit_ms).then(|| {
         format!("but the host kept vCPU thread {thread} waiting for {waited} ms of such a time, so this may be the host's doing")
     })
 }
@@ -100,35 +75,47 @@ fn spread(stats: &ScenarioStats, assert: &Assert, host: &HostTime) -> Option<Str
     ))
 }
 
+/// A worker may wait as long as the largest gap; one that was given less must still run within a second.
+const FIRST_RUN_MS: u64 = 1000;
+
 /// What is left of the time in which it should have worked is not more than a worker may have to wait.
 fn no_progress(stats: &ScenarioStats, assert: &Assert, host: &HostTime) -> Option<String> {
     let waited = host.worst_waited_pct();
     let lived_ms = stats.workers.iter().map(|worker| worker.wall_time_ns / 1_000_000).max().unwrap_or(0);
     let left_ms = lived_ms.saturating_sub(host.worst_wait_within(lived_ms).0);
-    let waits = lived_ms > 0 && assert.max_gap_ms.is_some_and(|limit| lived_ms > limit && left_ms <= limit);
-    (waited >= HARDLY_RAN_PCT || waits).then(|| {
+    let patience_ms = assert.max_gap_ms.filter(|limit| lived_ms > *limit).unwrap_or(FIRST_RUN_MS);
+    (waited >= HARDLY_RAN_PCT || (lived_ms > patience_ms && left_ms <= patience_ms)).then(|| {
         format!(
             "but the host kept a vCPU waiting for {waited:.0}% of the time, so this may be the host's doing"
         )
     })
 }
 
-/// Reconsiders a stall that the kernel's watchdog reported.
+/// Reconsiders a stall that the kernel's watchdog reported, and a test that did not come to its end.
 ///
 /// The watchdog gives a task so many seconds, by a clock that goes on while the host withholds every vCPU. Where
 /// it withheld more than three quarters of them, the scheduler had less than a quarter of its time, and
-/// nobody can tell. With more than that it has to run every task, on however slow a machine.
+/// nobody can tell. With more than that it has to run every task, on however slow a machine. The same
+/// share of its time excuses a test that did not end before the run's deadline.
 pub fn stall(mut judgement: Judgement, host: Option<&HostTime>) -> Judgement {
-    if let (Some(Cause::SchedulerStall { reason }), Some(host)) = (&mut judgement.cause, host)
-        && let Some(stalled_ms) = stalled_ms(reason)
-    {
-        let (waited, thread) = host.worst_wait_within(stalled_ms);
-        if waited * 4 > stalled_ms * 3 {
-            judgement.outcome = Outcome::Inconclusive;
-            reason.push_str(&format!(
-                "; but the host kept vCPU thread {thread} waiting for {waited} ms of such a stretch, so this may be the host's doing"
-            ));
+    let Some(host) = host.filter(|_| !judgement.infrastructure) else { return judgement };
+    let (words, lasted_ms) = match &mut judgement.cause {
+        Some(Cause::SchedulerStall { reason }) => {
+            let lasted_ms = stalled_ms(reason);
+            (reason, lasted_ms)
         }
+        Some(Cause::Deadline { phase, waited_ms }) => (phase, Some(*waited_ms)),
+        _ => return judgement,
+    };
+    let Some(lasted_ms) = lasted_ms else { return judgement };
+    // A deadline's time may be longer than what was measured of it.
+    let lasted_ms = lasted_ms.min(host.window_ms.max(1));
+    let (waited, thread) = host.worst_wait_within(lasted_ms);
+    if waited * 4 > lasted_ms * 3 {
+        judgement.outcome = Outcome::Inconclusive;
+        words.push_str(&format!(
+            "; but the host kept vCPU thread {thread} waiting for {waited} ms of such a time, so this may be the host's doing"
+        ));
     }
     judgement
 }
@@ -144,11 +131,17 @@ fn stalled_ms(reason: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use ktstr_proto::{histogram::bucket_of, verdict::WorkerReport};
+    use ktstr_proto::verdict::{CgroupStats, WorkerReport};
 
-    fn result(kind: DetailKind, max_gap_ms: u64, spread_pct: f64) -> AssertResult {
+    fn result(kind: DetailKind, spread_pct: f64) -> AssertResult {
         let mut result = AssertResult::fail(kind, "finding");
-        result.stats.cgroups.push(CgroupStats { max_gap_ms, spread_pct, ..CgroupStats::default() });
+        result.stats.cgroups.push(CgroupStats { spread_pct, ..CgroupStats::default() });
+        result
+    }
+
+    fn too_long(kind: DetailKind, seen_ms: u64, limit_ms: u64) -> AssertResult {
+        let mut result = AssertResult::pass();
+        result.fail_time(kind, TimeFigures { seen_ms, limit_ms }, "finding");
         result
     }
 
@@ -161,16 +154,25 @@ mod tests {
     }
 
     #[test]
-    fn a_gap_is_excused_as_far_as_the_wait_explains_it() {
-        let assert = Assert::default_checks();
-        let busy = host(vec![vec![50; 60], vec![0; 60]]);
-        let mut explained = result(DetailKind::Gap, 4000, 0.0);
-        by_host(&mut explained, &assert, &busy);
-        assert_eq!(explained.outcome, Outcome::Inconclusive);
-        assert!(explained.details[0].message.contains("vCPU thread 0 waiting for 2050 ms"), "{explained:?}");
-        let mut too_long = result(DetailKind::Gap, 5900, 0.0);
-        by_host(&mut too_long, &assert, &host(vec![vec![40; 60]]));
-        assert_eq!((too_long.outcome, too_long.details[0].message.as_str()), (Outcome::Fail, "finding"));
+    fn a_gap_and_a_late_wake_are_excused_as_far_as_the_wait_explains_them() {
+        let judged = |kind, seen_ms, limit_ms, waits| {
+            let mut found = too_long(kind, seen_ms, limit_ms);
+            by_host(&mut found, &Assert::default_checks(), &host(waits));
+            (found.outcome, found.details[0].message.clone())
+        };
+        let (outcome, message) = judged(DetailKind::Gap, 4000, 3000, vec![vec![50; 60], vec![0; 60]]);
+        assert_eq!(outcome, Outcome::Inconclusive);
+        assert!(message.contains("vCPU thread 0 waiting for 2050 ms"), "{message}");
+        let own_fault = (Outcome::Fail, "finding".to_owned());
+        assert_eq!(judged(DetailKind::Gap, 5900, 3000, vec![vec![40; 60]]), own_fault);
+        assert_eq!(
+            judged(DetailKind::Gap, 800, 50, vec![vec![0; 60]]),
+            own_fault,
+            "a limit of the test's own"
+        );
+        assert_eq!(judged(DetailKind::Benchmark, 300, 100, vec![vec![0; 20]]), own_fault);
+        assert_eq!(judged(DetailKind::Benchmark, 300, 100, vec![vec![80; 20]]).0, Outcome::Inconclusive);
+        assert_eq!(judged(DetailKind::Benchmark, 900, 100, vec![vec![60; 20]]), own_fault);
     }
 
     #[test]
@@ -202,13 +204,26 @@ mod tests {
     }
 
     #[test]
+    fn a_deadline_is_in_doubt_where_the_host_withheld_almost_everything() {
+        let judged = |host: &HostTime, infrastructure| {
+            let cause = Some(Cause::Deadline { phase: "TestStarted".into(), waited_ms: 60_000 });
+            let outcome = Outcome::Fail;
+            stall(Judgement { outcome, infrastructure, cause, result: None, exit_status: None }, Some(host))
+                .outcome
+        };
+        assert_eq!(judged(&host(vec![vec![90; 60]]), false), Outcome::Inconclusive);
+        assert_eq!(judged(&host(vec![vec![40; 60]]), false), Outcome::Fail);
+        assert_eq!(judged(&host(vec![vec![90; 60]]), true), Outcome::Fail, "the kernel never came up");
+    }
+
+    #[test]
     fn unequal_vcpus_excuse_a_spread_and_an_idle_host_nothing() {
         let assert = Assert::default_checks();
-        let mut unfair = result(DetailKind::Spread, 0, 60.0);
+        let mut unfair = result(DetailKind::Spread, 60.0);
         by_host(&mut unfair, &assert, &host(vec![vec![30; 10], vec![0; 10]]));
         assert_eq!(unfair.outcome, Outcome::Inconclusive);
-        for kind in [DetailKind::Spread, DetailKind::Gap, DetailKind::NoProgress] {
-            let mut own_fault = result(kind, 5000, 60.0);
+        for kind in [DetailKind::Spread, DetailKind::NoProgress] {
+            let mut own_fault = result(kind, 60.0);
             by_host(&mut own_fault, &assert, &host(vec![vec![0; 60], vec![1; 60]]));
             assert_eq!(own_fault.outcome, Outcome::Fail, "{kind:?}");
         }
@@ -218,7 +233,7 @@ mod tests {
     fn a_spread_is_excused_as_far_as_chance_explains_it() {
         let assert = Assert::default_checks();
         let judged = |spread_pct, waits: Vec<u32>| {
-            let mut unfair = result(DetailKind::Spread, 0, spread_pct);
+            let mut unfair = result(DetailKind::Spread, spread_pct);
             unfair
                 .stats
                 .workers
@@ -233,27 +248,9 @@ mod tests {
     }
 
     #[test]
-    fn a_late_wake_is_excused_as_far_as_the_wait_explains_it() {
-        let assert = Assert { max_p99_wake_latency_ns: Some(100_000_000), ..Assert::default_checks() };
-        let judged = |wake_ms: u64, waits: Vec<Vec<u32>>| {
-            let mut late = result(DetailKind::Benchmark, 0, 0.0);
-            let mut worker = WorkerReport::default();
-            let (wake_ns, bucket) = (wake_ms * 1_000_000, bucket_of(wake_ms * 1_000_000));
-            let counts = (0..=bucket).map(|n| if n == bucket { 100 } else { 0 });
-            worker.wake_latency = Histogram::from_counts(counts, wake_ns);
-            late.stats.workers.push(worker);
-            by_host(&mut late, &assert, &host(waits));
-            late.outcome
-        };
-        assert_eq!(judged(300, vec![vec![0; 20]]), Outcome::Fail);
-        assert_eq!(judged(300, vec![vec![60; 20]]), Outcome::Inconclusive);
-        assert_eq!(judged(900, vec![vec![60; 20]]), Outcome::Fail, "more than the wait explains");
-    }
-
-    #[test]
     fn what_time_cannot_explain_stays_failed() {
         let starved = host(vec![vec![100; 10], vec![0; 10]]);
-        let mut mixed = result(DetailKind::NoProgress, 0, 0.0);
+        let mut mixed = result(DetailKind::NoProgress, 0.0);
         mixed.push(DetailKind::Isolation, Outcome::Fail, "ran outside");
         by_host(&mut mixed, &Assert::default_checks(), &starved);
         let outcomes: Vec<Outcome> = mixed.details.iter().map(|d| d.outcome).collect();

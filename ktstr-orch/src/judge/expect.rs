@@ -25,7 +25,7 @@ pub fn apply(judgement: &mut Judgement, expect: &Expectation, said: &str, detach
     }
     match judgement.outcome {
         Outcome::Pass => fail(judgement, "the run was expected to fail and passed"),
-        Outcome::Fail => match missing(expect, said) {
+        Outcome::Fail => match own_fault(judgement).or_else(|| missing(expect, said)) {
             Some(missing) => fail(judgement, &format!("it failed, but not as expected: {missing}")),
             None => {
                 let how = judgement.cause.take().map_or_else(|| "a check failed".into(), |c| words(&c));
@@ -52,6 +52,20 @@ fn fail(judgement: &mut Judgement, message: &str) {
     judgement.cause.get_or_insert(Cause::Assertion);
     let result = judgement.result.get_or_insert_with(AssertResult::pass);
     result.push(DetailKind::Expectation, Outcome::Fail, message);
+}
+
+/// A failure of the test itself, which says nothing of what it was to provoke.
+fn own_fault(judgement: &Judgement) -> Option<String> {
+    let error = judgement.result.iter().flat_map(|result| &result.details);
+    match &judgement.cause {
+        Some(cause @ (Cause::TestPanic { .. } | Cause::TestDied { .. })) => Some(words(cause)),
+        Some(Cause::Deadline { .. }) => Some("it did not come to its end in time".into()),
+        Some(Cause::Assertion) => error
+            .into_iter()
+            .find(|detail| detail.kind == DetailKind::Error)
+            .map(|detail| detail.message.clone()),
+        _ => None,
+    }
 }
 
 /// What the error lacks of what was expected of it.
@@ -124,6 +138,27 @@ mod tests {
         assert_eq!(after(died, failing(None, None), "").0, Outcome::Fail);
         let unclear = judged(Outcome::Inconclusive, None, false);
         assert_eq!(after(unclear, failing(None, None), "").0, Outcome::Inconclusive);
+    }
+
+    #[test]
+    fn a_failure_of_the_test_itself_is_not_what_was_expected() {
+        let panic = Cause::TestPanic { message: "index out of bounds".into(), backtrace: String::new() };
+        let late = Cause::Deadline { phase: "TestStarted".into(), waited_ms: 9 };
+        for cause in [panic, late] {
+            let (outcome, message) =
+                after(judged(Outcome::Fail, Some(cause), false), failing(None, None), "");
+            assert!(outcome == Outcome::Fail && message.contains("not as expected"), "{message}");
+        }
+        let found = |kind| Judgement {
+            result: Some(AssertResult::fail(kind, "there is no cgroup `cg_9`")),
+            ..judged(Outcome::Fail, Some(Cause::Assertion), false)
+        };
+        let apply_to = |mut judgement: Judgement| {
+            apply(&mut judgement, &failing(None, None), "", false);
+            judgement.outcome
+        };
+        assert_eq!(apply_to(found(DetailKind::Error)), Outcome::Fail);
+        assert_eq!(apply_to(found(DetailKind::Gap)), Outcome::Pass);
     }
 
     #[test]

@@ -22,7 +22,7 @@ const volatile u64 slow_ns = 0;
 const volatile u64 slice_ns = SCX_SLICE_DFL;
 const volatile u32 fail_verify = 0;
 const volatile u32 race = 0;
-const volatile u32 unfair = 0;
+const volatile u64 unfair_ns = 0;
 const volatile u32 wrong_cpu = 0;
 const volatile u32 nr_cpus = 1;
 const volatile s32 loader_tgid = 0;
@@ -68,8 +68,7 @@ static bool vtime_before(u64 a, u64 b)
 
 /* --unfair: who used up so many slices in a row is the one to starve ... */
 #define FULL_SLICES 10
-/* ... behind everybody else, until it has waited so long. */
-#define LATE_NS 1000000000ULL
+/* ... behind everybody else, until it has waited for unfair_ns. */
 /* Where there are no queues of our own, with so small a part of a slice. */
 #define LATE_SLICE_DIVISOR 20
 
@@ -120,7 +119,7 @@ static bool bound_kthread(struct task_struct *p)
 
 static bool is_starved(struct task_struct *p)
 {
-	return unfair && p->pid == unfair_pid;
+	return unfair_ns && p->pid == unfair_pid;
 }
 
 /* The first task that never pauses is the one, until it exits. */
@@ -265,7 +264,7 @@ static void dispatch_late(struct task_struct *prev)
 {
 	bool goes_on = prev && (prev->scx.flags & SCX_TASK_QUEUED);
 
-	if (goes_on && bpf_ktime_get_ns() - late_since_ns < LATE_NS)
+	if (goes_on && bpf_ktime_get_ns() - late_since_ns < unfair_ns)
 		return;
 	if (move_to_local(KTSTR_LATE_DSQ_ID))
 		COUNT(nr_dispatched);
@@ -297,7 +296,7 @@ void BPF_PROG(ktstr_dispatch, s32 cpu, struct task_struct *prev)
 		dispatch_by_hint();
 	else if (move_to_local(KTSTR_DSQ_ID))
 		COUNT(nr_dispatched);
-	else if (unfair)
+	else if (unfair_ns)
 		dispatch_late(prev);
 }
 
@@ -324,7 +323,7 @@ void BPF_PROG(ktstr_stopping, struct task_struct *p, bool runnable)
 	struct ktstr_task *task = bpf_task_storage_get(&task_vtime, p, 0, 0);
 	u64 left = p->scx.slice;
 
-	if (task && unfair)
+	if (task && unfair_ns)
 		look_for_victim(p, task, runnable);
 	/* The slice may have been extended behind our back: then nothing is charged. */
 	if (task && left < slice_ns)
@@ -375,7 +374,7 @@ s32 BPF_PROG(ktstr_init)
 	attached_at_ns = bpf_ktime_get_ns();
 	phase = KTSTR_ATTACHED;
 	if (bpf_ksym_exists(scx_bpf_create_dsq)) {
-		s32 err = unfair ? scx_bpf_create_dsq(KTSTR_LATE_DSQ_ID, -1) : 0;
+		s32 err = unfair_ns ? scx_bpf_create_dsq(KTSTR_LATE_DSQ_ID, -1) : 0;
 
 		return err ? err : scx_bpf_create_dsq(KTSTR_DSQ_ID, -1);
 	}
