@@ -267,7 +267,7 @@ impl Engine<'_> {
 
     /// Puts a line among the findings, which judges nothing.
     pub fn remark(&mut self, what: String) {
-        self.found.push(DetailKind::Note, Outcome::Pass, what);
+        self.found.get_or_insert_with(AssertResult::pass).push(DetailKind::Note, Outcome::Pass, what);
     }
 
     /// Takes over what a program came to.
