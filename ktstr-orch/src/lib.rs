@@ -13,6 +13,7 @@ mod door;
 mod host_cpus;
 pub mod host_time;
 pub mod judge;
+mod known;
 pub mod pack;
 pub mod plan;
 pub mod rundir;

@@ -28,6 +28,7 @@ use ktstr_proto::{
 use crate::{
     children::find_executable,
     devices, disk, host_cpus,
+    known::Known,
     pack::{self, Initramfs, LibraryPath, memory},
     store::{Kernel, Store, store_root},
     warm::{self, Likeness, WarmStore},
@@ -143,6 +144,7 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
     let root = store_root(lookup).map_err(PlanError::Root)?;
     // What is kept beside the kernels can be made again.
     let cache = |name: &str| root.with_file_name(name);
+    let known = Known::new(cache("known"));
     let store = Store::open(&root).map_err(PlanError::Store)?;
     let kernel = store.discover(spec.kernel.as_deref(), lookup).map_err(PlanError::Kernel)?;
     if let Job::Test(test) = &spec.job
@@ -180,7 +182,7 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
     }
     let emulator = match accel {
         AccelKind::Kvm => None,
-        AccelKind::Tcg | AccelKind::Det => Some(find_emulator(accel)?),
+        AccelKind::Tcg | AccelKind::Det => Some(find_emulator(accel, &known)?),
     };
     let kernel_end = image_end(&kernel.vmlinux())?;
     let ring = ring_region(kernel_end, accel);
@@ -191,7 +193,7 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
     let may_wait = spec.warm && accel == AccelKind::Tcg && !interactive && !reads_console && alone;
     let may_wait = may_wait && emulator.as_ref().is_some_and(|e| e.version.0 >= SOUND_EMULATOR);
     let base_dir = may_wait.then(|| cache("base"));
-    let archives = pack_initramfs(spec, &kernel, ring, accel, base_dir.as_deref(), &mut notes)?;
+    let archives = pack_initramfs(spec, &kernel, (ring, accel), base_dir.as_deref(), &known, &mut notes)?;
     let load = memory::Load {
         kernel: kernel_end,
         initramfs: archives.size,
@@ -346,17 +348,15 @@ fn check_devices(spec: &RunSpec, accel: AccelKind, kernel: &Kernel) -> Result<()
 
 /// End of the loaded kernel image in guest-physical space.
 fn image_end(vmlinux: &Path) -> Result<u64, PlanError> {
-    let data = fs::read(vmlinux).map_err(|source| PlanError::File {
-        action: "read",
-        path: vmlinux.into(),
-        source,
-    })?;
+    use object::read::elf::{FileHeader, ProgramHeader};
     let image = |reason: String| PlanError::Image { path: vmlinux.into(), reason };
-    let elf = object::read::elf::ElfFile64::<object::Endianness>::parse(&*data)
-        .map_err(|e| image(e.to_string()))?;
-    use object::read::elf::ProgramHeader;
-    let endian = elf.endian();
-    elf.elf_program_headers()
+    let broken = |error: object::read::Error| image(error.to_string());
+    // No more than the headers is read.
+    let data = object::ReadCache::new(open(vmlinux)?);
+    let header = object::elf::FileHeader64::<object::Endianness>::parse(&data).map_err(broken)?;
+    let endian = header.endian().map_err(broken)?;
+    let segments = header.program_headers(endian, &data).map_err(broken)?;
+    segments
         .iter()
         .filter(|header| header.p_type(endian) == object::elf::PT_LOAD)
         .map(|header| header.p_paddr(endian).saturating_add(header.p_memsz(endian)))
@@ -404,16 +404,16 @@ fn limits(spec: &RunSpec, accel: AccelKind) -> (Duration, Duration) {
 fn pack_initramfs(
     spec: &RunSpec,
     kernel: &Kernel,
-    ring: RingRegion,
-    accel: AccelKind,
+    (ring, accel): (RingRegion, AccelKind),
     base_dir: Option<&Path>,
+    known: &Known,
     notes: &mut Vec<String>,
 ) -> Result<Archives, PlanError> {
     let path = env::var_os("PATH").unwrap_or_default();
     let guest = find_executable("ktstr-guest")?;
     let mut archive =
         Initramfs::new(&guest, LibraryPath::of_host(env::var("LD_LIBRARY_PATH").ok().as_deref()))?;
-    archive.busybox(&pack::in_path("busybox", &path).ok_or(PlanError::Busybox)?)?;
+    archive.busybox(&pack::in_path("busybox", &path).ok_or(PlanError::Busybox)?, known)?;
     let mut modules = vec!["virtio_mmio", "virtio_console"];
     modules.extend(device_modules(spec));
     archive.modules(&kernel.modules(&modules))?;

@@ -27,6 +27,7 @@ use super::closure::{self, Closure, ClosureError, ElfError};
 use super::include::{self, IncludeError, Placed};
 use super::library_path::{self, LibraryPath};
 use super::tree::{Node, Tree, TreeError};
+use crate::known::Known;
 
 /// Last file of what comes after the base.
 const INPUT_COMPLETE: &str = "/ktstr/.complete";
@@ -105,9 +106,9 @@ impl Initramfs {
     }
 
     /// Busybox as shell and tools.
-    pub fn busybox(&mut self, busybox: &Path) -> Result<(), PackError> {
+    pub fn busybox(&mut self, busybox: &Path, known: &Known) -> Result<(), PackError> {
         self.executable("/bin/busybox", busybox, "busybox")?;
-        for applet in applets(busybox) {
+        for applet in applets(busybox, known) {
             let path = format!("/bin/{applet}");
             if self.tree.get(&path).is_none() {
                 self.tree.put(path, Node::Symlink("busybox".to_owned()))?;
@@ -262,17 +263,14 @@ fn real(path: &Path) -> PathBuf {
 }
 
 /// The names busybox answers to; a shell at least, should it not tell.
-fn applets(busybox: &Path) -> Vec<String> {
-    let listed = Command::new(busybox)
-        .arg("--list")
-        .env_clear()
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output()
-        .ok()
-        .filter(|output| output.status.success())
-        .map(|output| String::from_utf8_lossy(&output.stdout).into_owned())
-        .unwrap_or_default();
+fn applets(busybox: &Path, known: &Known) -> Vec<String> {
+    let ask = || {
+        let mut command = Command::new(busybox);
+        command.arg("--list").env_clear().stdin(Stdio::null()).stderr(Stdio::null());
+        let listed = command.output().ok().filter(|output| output.status.success()).ok_or(())?;
+        Ok::<_, ()>(String::from_utf8_lossy(&listed.stdout).into_owned())
+    };
+    let listed = known.answer(busybox, "--list", ask).unwrap_or_default();
     let plain = |name: &&str| {
         !name.is_empty() && name.chars().all(|c| c.is_ascii_alphanumeric() || "-_.[".contains(c))
     };

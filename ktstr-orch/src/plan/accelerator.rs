@@ -8,7 +8,7 @@ use ktstr_proto::{
 };
 
 use super::PlanError;
-use crate::{children::Child, pack};
+use crate::{children::Child, known::Known, pack};
 
 /// Emulators before this major version corrupt guests when several threads translate (DESIGN section 4).
 pub(super) const SOUND_EMULATOR: u32 = 10;
@@ -49,18 +49,22 @@ fn probe() -> Result<(bool, String), PlanError> {
     })
 }
 
-pub(super) fn find_emulator(accel: AccelKind) -> Result<Emulator, PlanError> {
+pub(super) fn find_emulator(accel: AccelKind, known: &Known) -> Result<Emulator, PlanError> {
     let path = env::var_os("PATH").unwrap_or_default();
     let program = pack::in_path("qemu-system-x86_64", &path).ok_or(PlanError::NoEmulator { accel })?;
     let program = program.canonicalize().unwrap_or(program);
-    let output = Command::new(&program).arg("--version").output().map_err(|source| PlanError::File {
-        action: "run",
-        path: program.clone(),
-        source,
+    let unreadable = |said: String| PlanError::EmulatorVersion { program: program.clone(), said };
+    let said = known.answer(&program, "--version", || {
+        let output = Command::new(&program).arg("--version").output().map_err(|source| PlanError::File {
+            action: "run",
+            path: program.clone(),
+            source,
+        })?;
+        let said = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
+        // What is no answer is not kept.
+        if parse_version(&said).is_some() { Ok(said) } else { Err(unreadable(said)) }
     })?;
-    let said = String::from_utf8_lossy(&output.stdout).lines().next().unwrap_or_default().to_owned();
-    let version =
-        parse_version(&said).ok_or_else(|| PlanError::EmulatorVersion { program: program.clone(), said })?;
+    let version = parse_version(&said).ok_or_else(|| unreadable(said))?;
     // The jail shows the system's library directories by itself.
     let firmware = ["/usr/share/qemu", "/usr/share/seabios"];
     let files = firmware.map(PathBuf::from).into_iter().filter(|dir| dir.is_dir()).collect();
