@@ -21,6 +21,7 @@ pub use ktstr_macros::{Payload, declare_scheduler, ktstr_test};
 pub use ktstr_proto::{
     Topology,
     device::{DISK_DEVICE, DISK_MOUNT, DiskConfig, Filesystem, NetConfig},
+    map_watch::Aggregate,
     stats::{PayloadMetrics, Phase, PhaseBucket, PhaseCgroup, Polarity},
     verdict::{
         Assert, AssertResult, CgroupStats, DetailKind, Outcome, ScenarioStats, WorkerExit, WorkerReport,
@@ -34,7 +35,7 @@ pub use crate::{
     },
     host::{
         Constraints, VmResult,
-        bpf_map::BpfMapWrite,
+        bpf_map::{BpfMapWrite, WatchBpfMap},
         series::{SampleSeries, SeriesField},
         snapshot::{Snapshot, SnapshotBridge, SnapshotError},
     },

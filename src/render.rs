@@ -362,6 +362,11 @@ fn monitor(out: &mut String, summary: &MonitorSummary) {
     if !events.is_empty() {
         wrapped(out, "events: ", &events.join(" "));
     }
+    let watched: Vec<String> =
+        summary.watched.iter().map(|metric| format!("{}={}", metric.name, metric.value)).collect();
+    if !watched.is_empty() {
+        wrapped(out, "watched: ", &watched.join(" "));
+    }
     for what in &summary.unavailable {
         wrapped(out, "unavailable: ", what);
     }

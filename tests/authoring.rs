@@ -110,7 +110,7 @@ fn without_a_job_a_test_does_not_pass() {
 /// Everything `use ktstr::prelude::*` brings, in order. A name that goes breaks users' tests; one that
 /// comes may shadow theirs: both are meant to be noticed.
 const PRELUDE: &str = "\
-    AbsoluteThresholds AffinityIntent Assert AssertResult BTreeSet Backdrop BpfMapWrite
+    AbsoluteThresholds AffinityIntent Aggregate Assert AssertResult BTreeSet Backdrop BpfMapWrite
     CgroupDef CgroupGroup
     CgroupStats Cgroups CloneMode Constraints Context CpuQuota CpusetSpec Ctx Custom CustomCfg
     DISK_DEVICE DISK_MOUNT DetailKind DiskConfig Duration Filesystem HoldSpec HostError Irq Limit Limits
@@ -119,7 +119,7 @@ const PRELUDE: &str = "\
     PayloadMetrics PayloadOutput Phase PhaseBucket PhaseCgroup PiMode Placement Polarity Random
     Reap Result SampleSeries ScenarioStats SchbenchConfig SchedPolicy Scheduler SequencePhase
     SeriesField Setup SimdWidth Snapshot SnapshotBridge SnapshotError Step Sysctl TaobenchConfig
-    TestTopology Topology Verdict VmResult WakeMechanism WorkSpec WorkType WorkerCtx WorkerExit
+    TestTopology Topology Verdict VmResult WakeMechanism WatchBpfMap WorkSpec WorkType WorkerCtx WorkerExit
     WorkerReport WorkloadConfig WorkloadHandle all_of any_of anyhow assert_scx_events_clean
     assert_thresholds bail claim claim_better claim_present claim_seq claim_set declare_scheduler
     ensure execute_defs execute_scenario execute_scenario_with execute_steps execute_steps_with

@@ -101,6 +101,7 @@ fn spec(args: &ShellArgs) -> anyhow::Result<RunSpec> {
         performance: Default::default(),
         cpu_budget: None,
         cleanup_budget_ms: None,
+        watches: Vec::new(),
     })
 }
 

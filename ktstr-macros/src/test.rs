@@ -26,6 +26,7 @@ const SLOTS: &[&str] = &[
     "disk",
     "networks",
     "bpf_map_write",
+    "watch_bpf_maps",
 ];
 const FLAG_THRESHOLDS: &[&str] = &["not_stuck", "isolation", "fail_on_rq_clock_stuck"];
 const NUMBER_THRESHOLDS: &[&str] = &[
@@ -268,8 +269,10 @@ fn fields(attributes: &Attributes) -> Result<TokenStream> {
     if let Some(networks) = networks(attributes)? {
         add("networks", quote!(const { &#networks }));
     }
-    if let Some(writes) = constants(attributes, "bpf_map_write", "BpfMapWrite")? {
-        add("bpf_map_write", quote!(const { &#writes }));
+    for (key, what) in [("bpf_map_write", "BpfMapWrite"), ("watch_bpf_maps", "WatchBpfMap")] {
+        if let Some(list) = constants(attributes, key, what)? {
+            add(key, quote!(const { &#list }));
+        }
     }
     for number in ["watchdog_timeout_s", "cpu_budget", "cleanup_budget_ms"] {
         add(number, option(attributes.positive_u32(number)?));

@@ -22,6 +22,7 @@ pub mod freeze;
 pub mod image;
 pub mod judge;
 pub mod kernel;
+pub mod map_watch;
 pub mod mem;
 pub mod node;
 pub mod paging;

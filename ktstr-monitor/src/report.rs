@@ -75,6 +75,7 @@ pub fn summary(summary: Summary, reasons: &Reasons) -> wire::MonitorSummary {
         events: summary.events.into_iter().collect(),
         unavailable,
         median_sample_us: micros(summary.median_took),
+        watched: Vec::new(),
     }
 }
 

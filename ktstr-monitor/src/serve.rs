@@ -39,6 +39,7 @@ use crate::image::{ImageError, KernelImage};
 use crate::judge::{Observation, Use};
 use crate::kernel::scx::Scx;
 use crate::kernel::{NotReady, Profile, ProfileError, View};
+use crate::map_watch::MapWatches;
 use crate::mem::{GuestMem, GuestMemMut, Layout, LayoutError, MapError, Region};
 use crate::query::{self, QueryError};
 use crate::report::{self, Reasons};
@@ -218,6 +219,7 @@ struct Session {
     watch: Watch,
     patience: Option<Patience>,
     last_obstacle: Option<String>,
+    watches: MapWatches,
     /// Guest memory for writing, once something was to be written.
     writable: Option<GuestMemMut>,
 }
@@ -259,6 +261,7 @@ impl Session {
             watch: Watch::default(),
             patience,
             last_obstacle: None,
+            watches: MapWatches::new(&attach.watches),
             writable: None,
         };
         Ok((session, attached))
@@ -436,9 +439,24 @@ impl Session {
         self.observation.interrupt();
     }
 
+    fn look_at_maps(&mut self) {
+        if self.window_open
+            && let Some((profile, live)) = self.sampler.located()
+        {
+            self.watches.look(profile, live, &self.mem);
+        }
+    }
+
     fn set_window(&mut self, window: Window) {
+        // Counters as they are at the end.
+        if window == Window::Close {
+            self.look_at_maps();
+        }
         match window {
-            Window::Restart => self.observation.restart(),
+            Window::Restart => {
+                self.observation.restart();
+                self.watches.restart();
+            }
             Window::Open | Window::Close => self.observation.interrupt(),
         }
         self.window_open = window != Window::Close;
@@ -464,6 +482,7 @@ impl Session {
             self.set_watchdog(channel)?;
             self.look_for_signs(channel)?;
         }
+        self.look_at_maps();
         let ran = self.vcpu_time.since_last();
         let used = match self.window_open {
             true => self.observation.add(&sample, ran.as_ref()),
@@ -492,6 +511,9 @@ impl Session {
 
     fn summary(&self) -> MonitorSummary {
         let mut summary = report::summary(self.observation.summary(), &self.reasons);
+        let (watched, missing) = self.watches.summary();
+        summary.watched = watched;
+        summary.unavailable.extend(missing);
         summary.vcpu_time_known = self.vcpu_time.is_known();
         if let (false, Some(obstacle)) = (self.was_ready, &self.last_obstacle) {
             summary.unavailable.push(format!("the kernel never became readable: {obstacle}"));

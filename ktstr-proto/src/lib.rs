@@ -19,6 +19,7 @@ pub mod handover;
 pub mod histogram;
 pub mod host;
 pub mod link;
+pub mod map_watch;
 pub mod monitor;
 pub mod ring;
 pub mod run;

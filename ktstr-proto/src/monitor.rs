@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     capture::{Answer, Ask, Capture, Captured, Stalling, ThawNoted, Thawed},
     link::{FdSlot, Link, calls},
+    map_watch::{MapWatch, Watched},
     vmm::RamRegion,
 };
 
@@ -61,6 +62,8 @@ pub struct Attach {
     /// What the kernel's stall watchdog is to tolerate at least, milliseconds; with it guest memory is
     /// mapped for writing, without it for reading only.
     pub watchdog_ms: Option<u64>,
+    /// Values in BPF maps that are read with each sample that counts.
+    pub watches: Vec<MapWatch>,
 }
 
 /// See [`MonitorRequest::WriteMap`]. Guest memory comes with it: nothing is mapped for writing before
@@ -208,4 +211,7 @@ pub struct MonitorSummary {
     pub unavailable: Vec<String>,
     /// Median time of one sample, microseconds.
     pub median_sample_us: u32,
+    /// What came of [`Attach::watches`].
+    #[serde(default)]
+    pub watched: Vec<Watched>,
 }

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     device::{DiskConfig, NetConfig},
+    map_watch::MapWatch,
     topology::{Numa, Topology},
     verdict::Assert,
 };
@@ -173,6 +174,8 @@ pub struct RunSpec {
     pub cpu_budget: Option<u32>,
     /// How long putting the run away may take once its machine is gone, milliseconds of wall time.
     pub cleanup_budget_ms: Option<u64>,
+    /// Values in BPF maps that are sampled while scenarios run.
+    pub watches: Vec<MapWatch>,
 }
 
 /// What runs in the guest.

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
 
 use ktstr_proto::{
     Accel, AccelKind, FdSlot, RunId, Topology, VERSION, capture::*, client::*, codec, device::*, guest::*,
-    link::*, monitor::*, ring::*, run::*, topology::numa::*, verdict::*, vmm::*,
+    link::*, map_watch::*, monitor::*, ring::*, run::*, topology::numa::*, verdict::*, vmm::*,
 };
 use serde::Serialize;
 
@@ -85,7 +85,12 @@ fn spec() -> RunSpec {
         performance: Performance::Unassisted,
         cpu_budget: Some(4),
         cleanup_budget_ms: Some(8),
+        watches: vec![watch()],
     }
+}
+
+fn watch() -> MapWatch {
+    MapWatch { map: "m".into(), path: "p".into(), aggregate: Aggregate::PerCpuCounter, label: "l".into() }
 }
 
 fn report() -> RunReport {
@@ -247,7 +252,7 @@ pins! {
         from [
             MonitorRequest::Attach(Attach {
                 ram: FdSlot(0), regions: vec![region()], kernel: FdSlot(1), cpus: 4, period_ms: 100, sustained_samples: 5,
-                watchdog_ms: Some(6),
+                watchdog_ms: Some(6), watches: vec![watch()],
             }),
             MonitorRequest::Finish(Finish),
             MonitorRequest::Window(Window::Restart),

@@ -9,7 +9,10 @@ use ktstr_proto::{
     verdict::{Assert, AssertResult},
 };
 
-use super::{Constraints, VmResult, bpf_map::BpfMapWrite};
+use super::{
+    Constraints, VmResult,
+    bpf_map::{BpfMapWrite, WatchBpfMap},
+};
 use crate::Scheduler;
 
 /// Scenario length of tests that do not say another, seconds of guest time.
@@ -121,6 +124,8 @@ pub struct KtstrTestEntry {
     pub watchdog_timeout_s: Option<u32>,
     /// Numbers that the host sets in BPF maps before the workers start.
     pub bpf_map_write: &'static [BpfMapWrite],
+    /// Values in BPF maps that the host samples while its scenarios run.
+    pub watch_bpf_maps: &'static [WatchBpfMap],
     /// Host CPUs on which the machine may run.
     pub cpu_budget: Option<u32>,
     /// How long putting the run away may take, milliseconds.
@@ -279,8 +284,12 @@ impl KtstrTestEntry {
         if let Some(cpus) = self.cpu_budget {
             refuse_if(cpus == 0 || !self.no_perf_mode, Invalid::CpuBudget { cpus })?;
         }
-        let maps_of_nobody = self.scheduler.is_none() && !self.bpf_map_write.is_empty();
-        refuse_if(maps_of_nobody, Invalid::MapsOfNobody { which: "bpf_map_write" })?;
+        for (which, given) in [
+            ("bpf_map_write", !self.bpf_map_write.is_empty()),
+            ("watch_bpf_maps", !self.watch_bpf_maps.is_empty()),
+        ] {
+            refuse_if(given && self.scheduler.is_none(), Invalid::MapsOfNobody { which })?;
+        }
         refuse_if(self.cleanup_budget_ms == Some(0), Invalid::CleanupBudget)?;
         let (count, duration_s) = (self.num_snapshots, self.duration_s);
         // Evenly spread over 80 % of the scenario, as the orchestrator does.
@@ -380,6 +389,7 @@ impl KtstrTestEntry {
         num_snapshots: 0,
         watchdog_timeout_s: None,
         bpf_map_write: &[],
+        watch_bpf_maps: &[],
         cpu_budget: None,
         cleanup_budget_ms: None,
     };

@@ -18,7 +18,7 @@ use ktstr_proto::{
     topology::TopologyError,
 };
 
-use super::{Expect, Invalid, KtstrTestEntry};
+use super::{Expect, Invalid, KtstrTestEntry, bpf_map::WatchBpfMap};
 use crate::{
     Scheduler,
     executables::{NotFound, find_scheduler},
@@ -156,6 +156,7 @@ pub fn spec_of_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<RunS
         env: guest_env(),
         disk: entry.disk,
         networks: entry.networks.to_vec(),
+        watches: entry.watch_bpf_maps.iter().map(WatchBpfMap::wanted).collect(),
         performance: performance(entry),
         cpu_budget: entry.cpu_budget,
         cleanup_budget_ms: entry.cleanup_budget_ms.map(u64::from),

@@ -51,6 +51,12 @@ impl VmResult {
         SampleSeries::of(&self.snapshot_bridge()).periodic_only()
     }
 
+    /// A metric that came of `watch_bpf_maps`, as `MAP_LABEL`, `MAP_LABEL_avg` or `MAP_LABEL_max`.
+    pub fn run_metric(&self, name: &str) -> Option<f64> {
+        let monitor = self.report.monitor.as_ref()?;
+        monitor.watched.iter().find(|metric| metric.name == name).map(|metric| metric.value)
+    }
+
     /// The directory with everything that was written during the run.
     pub fn run_dir(&self) -> &Path {
         &self.report.run_dir

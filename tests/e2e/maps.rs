@@ -13,6 +13,9 @@ declare_scheduler!(SCX, { name = "scx-ktstr", binary = "scx-ktstr", topology = (
 /// A counter that this scheduler counts only with `--race`.
 const COUNTER: &str = "nr_not_looked";
 const PRESET: BpfMapWrite = BpfMapWrite::new(".bss", COUNTER, 4711);
+const QUEUED: WatchBpfMap = WatchBpfMap::new(".bss", "nr_enqueued", Aggregate::ScalarCounter, "queued");
+const ABI: WatchBpfMap = WatchBpfMap::new(".data", "ktstr_abi", Aggregate::Scalar, "abi");
+const NOTHING: WatchBpfMap = WatchBpfMap::new(".bss", "nr_nothing", Aggregate::Scalar, "nothing");
 /// What `--crash-after` does, from outside.
 const CRASH: BpfMapWrite = BpfMapWrite::new(".bss", "crash", 1);
 const NOWHERE: BpfMapWrite = BpfMapWrite::new(".bss", "nr_enqeued", 1);
@@ -20,6 +23,7 @@ const NOWHERE: BpfMapWrite = BpfMapWrite::new(".bss", "nr_enqeued", 1);
 #[ktstr_test(
     scheduler = SCX,
     bpf_map_write = PRESET,
+    watch_bpf_maps = [QUEUED, ABI, NOTHING],
     duration_s = 2,
     post_vm = what_was_written_is_in_the_captures,
     ignore
@@ -55,6 +59,13 @@ fn what_was_written_is_in_the_captures(vm: &VmResult) -> Result<()> {
     ensure!(counted("counted_2")? == 7, "after it; a second one of a name has a number");
     let looked = captures.get("counted")?;
     ensure!(looked.mark().stood_us > 0, "the guest stood for it");
+    let queued = vm.run_metric("main_bpf_queued").context("nr_enqueued was watched")?;
+    ensure!(queued > 0.0, "a counter that was counting: {queued}");
+    let abi = looked.var("ktstr_abi")?.as_u64()? as f64;
+    ensure!(vm.run_metric("main_bpf_abi") == Some(abi), "a mean of equal values is the value");
+    ensure!(vm.run_metric("main_bpf_nothing").is_none(), "what is not there is not 0");
+    let remarks = vm.report.monitor.iter().flat_map(|monitor| &monitor.unavailable);
+    ensure!(remarks.into_iter().any(|remark| remark.contains("nr_nothing")), "and it is said to be missing");
     ensure!(looked.at_ms() < captures.get("counted_2")?.at_ms());
     Ok(())
 }

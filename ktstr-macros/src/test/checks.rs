@@ -43,6 +43,7 @@ const NEED: &[(&str, &str, &str)] = &[
     ("cpu_budget", "no_perf_mode", "otherwise the host decides where the vCPUs run"),
     ("watchdog_timeout_s", "scheduler", "there must be a scheduler that is watched"),
     ("bpf_map_write", "scheduler", "there must be a scheduler whose maps are written"),
+    ("watch_bpf_maps", "scheduler", "there must be a scheduler whose maps are watched"),
     ("survives_storm", "scheduler", "there must be a scheduler that can survive"),
     ("extra_sched_args", "scheduler", "there must be a scheduler that takes them"),
     ("staged_schedulers", "scheduler", "there must be a scheduler that they take over from"),

@@ -78,6 +78,16 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "`bpf_map_write` must be a `BpfMapWrite` constant or a list of them, `[A, B]`",
         "[",
     ),
+    (
+        "watch_bpf_maps = [A]",
+        "`watch_bpf_maps` needs `scheduler`: there must be a scheduler whose maps are watched",
+        "watch_bpf_maps",
+    ),
+    (
+        "scheduler = S, watch_bpf_maps = \"x\"",
+        "`watch_bpf_maps` must be a `WatchBpfMap` constant or a list of them, `[A, B]`",
+        "\"x\"",
+    ),
     ("networks = NET", "`networks` must be a list of `NetConfig` constants, `[NET]`", "NET"),
     ("networks = []", "`networks` must be a list of `NetConfig` constants, `[NET]`", "["),
     ("disk", "`disk` needs a value: `disk = …`", "disk"),

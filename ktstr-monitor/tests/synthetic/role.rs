@@ -71,6 +71,7 @@ impl Monitor {
             period_ms: 5,
             sustained_samples: 5,
             watchdog_ms: None,
+            watches: Vec::new(),
         };
         self.channel().call(attach, fds, PATIENCE, |_, _| {}).map(|(attached, _)| attached)
     }

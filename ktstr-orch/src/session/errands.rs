@@ -734,6 +734,7 @@ mod tests {
             performance: Default::default(),
             cpu_budget: None,
             cleanup_budget_ms: None,
+            watches: Vec::new(),
         };
         let mut session = Session::open(spec).unwrap();
         session.vmm_known = true;

@@ -36,6 +36,7 @@ impl Session {
             period_ms: PERIOD_MS,
             sustained_samples: self.assert().sustained_samples.unwrap_or(5),
             watchdog_ms: self.spec.watchdog_ms,
+            watches: self.spec.watches.clone(),
         };
         let send = |monitor: &mut Child<MonitorLink>| -> Result<(), ChannelError> {
             monitor.channel.queue_hello("ktstr-orch")?;
