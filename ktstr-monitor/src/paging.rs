@@ -10,7 +10,7 @@ use std::cell::RefCell;
 use thiserror::Error;
 
 use crate::addr::{Gpa, Kva};
-use crate::arch::x86_64::PageTable;
+use crate::arch::PageTables;
 use crate::mem::{GuestMem, GuestMemMut, Kept, ReadError};
 
 /// Where a virtual address lies, and how many bytes from there on are in the same page.
@@ -148,14 +148,15 @@ impl Tlb {
 #[derive(Clone, Copy, Debug)]
 pub struct KernelMem<'m> {
     mem: &'m GuestMem,
-    table: PageTable,
+    table: PageTables,
     tlb: Option<&'m Tlb>,
     kept: Option<&'m Kept>,
 }
 
 impl<'m> KernelMem<'m> {
     /// `mem` as seen through `table`.
-    pub fn new(mem: &'m GuestMem, table: PageTable) -> Self {
+    pub fn new(mem: &'m GuestMem, table: impl Into<PageTables>) -> Self {
+        let table = table.into();
         Self { mem, table, tlb: None, kept: None }
     }
 
@@ -206,7 +207,7 @@ impl<'m> KernelMem<'m> {
 
     /// Whether the address could be a pointer at all.
     pub fn is_canonical(&self, kva: Kva) -> bool {
-        self.table.levels.is_canonical(kva)
+        self.table.is_canonical(kva)
     }
 
     /// Copies `into.len()` bytes from `kva` on, across pages.
@@ -284,7 +285,7 @@ impl<'m> KernelMem<'m> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::arch::x86_64::Levels;
+    use crate::arch::x86_64::{Levels, PageTable};
     use crate::mem::Layout;
 
     /// One table at 0 whose entry 511 is itself: the last page is the table.

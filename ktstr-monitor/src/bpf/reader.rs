@@ -106,6 +106,8 @@ pub struct Reader<'a> {
     pub(super) only_copies: bool,
     reads: Cell<u64>,
     copied: Cell<u64>,
+    /// Reads, at most.
+    limit: u64,
 }
 
 impl<'a> Reader<'a> {
@@ -118,7 +120,8 @@ impl<'a> Reader<'a> {
     ) -> Self {
         let (reads, copied) = (Cell::new(0), Cell::new(0));
         let (objects, arenas) = (RefCell::default(), RefCell::default());
-        Self { profile, live, mem, layout, objects, arenas, memory: None, only_copies: false, reads, copied }
+        let (memory, only_copies, limit) = (None, false, READS);
+        Self { profile, live, mem, layout, objects, arenas, memory, only_copies, reads, copied, limit }
     }
 
     /// The same, knowing what earlier looks found out.
@@ -129,6 +132,11 @@ impl<'a> Reader<'a> {
     /// The same, parsing nothing: for reading what has to be copied while the guest stands.
     pub fn copying(self) -> Self {
         Self { only_copies: true, ..self }
+    }
+
+    /// The same, giving up after that many reads instead of some millions.
+    pub fn at_most(self, reads: u64) -> Self {
+        Self { limit: reads.min(READS), ..self }
     }
 
     /// The guest kernel's types.
@@ -155,7 +163,7 @@ impl<'a> Reader<'a> {
     pub(super) fn spend(&self, len: u64) -> Result<(), BpfError> {
         self.reads.set(self.reads.get() + 1);
         self.copied.set(self.copied.get().saturating_add(len));
-        match self.reads.get() > READS || self.copied.get() > BYTES {
+        match self.reads.get() > self.limit || self.copied.get() > BYTES {
             true => Err(BpfError::Exhausted),
             false => Ok(()),
         }

@@ -361,6 +361,6 @@ pub fn btf(shape: &Shape) -> BtfWriter {
     };
     let pointer = btf.pointer(target);
     btf.structure("scx_sched", 64, &[(member, pointer, 128)]);
-    crate::bpf::add_types(&mut btf, u32_, u64_, char_);
+    crate::bpf_types::add_types(&mut btf, u32_, u64_, char_);
     btf
 }

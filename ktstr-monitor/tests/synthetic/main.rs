@@ -2,11 +2,15 @@
 //! builder, sound ones and hostile ones. No KVM, no kernel, no privilege.
 
 mod bpf;
+mod bpf_types;
 mod btf_writer;
 mod corrupt;
+mod entries;
 mod guest;
 mod hostile_btf;
+mod hostile_bytes;
 mod kallsyms;
+mod kallsyms_writer;
 mod kernel_file;
 mod planted;
 mod role;

@@ -1,0 +1,4 @@
+//! `cargo xtask fuzz btf` builds and runs it.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ktstr_monitor_fuzz::entries::btf(data));

@@ -1,0 +1,4 @@
+//! `cargo xtask fuzz render` builds and runs it.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ktstr_monitor_fuzz::entries::render(data));

@@ -1,0 +1,4 @@
+//! `cargo xtask fuzz walk` builds and runs it.
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| ktstr_monitor_fuzz::entries::walk(data));
