@@ -26,6 +26,7 @@ pub mod map_watch;
 pub mod mem;
 pub mod node;
 pub mod paging;
+pub mod place;
 pub mod query;
 pub mod render;
 pub mod report;

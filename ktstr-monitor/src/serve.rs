@@ -21,7 +21,7 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use ktstr_jail::{Confined, JailSpec};
-use ktstr_proto::capture::{Answer, Capture, Captured, Question, ThawNoted};
+use ktstr_proto::capture::{Answer, Capture, Captured, Located, Question, ThawNoted, WatchPoint, Watched};
 use ktstr_proto::channel::{Channel, ChannelError, Filled, Message};
 use ktstr_proto::link::{ErrorCode, Fds, MissingFd, RemoteError, chain};
 use ktstr_proto::monitor::{
@@ -32,7 +32,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
-use crate::addr::{CpuId, Gpa};
+use crate::addr::{CpuId, Gpa, Kva};
 use crate::bpf;
 use crate::freeze::Freeze;
 use crate::image::{ImageError, KernelImage};
@@ -41,6 +41,8 @@ use crate::kernel::scx::Scx;
 use crate::kernel::{NotReady, Profile, ProfileError, View};
 use crate::map_watch::MapWatches;
 use crate::mem::{GuestMem, GuestMemMut, Layout, LayoutError, MapError, Region};
+use crate::node::Node;
+use crate::place;
 use crate::query::{self, QueryError};
 use crate::report::{self, Reasons};
 use crate::sample::Sampler;
@@ -222,6 +224,8 @@ struct Session {
     watches: MapWatches,
     /// Guest memory for writing, once something was to be written.
     writable: Option<GuestMemMut>,
+    /// What was last seen in places that are watched.
+    watched: BTreeMap<WatchPoint, u64>,
 }
 
 impl Session {
@@ -263,6 +267,7 @@ impl Session {
             last_obstacle: None,
             watches: MapWatches::new(&attach.watches),
             writable: None,
+            watched: BTreeMap::new(),
         };
         Ok((session, attached))
     }
@@ -301,6 +306,10 @@ impl Session {
                 Some((id, MonitorRequest::WriteMap(write), fds)) => {
                     let written = self.write_map(&write, fds).map(MonitorReply::WriteMap);
                     channel.queue_reply(id, written, Fds::default())?;
+                }
+                Some((id, MonitorRequest::Locate(locate), _)) => {
+                    let located = self.locate_place(&locate.what).map(MonitorReply::Locate);
+                    channel.queue_reply(id, located, Fds::default())?;
                 }
                 Some((id, MonitorRequest::Thawed(thawed), _)) => {
                     self.thaw(Duration::from_micros(thawed.stood_us));
@@ -375,6 +384,26 @@ impl Session {
         Ok(MapWritten { what: format!("{path} in {map} is {value} now, at {at}") })
     }
 
+    fn locate_place(&mut self, what: &str) -> Result<Located, RemoteError> {
+        let (profile, live) = self.sampler.locate(&self.mem).map_err(|e| not_readable(&e))?;
+        let located = place::find(profile, live, &self.mem, what)
+            .map_err(|e| RemoteError::new(ErrorCode::Unavailable, &e))?;
+        if let Some(value) = place::value(live, &self.mem, located.place) {
+            self.watched.insert(located.place, value);
+        }
+        Ok(located)
+    }
+
+    /// What the write that stopped the guest has changed.
+    fn written(&mut self, watched: &Watched) -> Written {
+        let new = self.sampler.located().and_then(|(_, live)| place::value(live, &self.mem, watched.place));
+        let old = match new {
+            Some(new) => self.watched.insert(watched.place, new),
+            None => self.watched.get(&watched.place).copied(),
+        };
+        Written { by: watched.clone(), old, new }
+    }
+
     /// Copies everything, says so, and only then reads the copy and writes it down.
     fn capture(
         &mut self,
@@ -403,9 +432,15 @@ impl Session {
         let captured = self.freeze.read(profile, live, &self.mem);
         let mut json = std::io::BufWriter::new(&taken.json);
         let unwritten = |e: std::io::Error| format!("cannot write the capture: {e}");
-        serde_json::to_writer(&mut json, &captured.node(why)).map_err(|e| unwritten(e.into()))?;
+        let mut node = captured.node(why);
+        let mut why = why.to_owned();
+        if let Some(written) = &taken.written {
+            node = node.with("watched", written.node());
+            why.push_str(&written.text());
+        }
+        serde_json::to_writer(&mut json, &node).map_err(|e| unwritten(e.into()))?;
         json.flush().map_err(unwritten)?;
-        taken.text.write_all(captured.text(why).as_bytes()).map_err(unwritten)
+        taken.text.write_all(captured.text(&why).as_bytes()).map_err(unwritten)
     }
 
     fn take(&mut self, capture: &Capture, mut fds: Fds) -> Result<Taken, RemoteError> {
@@ -416,6 +451,8 @@ impl Session {
         let core = capture.vmcore.map(|slot| fds.take(slot, "vmcore")).transpose().map_err(missing)?;
         let (profile, live) = self.sampler.locate(&self.mem).map_err(|e| not_readable(&e))?;
         let copied = self.freeze.touch(profile, live, &self.mem);
+        let written = capture.watched.as_ref().map(|watched| self.written(watched));
+        let (profile, live) = self.sampler.locate(&self.mem).map_err(|e| not_readable(&e))?;
         let view = View { profile, live, mem: live.view(&self.mem) };
         let unwritten = |e: VmcoreError| RemoteError::new(ErrorCode::Infrastructure, &e);
         let vmcore_bytes = match core {
@@ -429,7 +466,7 @@ impl Session {
             copied_bytes: copied.bytes as u64,
             vmcore_bytes,
         };
-        Ok(Taken { read, json, text })
+        Ok(Taken { read, json, text, written })
     }
 
     /// Time that did not pass for the guest does not count.
@@ -531,6 +568,34 @@ struct Taken {
     read: Captured,
     json: File,
     text: File,
+    written: Option<Written>,
+}
+
+/// A write to a watched place, with what was there before and after it.
+struct Written {
+    by: Watched,
+    old: Option<u64>,
+    new: Option<u64>,
+}
+
+impl Written {
+    fn node(&self) -> Node {
+        let value = |value: Option<u64>| value.map_or(Node::Unreadable("it was not read".into()), Node::from);
+        Node::map([
+            ("what", self.by.what.as_str().into()),
+            ("at", Kva(self.by.place.kva).into()),
+            ("len", self.by.place.len.into()),
+            ("cpu", self.by.cpu.into()),
+            ("old", value(self.old)),
+            ("new", value(self.new)),
+        ])
+    }
+
+    fn text(&self) -> String {
+        let value =
+            |value: Option<u64>| value.map_or("?".to_owned(), |value| format!("{value} ({value:#x})"));
+        format!(": {} where {} was", value(self.new), value(self.old))
+    }
 }
 
 /// Run time of the vCPUs between samples, from totals that arrive at times of their own.

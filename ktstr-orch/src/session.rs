@@ -14,6 +14,7 @@ mod beginning;
 mod device;
 mod errands;
 mod observer;
+mod watch;
 
 use std::{
     os::fd::OwnedFd,
@@ -93,6 +94,7 @@ pub struct Session {
     first_frame: Option<Instant>,
     give_up: Option<Instant>,
     errands: errands::Errands,
+    watches: watch::Watches,
     timeline: Timeline,
     /// How the guest came to be ready.
     boot: Boot,
@@ -136,6 +138,7 @@ impl Session {
             first_frame: None,
             give_up: None,
             errands: errands::Errands::default(),
+            watches: watch::Watches::default(),
             timeline: Timeline::default(),
             boot: Boot::Cold,
             unfinished: None,
@@ -175,7 +178,9 @@ impl Session {
         let host = self.host.as_ref().filter(|_| self.state == State::Running).map(|h| h.next);
         // The run's own deadline waits while the guest stands: an errand has one of its own.
         let give_up = self.give_up.filter(|_| !self.errands.stands());
-        give_up.into_iter().chain(host).chain(self.errands.deadline()).min()
+        let watches =
+            self.watches.deadline().filter(|_| self.state == State::Running && self.monitor_attached);
+        give_up.into_iter().chain(host).chain(watches).chain(self.errands.deadline()).min()
     }
 
     fn notice(&mut self, text: String) {
@@ -318,6 +323,7 @@ impl Session {
             _ if !self.vmm_known => self.stop(Stopped::Died(Process::Vmm, "spoke before its hello".into())),
             Message::Event(event) => self.vmm_event(event),
             Message::Reply(reply) if self.vmm_switched(reply.id, &reply.result) => {}
+            Message::Reply(reply) if self.vmm_watches(reply.id, &reply.result) => {}
             // A stop or a start that came too late for its errand.
             Message::Reply(reply) if matches!(reply.result, Ok(VmmReply::Pause(_) | VmmReply::Resume(_))) => {
                 self.record("vmm-late", &reply.result.ok());
@@ -389,6 +395,7 @@ impl Session {
                 }
             }
             VmmEvent::Saved(saved) => self.saved(saved),
+            VmmEvent::Written { place, cpu } => self.place_written(place, cpu),
             VmmEvent::Exited(exit @ (VmExit::EmulatorDied { .. } | VmExit::InternalError { .. }))
                 if self.device_is_gone() =>
             {
@@ -441,6 +448,8 @@ impl Session {
                             }
                         }
                         GuestFrame::AskHost { id, request } => self.guest_asks(*id, request),
+                        GuestFrame::Watch(what) => self.watch(what.clone()),
+                        GuestFrame::SchedulerEnded { .. } => self.scheduler_gone(),
                         GuestFrame::TestEnded(end) if self.fails_with_scheduler(end) => {
                             self.capture_if_none("the test failed");
                         }
@@ -492,6 +501,7 @@ impl Session {
             self.look_at_host(now);
         }
         self.errands_tick(now);
+        self.watches_tick(now);
         if self.errands.stands() || self.give_up.is_none_or(|at| now < at) {
             return;
         }
@@ -528,6 +538,7 @@ impl Session {
         }
         self.state = State::Finishing;
         self.abandon("the machine is gone");
+        self.abandon_watches();
         let budget = self.spec.cleanup_budget_ms.map_or(SUMMARY_LIMIT, Duration::from_millis);
         self.give_up = Some(Instant::now() + budget.min(SUMMARY_LIMIT));
         match self.monitor {

@@ -121,6 +121,57 @@ pub struct Capture {
     pub text: FdSlot,
     /// Where guest memory goes, if it is wanted.
     pub vmcore: Option<FdSlot>,
+    /// The write that stopped the guest, if one did.
+    pub watched: Option<Watched>,
+}
+
+/// Places that can be watched for writes at the same time: as many as an x86 processor has registers for.
+pub const MAX_WATCHED: usize = 4;
+
+/// The monitor is to find a place that is to be watched for writes.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Locate {
+    /// A symbol of the kernel, `scx_root->member`, a map with a path (`counters[0].hits`), or the name of a
+    /// scheduler's global variable.
+    pub what: String,
+}
+
+/// Where it lies.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Located {
+    /// Kernel-virtual address.
+    pub place: WatchPoint,
+    /// What was found, for people: `nr_hits in map sched.bss, a u64`.
+    pub found: String,
+    /// Whether it goes with the scheduler, whose memory is then used for something else.
+    pub of_scheduler: bool,
+}
+
+/// Bytes that are watched for writes.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct WatchPoint {
+    /// Kernel-virtual address, a multiple of `len`.
+    pub kva: u64,
+    /// 1, 2, 4 or 8 bytes.
+    pub len: u8,
+}
+
+impl WatchPoint {
+    /// Whether a processor can watch it.
+    pub fn is_possible(self) -> bool {
+        matches!(self.len, 1 | 2 | 4 | 8) && self.kva.is_multiple_of(self.len.into())
+    }
+}
+
+/// A write to a watched place: the guest stands right after the instruction.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Watched {
+    /// What was asked to be watched.
+    pub what: String,
+    /// The place.
+    pub place: WatchPoint,
+    /// The CPU that wrote.
+    pub cpu: u32,
 }
 
 /// Everything is read; the vCPUs may go on while the files are written.

@@ -318,4 +318,6 @@ pub enum GuestFrame {
         /// What.
         request: HostRequest,
     },
+    /// From now on each write to this place is to be captured; see [`crate::capture::Locate::what`].
+    Watch(String),
 }

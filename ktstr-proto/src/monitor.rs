@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    capture::{Answer, Ask, Capture, Captured, Stalling, ThawNoted, Thawed},
+    capture::{Answer, Ask, Capture, Captured, Locate, Located, Stalling, ThawNoted, Thawed},
     link::{FdSlot, Link, calls},
     map_watch::{MapWatch, Watched},
     vmm::RamRegion,
@@ -41,6 +41,8 @@ calls! {
         Thawed => ThawNoted,
         /// Set a number in a BPF map.
         WriteMap => MapWritten,
+        /// Find a place that is to be watched for writes.
+        Locate => Located,
     }
 }
 

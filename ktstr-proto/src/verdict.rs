@@ -589,7 +589,8 @@ pub struct TimelineMark {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaptureMark {
     /// What it is called: `periodic_000` and so on for those a test asks for, `seen_000` for those the
-    /// run took by itself, `asked_000` for those somebody outside asked for.
+    /// run took by itself, `asked_000` for those somebody outside asked for,
+    /// `watched_000` for writes to watched places.
     pub tag: String,
     /// Why it was taken.
     pub why: String,

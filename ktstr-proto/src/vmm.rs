@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use crate::{
+    capture::WatchPoint,
     device::{DiskConfig, NetConfig},
     link::{FdSlot, Link, calls},
     ring::RingRegion,
@@ -41,6 +42,8 @@ calls! {
         Kill => Accepted,
         /// Answer a question of the guest (not under `det`).
         Tell => Accepted,
+        /// Watch these places for writes, and no others.
+        Watch => Watching,
     }
 }
 
@@ -201,6 +204,15 @@ pub struct Shutdown;
 /// See [`VmmRequest::Kill`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Kill;
+/// See [`VmmRequest::Watch`].
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Watch {
+    /// At most [`crate::capture::MAX_WATCHED`]; none ends watching.
+    pub places: Vec<WatchPoint>,
+}
+/// From now on [`VmmEvent::Written`] tells of writes.
+#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
+pub struct Watching;
 /// The request will be carried out; [`VmmEvent::Exited`] tells when it has been.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Accepted;
@@ -220,6 +232,13 @@ pub enum VmmEvent {
     Exited(VmExit),
     /// The snapshot asked for was written, or why it was not; the machine goes on either way.
     Saved(Result<Saved, String>),
+    /// A CPU wrote to a watched place. All vCPUs stand until [`VmmRequest::Resume`].
+    Written {
+        /// The place.
+        place: WatchPoint,
+        /// The CPU.
+        cpu: u32,
+    },
 }
 
 /// A snapshot that was written, not yet to the disk itself.

@@ -142,6 +142,10 @@ fn report() -> RunReport {
     }
 }
 
+fn watch_point() -> WatchPoint {
+    WatchPoint { kva: 0x1000, len: 4 }
+}
+
 fn captured() -> Captured {
     Captured { read_us: 1, tasks: 2, dsqs: 3, copied_bytes: 5, vmcore_bytes: 4 }
 }
@@ -207,16 +211,18 @@ pins! {
     VmmRequest {
         VmmRequest::Probe(_) => "Probe", VmmRequest::Start(_) => "Start", VmmRequest::Pause(_) => "Pause",
         VmmRequest::Resume(_) => "Resume", VmmRequest::Shutdown(_) => "Shutdown", VmmRequest::Kill(_) => "Kill",
-        VmmRequest::Tell(_) => "Tell",
+        VmmRequest::Tell(_) => "Tell", VmmRequest::Watch(_) => "Watch",
     } from [
         VmmRequest::Probe(Probe), VmmRequest::Start(start()), VmmRequest::Pause(Pause),
         VmmRequest::Resume(Resume), VmmRequest::Shutdown(Shutdown), VmmRequest::Kill(Kill),
         VmmRequest::Tell(Tell { id: 1, answer: vec![2] }),
+        VmmRequest::Watch(Watch { places: vec![watch_point()] }),
     ];
     VmmReply {
         VmmReply::Probe(_) => "Probe", VmmReply::Start(_) => "Start", VmmReply::Pause(_) => "Pause",
         VmmReply::Resume(_) => "Resume", VmmReply::Shutdown(_) => "Shutdown", VmmReply::Kill(_) => "Kill",
         VmmReply::Tell(_) => "Tell",
+        VmmReply::Watch(_) => "Watch",
     } from [
         VmmReply::Probe(ProbeReport { usable: true, detail: "d".into(), took_us: 3 }),
         VmmReply::Start(Started {
@@ -224,15 +230,17 @@ pins! {
         }),
         VmmReply::Pause(Paused { took_us: 5 }), VmmReply::Resume(Resumed { stood_us: 6 }),
         VmmReply::Shutdown(Accepted), VmmReply::Kill(Accepted), VmmReply::Tell(Accepted),
+        VmmReply::Watch(Watching),
     ];
     VmmEvent {
         VmmEvent::Console(_) => "Console", VmmEvent::Com2(_) => "Com2", VmmEvent::Ring(_) => "Ring",
         VmmEvent::RingBroken(_) => "RingBroken", VmmEvent::Exited(_) => "Exited",
-        VmmEvent::Saved(_) => "Saved",
+        VmmEvent::Saved(_) => "Saved", VmmEvent::Written { .. } => "Written",
     } from [
         VmmEvent::Console(vec![1]), VmmEvent::Com2(vec![2]), VmmEvent::Ring(vec![3]),
         VmmEvent::RingBroken("b".into()), VmmEvent::Exited(VmExit::PowerOff),
         VmmEvent::Saved(Ok(Saved { bytes: 6, stood_us: 7 })),
+        VmmEvent::Written { place: watch_point(), cpu: 8 },
     ];
     VmExit {
         VmExit::PowerOff => "PowerOff", VmExit::Reset => "Reset", VmExit::TripleFault => "TripleFault",
@@ -248,6 +256,7 @@ pins! {
         MonitorRequest::Window(_) => "Window", MonitorRequest::VcpuTime(_) => "VcpuTime",
         MonitorRequest::Ask(_) => "Ask", MonitorRequest::Capture(_) => "Capture",
         MonitorRequest::Thawed(_) => "Thawed", MonitorRequest::WriteMap(_) => "WriteMap",
+        MonitorRequest::Locate(_) => "Locate",
     }
         from [
             MonitorRequest::Attach(Attach {
@@ -260,15 +269,18 @@ pins! {
             MonitorRequest::Ask(Ask { question: Question::Scx, frozen: true }),
             MonitorRequest::Capture(Capture {
                 why: "w".into(), json: FdSlot(0), text: FdSlot(1), vmcore: Some(FdSlot(2)),
+                watched: Some(Watched { what: "x".into(), place: watch_point(), cpu: 3 }),
             }),
             MonitorRequest::Thawed(Thawed { stood_us: 5 }),
             MonitorRequest::WriteMap(WriteMap { ram: FdSlot(0), map: "m".into(), path: "p".into(), value: -1 }),
+            MonitorRequest::Locate(Locate { what: "x".into() }),
         ];
     MonitorReply {
         MonitorReply::Attach(_) => "Attach", MonitorReply::Finish(_) => "Finish",
         MonitorReply::Window(_) => "Window", MonitorReply::VcpuTime(_) => "VcpuTime",
         MonitorReply::Ask(_) => "Ask", MonitorReply::Capture(_) => "Capture",
         MonitorReply::Thawed(_) => "Thawed", MonitorReply::WriteMap(_) => "WriteMap",
+        MonitorReply::Locate(_) => "Locate",
     }
         from [
             MonitorReply::Attach(Attached { symbols: 1, btf_types: 2, absent: vec!["a.b".into()] }),
@@ -279,6 +291,7 @@ pins! {
             MonitorReply::Capture(captured()),
             MonitorReply::Thawed(ThawNoted),
             MonitorReply::WriteMap(MapWritten { what: "w".into() }),
+            MonitorReply::Locate(Located { place: watch_point(), found: "f".into(), of_scheduler: true }),
         ];
     MonitorEvent {
         MonitorEvent::Ready => "Ready", MonitorEvent::Sample(_) => "Sample",
@@ -314,6 +327,7 @@ pins! {
         GuestFrame::TestEnded(_) => "TestEnded", GuestFrame::TestProcessEnded(_) => "TestProcessEnded",
         GuestFrame::ExecEnded(_) => "ExecEnded", GuestFrame::Ask(_) => "Ask",
         GuestFrame::AskHost { .. } => "AskHost",
+        GuestFrame::Watch(_) => "Watch",
     } from [
         GuestFrame::Hello { release: "7".into(), cpus_online: 2 },
         GuestFrame::Phase(Phase::PoweringOff),
@@ -327,6 +341,7 @@ pins! {
         GuestFrame::ExecEnded(ProcessEnd::Exited(-1)),
         GuestFrame::Ask(ktstr_proto::guest::SchedulerRequest::Replace("s".into())),
         GuestFrame::AskHost { id: 1, request: HostRequest::Capture { name: "n".into() } },
+        GuestFrame::Watch("w".into()),
     ];
     HostRequest {
         HostRequest::Capture { .. } => "Capture", HostRequest::ReadMap { .. } => "ReadMap",

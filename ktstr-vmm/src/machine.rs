@@ -8,6 +8,7 @@
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 
+use ktstr_proto::capture::WatchPoint;
 use ktstr_proto::device::{DiskConfig, NetConfig};
 pub use ktstr_proto::topology::{Numa, Topology};
 
@@ -135,6 +136,14 @@ pub enum Event {
         /// What happened.
         detail: String,
     },
+    /// A vCPU wrote to a watched place, and every vCPU has stopped or is about to: [`Running::pause`]
+    /// returns when they have.
+    Written {
+        /// The place.
+        place: WatchPoint,
+        /// Number of the vCPU.
+        cpu: u32,
+    },
 }
 
 /// Why a machine could not be started or driven.
@@ -164,6 +173,9 @@ pub trait Running: Send {
 
     /// Lets a frozen machine go on. Idempotent.
     fn resume(&mut self) -> Result<(), MachineError>;
+
+    /// Watches these places of a frozen machine for writes, and no others: each write freezes it.
+    fn watch(&mut self, places: &[WatchPoint]) -> Result<(), MachineError>;
 
     /// Everything about a frozen machine that is not in its RAM, in the backend's own form.
     fn device_state(&mut self) -> Result<Vec<u8>, MachineError> {

@@ -13,12 +13,13 @@ use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use ktstr_jail::JailError;
+use ktstr_proto::capture::{MAX_WATCHED, WatchPoint};
 use ktstr_proto::channel::Filled;
 use ktstr_proto::link::{ErrorCode, Fds, MissingFd, RemoteError, RequestFrame};
 use ktstr_proto::ring::Mode as RingMode;
 use ktstr_proto::vmm::{
     Accepted, Paused, ProbeReport, RamRegion, Resumed, Snapshot, Start, Started, VmExit, VmmEvent, VmmLink,
-    VmmReply, VmmRequest,
+    VmmReply, VmmRequest, Watching,
 };
 use ktstr_proto::{AccelKind, Channel, ChannelError};
 use mio::unix::SourceFd;
@@ -242,6 +243,7 @@ impl Server {
                 Output::Ring(bytes) => VmmEvent::Ring(bytes),
                 Output::RingBroken(reason) => VmmEvent::RingBroken(reason),
                 Output::Saved(saved) => VmmEvent::Saved(saved),
+                Output::Written { place, cpu } => VmmEvent::Written { place, cpu },
                 Output::Exited(exit) => VmmEvent::Exited(exit_on_the_wire(exit)),
             };
             self.channel.queue_event(&event, Fds::default())?;
@@ -276,6 +278,7 @@ impl Server {
                 session.tell(tell.id, &tell.answer).map_err(|reason| refusal(&reason))?;
                 Ok(VmmReply::Tell(Accepted))
             }),
+            VmmRequest::Watch(watch) => self.watch(&watch.places).map(VmmReply::Watch),
             VmmRequest::Kill(_) => self.running("kill").map(|session| {
                 session.kill();
                 VmmReply::Kill(Accepted)
@@ -298,6 +301,17 @@ impl Server {
         let session = self.running("pause")?;
         session.pause().map_err(|e| RemoteError::new(ErrorCode::Infrastructure, &e))?;
         Ok(Paused { took_us: begun.elapsed().as_micros() as u64 })
+    }
+
+    fn watch(&mut self, places: &[WatchPoint]) -> Result<Watching, RemoteError> {
+        if places.len() > MAX_WATCHED || !places.iter().all(|place| place.is_possible()) {
+            return Err(refusal(&format!(
+                "watch: at most {MAX_WATCHED} places of 1, 2, 4 or 8 bytes, each a multiple of its length"
+            )));
+        }
+        let session = self.running("watch")?;
+        session.watch(places).map_err(|e| RemoteError::new(ErrorCode::Unavailable, &e))?;
+        Ok(Watching)
     }
 
     fn start(&mut self, start: &Start, fds: Fds, attached: &mut Fds) -> Result<Started, RemoteError> {

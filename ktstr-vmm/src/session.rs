@@ -8,6 +8,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
 
+use ktstr_proto::capture::WatchPoint;
 use ktstr_proto::link::chain;
 use ktstr_proto::ring::{HostSignal, Mode, RingReader, RingRegion};
 use ktstr_proto::vmm::Saved;
@@ -36,6 +37,13 @@ pub enum Output {
     Exited(Exit),
     /// The snapshot asked for was written, or why not.
     Saved(Result<Saved, String>),
+    /// A vCPU wrote to a watched place; the machine stands.
+    Written {
+        /// The place.
+        place: WatchPoint,
+        /// Number of the vCPU.
+        cpu: u32,
+    },
 }
 
 /// A running machine with its outlets.
@@ -149,10 +157,9 @@ impl Session {
 
     /// Freezes the machine.
     pub fn pause(&mut self) -> Result<(), MachineError> {
-        if self.frozen.is_none() {
-            self.machine.pause()?;
-            self.frozen = Some(Instant::now());
-        }
+        // A machine that a write has stopped may still have a vCPU on its way.
+        self.machine.pause()?;
+        self.frozen.get_or_insert_with(Instant::now);
         Ok(())
     }
 
@@ -160,6 +167,17 @@ impl Session {
     pub fn resume(&mut self) -> Result<Duration, MachineError> {
         self.machine.resume()?;
         Ok(self.frozen.take().map_or(Duration::ZERO, |since| since.elapsed()))
+    }
+
+    /// Watches these places for writes and no others. The machine stands meanwhile.
+    pub fn watch(&mut self, places: &[WatchPoint]) -> Result<(), MachineError> {
+        let stood = self.frozen.is_some();
+        self.machine.pause()?;
+        let set = self.machine.watch(places);
+        if !stood {
+            self.machine.resume()?;
+        }
+        set
     }
 
     /// Ends it now.
@@ -195,6 +213,11 @@ impl Session {
         while let (None, Some(event)) = (&self.exit, self.machine.next_event()) {
             match event {
                 Event::Exited(exit) => self.exit = Some(exit),
+                Event::Written { place, cpu } => {
+                    // Stopped by itself; who takes the event lets it go on.
+                    self.frozen.get_or_insert_with(Instant::now);
+                    return Ok(Some(Output::Written { place, cpu }));
+                }
                 Event::DeviceFailed { device, detail } => {
                     return Ok(Some(Output::Com1(format!("\n[{device} failed: {detail}]\n").into_bytes())));
                 }

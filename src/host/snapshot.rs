@@ -72,6 +72,18 @@ impl SnapshotBridge {
             .ok_or_else(|| SnapshotError::TagNotFound { tag: tag.to_owned(), there: error::near(tag, tags) })
     }
 
+    /// Those taken at a write to the place that `Op::watch_snapshot` named so, and why there are none, if
+    /// it was never found.
+    pub fn watched(&self, what: &str) -> Vec<&Snapshot> {
+        let in_vain = format!("watch {what}");
+        let of_it = |snapshot: &&Snapshot| match snapshot.content.as_ref().ok().and_then(|c| c.get("watched"))
+        {
+            Some(watched) => watched.get("what").and_then(Json::as_str) == Some(what),
+            None => snapshot.tag().starts_with("watched_") && snapshot.mark.why.starts_with(&in_vain),
+        };
+        self.snapshots.iter().filter(of_it).collect()
+    }
+
     /// How many snapshots the test asked for.
     pub fn periodic_target(&self) -> usize {
         self.periodic().count()

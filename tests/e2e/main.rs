@@ -18,4 +18,5 @@ mod topology;
 mod trust;
 mod verdicts;
 mod warm;
+mod watch;
 mod work_types;

@@ -141,6 +141,10 @@ impl Engine<'_> {
                 self.ctx.write_map(map, path, *value).map_err(at(place))?;
                 format!("{path} in {map} set to {value}")
             }
+            Op::WatchSnapshot { what } => {
+                self.ctx.watch(what.clone())?;
+                format!("{what} is to be watched")
+            }
             Op::RunPayload { payload, args, placement } => {
                 self.run_program(*payload, args, name_of(placement), layer)?;
                 format!("payload {} started", payload.name)

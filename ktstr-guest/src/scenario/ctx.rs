@@ -129,6 +129,11 @@ impl Ctx {
         self.reporter.send(&GuestFrame::Phase(phase))
     }
 
+    /// Asks the host to capture each write to a place.
+    pub(crate) fn watch(&self, what: String) -> Result<(), ReportError> {
+        self.reporter.send(&GuestFrame::Watch(what))
+    }
+
     /// Notes something the scenario did, for the timeline.
     pub(crate) fn stimulus(&self, what: String, iterations: u64) -> Result<(), ReportError> {
         self.reporter.send(&GuestFrame::Stimulus { what, iterations })

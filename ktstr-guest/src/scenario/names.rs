@@ -114,6 +114,7 @@ impl Names {
             | Op::FreezeCgroup { cgroup }
             | Op::UnfreezeCgroup { cgroup }
             | Op::CaptureCgroupProcs { cgroup, .. } => self.cgroup(place, cgroup).map(drop),
+            Op::WatchSnapshot { .. } => Ok(()),
             Op::SwapCpusets { a, b } => {
                 self.cgroup(place, a)?;
                 self.cgroup(place, b).map(drop)

@@ -150,6 +150,12 @@ pub enum Op {
         /// The number.
         value: i64,
     },
+    /// From now on captures the guest's state at each write to a place, without cost until then. Found
+    /// on the host once it is there; not under `det`.
+    WatchSnapshot {
+        /// A kernel symbol, `scx_root->member`, a map with a path, or a scheduler's global variable.
+        what: String,
+    },
     /// Starts a program.
     RunPayload {
         /// Which.
@@ -206,6 +212,7 @@ pub enum OpKind {
     CaptureSnapshot,
     ReadMap,
     WriteMap,
+    WatchSnapshot,
     RunPayload,
     WaitPayload,
     KillPayload,
@@ -311,6 +318,12 @@ impl Op {
         Self::WriteMap { map: map.into(), path: path.into(), value }
     }
 
+    /// Captures the guest's state at each write to a place: a kernel symbol, `scx_root->member`,
+    /// `map.path` or a scheduler's global variable.
+    pub fn watch_snapshot(what: impl Into<String>) -> Self {
+        Self::WatchSnapshot { what: what.into() }
+    }
+
     /// Starts a program outside of all workload cgroups.
     pub fn run_payload(payload: &Payload) -> Self {
         Self::RunPayload { payload: *payload, args: Vec::new(), placement: Placement::RunnerCgroup }
@@ -360,6 +373,7 @@ impl Op {
             Self::CaptureSnapshot { .. } => OpKind::CaptureSnapshot,
             Self::ReadMap { .. } => OpKind::ReadMap,
             Self::WriteMap { .. } => OpKind::WriteMap,
+            Self::WatchSnapshot { .. } => OpKind::WatchSnapshot,
             Self::RunPayload { .. } => OpKind::RunPayload,
             Self::WaitPayload { .. } => OpKind::WaitPayload,
             Self::KillPayload { .. } => OpKind::KillPayload,

@@ -20,7 +20,7 @@ use std::{
 
 use ktstr_proto::{
     Fds, RunId,
-    capture::{Ask, Capture, CaptureTaken, Captured, Query, QueryAnswer, TakeCapture, Thawed},
+    capture::{Ask, Capture, CaptureTaken, Captured, Query, QueryAnswer, TakeCapture, Thawed, Watched},
     client::ClientReply,
     guest::{HostRequest, Phase},
     link::{ErrorCode, RemoteError},
@@ -69,6 +69,8 @@ enum Cause {
     Seen,
     /// The test asked, by this number.
     Test(u32),
+    /// A watched place was written.
+    Written,
 }
 
 /// What is to be done.
@@ -83,6 +85,7 @@ enum Errand {
         why: String,
         vmcore: bool,
         boundary: Option<Duration>,
+        watched: Option<Watched>,
     },
     /// The test asked for something in a BPF map.
     Map {
@@ -211,6 +214,7 @@ impl Errands {
             Cause::Planned => "periodic",
             Cause::Seen => "seen",
             Cause::Test(_) => "",
+            Cause::Written => "watched",
         };
         let of_kind = |mark: &&CaptureMark| mark.tag.starts_with(kind);
         let tag = match cause {
@@ -253,15 +257,45 @@ impl Session {
     pub fn capture(&mut self, asker: Asker, wanted: &TakeCapture) {
         let why = "asked for".to_owned();
         let (cause, vmcore) = (Cause::Asked(asker), wanted.vmcore);
-        self.enqueue(Errand::Capture { cause, why, vmcore, boundary: None });
+        self.enqueue(Errand::Capture { cause, why, vmcore, boundary: None, watched: None });
     }
 
     /// The run takes a capture by itself, unless it has taken too many.
     pub(super) fn capture_now(&mut self, why: String) {
         if self.errands.automatic < MAX_AUTOMATIC && self.monitor_attached && self.state == State::Running {
             self.errands.automatic += 1;
-            self.enqueue(Errand::Capture { cause: Cause::Seen, why, vmcore: false, boundary: None });
+            let (cause, vmcore) = (Cause::Seen, false);
+            self.enqueue(Errand::Capture { cause, why, vmcore, boundary: None, watched: None });
         }
+    }
+
+    /// A watched place was written and the guest stands: it is captured before it goes on, if the answer
+    /// is true.
+    pub(super) fn capture_written_place(&mut self, watched: Watched) -> bool {
+        let mut why = format!("CPU {} wrote to {}", watched.cpu, watched.what);
+        if self.errands.underway.as_ref().is_some_and(|underway| underway.errand.freezes()) {
+            // Whatever stops and starts it now does not know of the write.
+            why.push_str(" (the guest went on before it was looked at)");
+        }
+        let (cause, vmcore) = (Cause::Written, false);
+        let errand = Errand::Capture { cause, why, vmcore, boundary: None, watched: Some(watched) };
+        let possible = self.monitor.is_some() && self.monitor_attached && self.state == State::Running;
+        let possible = possible && self.errands.waiting.len() < MAX_WAITING;
+        match possible {
+            true => {
+                // Before everything that can wait.
+                self.errands.waiting.push_front(errand);
+                self.next_errand();
+            }
+            false => self.came_to_nothing(&errand, "nobody could look at it"),
+        }
+        possible
+    }
+
+    /// A place that was to be watched and is not.
+    pub(super) fn no_watch_capture(&mut self, what: &str, why_not: &str) {
+        let mark = self.errands.mark(Cause::Written, &format!("watch {what}"), Instant::now(), None);
+        mark.file = Err(why_not.to_owned());
     }
 
     /// The same, unless something has been captured already: for what shows when it is over.
@@ -293,7 +327,7 @@ impl Session {
     /// The test wants a capture.
     pub(super) fn capture_for_test(&mut self, id: u32, name: &str) {
         let (cause, why) = (Cause::Test(id), name.to_owned());
-        self.enqueue(Errand::Capture { cause, why, vmcore: false, boundary: None });
+        self.enqueue(Errand::Capture { cause, why, vmcore: false, boundary: None, watched: None });
     }
 
     /// The test wants something in a BPF map.
@@ -371,7 +405,7 @@ impl Session {
         }
     }
 
-    fn ask_vmm(&mut self, request: VmmRequest) -> Option<u32> {
+    pub(super) fn ask_vmm(&mut self, request: VmmRequest) -> Option<u32> {
         let vmm = self.vmm.as_mut()?;
         let asked = vmm.channel.queue_request(request, Fds::default());
         // A socket that is closed shows in its pidfd.
@@ -389,8 +423,10 @@ impl Session {
             Errand::Query { query, .. } => {
                 Ok(MonitorRequest::Ask(Ask { question: query.question.clone(), frozen }))
             }
-            Errand::Capture { why, vmcore, .. } => {
-                capture_request(underway.path.clone(), why, *vmcore, &mut fds).map(MonitorRequest::Capture)
+            Errand::Capture { why, vmcore, watched, .. } => {
+                let request = capture_request(underway.path.clone(), why, *vmcore, &mut fds);
+                request
+                    .map(|capture| MonitorRequest::Capture(Capture { watched: watched.clone(), ..capture }))
             }
             Errand::Map { request, .. } => asked::map_request(request, self.ram.as_ref(), &mut fds),
         };
@@ -483,6 +519,10 @@ impl Session {
             if let Some(id) = errand.test() {
                 self.tell_guest(id, Err(asked::refusal(&gone().message)));
             }
+            if matches!(errand, Errand::Capture { cause: Cause::Written, .. }) {
+                self.came_to_nothing(&errand, "the monitor died before it could look");
+                self.go_on();
+            }
         }
         if let Some(Underway { stage: Stage::Reading { frozen, .. }, .. }) = self.errands.underway {
             self.found(Found::Nothing(gone()), frozen);
@@ -521,7 +561,8 @@ impl Session {
         {
             let why = format!("snapshot at {} ms", boundary.as_millis());
             let boundary = Some(boundary);
-            self.enqueue(Errand::Capture { cause: Cause::Planned, why, vmcore: false, boundary });
+            let (cause, vmcore) = (Cause::Planned, false);
+            self.enqueue(Errand::Capture { cause, why, vmcore, boundary, watched: None });
         }
         let Some(underway) = &self.errands.underway else { return };
         if now < underway.until {
@@ -694,7 +735,7 @@ fn capture_request(path: PathBuf, why: &str, vmcore: bool, fds: &mut Fds) -> Res
     };
     let (json, text) = (open("json")?, open("txt")?);
     let vmcore = vmcore.then(|| open("vmcore")).transpose()?;
-    Ok(Capture { why: why.to_owned(), json, text, vmcore })
+    Ok(Capture { why: why.to_owned(), json, text, vmcore, watched: None })
 }
 
 #[cfg(test)]

@@ -138,6 +138,7 @@ impl Session {
                 }
                 self.record("monitor", &event);
             }
+            Message::Reply(reply) if self.place_located(reply.id, &reply.result) => {}
             Message::Reply(reply) => match self.monitor_answered(reply.id, reply.result) {
                 None => {}
                 Some(result) => self.monitor_replied(result),
@@ -156,7 +157,12 @@ impl Session {
                 }
             }
             Ok(MonitorReply::Window(_) | MonitorReply::VcpuTime(_) | MonitorReply::Thawed(_)) => {}
-            Ok(MonitorReply::Ask(_) | MonitorReply::Capture(_) | MonitorReply::WriteMap(_)) => {
+            Ok(
+                MonitorReply::Ask(_)
+                | MonitorReply::Capture(_)
+                | MonitorReply::WriteMap(_)
+                | MonitorReply::Locate(_),
+            ) => {
                 self.lose_monitor("answered what nobody had asked");
             }
             Ok(MonitorReply::Attach(attached)) => {

@@ -57,6 +57,9 @@ const VCPUS_PER_HOST_CPU: usize = 8;
 /// the boot when every instruction is emulated (1.1 of 4.6 s of CPU time).
 pub const KERNEL_PARAMETERS: [&str; 3] = ["tsc=reliable", "no_timer_check", "cryptomgr.notests"];
 
+/// How the debugger's socket is called.
+pub const GDB: &str = "gdb";
+
 /// What goes into a command line.
 #[derive(Debug)]
 pub struct Machine<'a> {
@@ -105,6 +108,8 @@ pub struct Inherited<'a> {
     pub networks: &'a [(OwnedFd, NetConfig)],
     /// Where the state of its devices goes to or comes from.
     pub state: Option<BorrowedFd<'a>>,
+    /// The debugger's socket, which nobody serves until something is to be watched.
+    pub gdb: Option<BorrowedFd<'a>>,
 }
 
 impl<'a> Inherited<'a> {
@@ -117,6 +122,7 @@ impl<'a> Inherited<'a> {
         fds.extend(self.disk);
         fds.extend(self.networks.iter().map(|(socket, _)| socket.as_fd()));
         fds.extend(self.state);
+        fds.extend(self.gdb);
         fds
     }
 }
@@ -161,6 +167,9 @@ pub fn compose(machine: &Machine<'_>) -> Vec<String> {
     }
     push("-chardev", format!("socket,id=qmp,fd={}", machine.fds.qmp.as_raw_fd()));
     push("-mon", "chardev=qmp,mode=control".to_owned());
+    if let Some(gdb) = machine.fds.gdb {
+        push("-chardev", format!("socket,id={GDB},fd={}", gdb.as_raw_fd()));
+    }
     if let Some(console) = machine.fds.console {
         push("-chardev", format!("socket,id=hvc,fd={}", console.as_raw_fd()));
         push("-device", "virtio-serial-pci,max_ports=1".to_owned());
@@ -309,6 +318,7 @@ mod tests {
             disk: console.then_some(fd),
             networks: &[],
             state: None,
+            gdb: console.then_some(fd),
         };
         let threads = Threads::choose(mode, Version { major: 10, minor: 0, micro: 2 }, topology.cpus(), 2);
         let x2apic = ApicIds::new(*topology).unwrap().need_x2apic();
@@ -344,7 +354,7 @@ mod tests {
         ] {
             assert!(line.contains(part), "{part} not in {line}");
         }
-        for absent in ["-icount", "-numa", "-netdev", "virtio", "rdrand"] {
+        for absent in ["-icount", "-numa", "-netdev", "virtio", "rdrand", "gdb"] {
             assert!(!line.contains(absent), "{absent} in {line}");
         }
     }
@@ -374,6 +384,7 @@ mod tests {
             "-numa node,nodeid=1,cpus=4-7,memdev=ram1",
             "-device virtconsole,chardev=hvc",
             "-device vhost-user-blk-pci,chardev=disk",
+            "-chardev socket,id=gdb,fd=0",
             "hmat=on",
             "-numa dist,src=1,dst=0,val=20",
         ] {

@@ -8,11 +8,13 @@
 
 pub mod args;
 pub mod child;
+pub mod gdb;
 pub mod layout;
 pub mod migration;
 pub mod qmp;
 pub mod running;
 pub mod version;
+mod watch;
 
 pub use args::Mode;
 pub use running::{EmulatedMachine, EmulatorSpec, Origin, Prepared, StartError};

@@ -19,6 +19,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use ktstr_jail::{JailError, JailSpec};
+use ktstr_proto::capture::WatchPoint;
 use ktstr_proto::topology::{TopologyError, numa::NumaError};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
@@ -26,10 +27,12 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::args::{self, Inherited, KERNEL_PARAMETERS, Mode, Threads};
 use super::child::{ChildError, Emulator, describe};
+use super::gdb::GdbError;
 use super::layout::{self, LayoutError};
 use super::migration::{self, MigrationError};
 use super::qmp::{Qmp, QmpError, QmpEvent, ShutdownReason};
 use super::version::Version;
+use super::watch::Debugger;
 use crate::apic::ApicIds;
 use crate::confine;
 use crate::machine::{Event, Exit, MachineError, MachineSpec, Ram, Running};
@@ -38,7 +41,7 @@ use crate::snapshot::{SnapshotFile, SnapshotFileError};
 
 /// How long the emulator may take to answer its control socket. A host busy with other machines
 /// delays a child by seconds, not by this.
-const CONTROL_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const CONTROL_LIMIT: Duration = Duration::from_secs(30);
 /// How long to wait for the process of an emulator that has closed its control socket.
 const LAST_BREATH: Duration = Duration::from_secs(2);
 /// How long the threads of a stopped process may take until they stand.
@@ -163,6 +166,7 @@ pub struct Prepared {
     mode: Mode,
     state: Option<OwnedFd>,
     incoming: bool,
+    debugger: Debugger,
 }
 
 /// What a machine begins with.
@@ -209,6 +213,10 @@ impl Prepared {
         let filling = snapshot.map(|snapshot| fill(snapshot, &ram)).transpose()?;
         let initrd = one_initrd(spec.initrd)?;
         let (ours, theirs) = UnixStream::pair().map_err(resource("make the control socket"))?;
+        // Under `det` not even an unused socket more is in the emulator's process.
+        let debugger = (emulator.mode == Mode::Tcg)
+            .then(|| UnixStream::pair().map_err(resource("make the debugger's socket")))
+            .transpose()?;
         let cmdline = with_own_parameters(&spec.cmdline);
         let fds = Inherited {
             ram: ram.memfd.as_fd(),
@@ -221,6 +229,7 @@ impl Prepared {
             disk: spec.devices.disk.as_ref().map(|(socket, _)| socket.as_fd()),
             networks: &spec.devices.networks,
             state: state.as_ref().map(AsFd::as_fd),
+            gdb: debugger.as_ref().map(|(_, theirs)| theirs.as_fd()),
         };
         let incoming = filling.is_some();
         let machine = args::Machine {
@@ -247,7 +256,8 @@ impl Prepared {
                 .join()
                 .map_err(|_| resource("fill guest RAM")(std::io::Error::other("it panicked")))??;
         }
-        Ok(Prepared { child, qmp: Qmp::new(ours)?, ram, mode: emulator.mode, state, incoming })
+        let debugger = debugger.map_or(Debugger::Never, |(ours, _)| Debugger::Idle(ours));
+        Ok(Prepared { child, qmp: Qmp::new(ours)?, ram, mode: emulator.mode, state, incoming, debugger })
     }
 
     /// Guest RAM, so that an observer can map it before the first instruction.
@@ -384,6 +394,7 @@ pub struct EmulatedMachine {
     ram: Ram,
     mode: Mode,
     state: Option<OwnedFd>,
+    debugger: Debugger,
     ready: Epoll,
     events: VecDeque<Event>,
     shutdown: Option<ShutdownReason>,
@@ -394,7 +405,7 @@ pub struct EmulatedMachine {
 
 impl EmulatedMachine {
     fn new(prepared: Prepared) -> Result<EmulatedMachine, StartError> {
-        let Prepared { child, qmp, ram, mode, state, .. } = prepared;
+        let Prepared { child, qmp, ram, mode, state, debugger, .. } = prepared;
         let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(resource("make the event set"))?;
         for fd in [child.pidfd(), child.stderr(), qmp.as_fd()] {
             ready.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0)).map_err(resource("fill the event set"))?;
@@ -405,6 +416,7 @@ impl EmulatedMachine {
             ram,
             mode,
             state,
+            debugger,
             ready,
             events: VecDeque::new(),
             shutdown: None,
@@ -446,9 +458,33 @@ impl EmulatedMachine {
         if self.qmp.is_closed() {
             let _ = self.ready.delete(self.qmp.as_fd());
         }
+        self.collect_writes();
         if let Some(status) = status.or_else(|| self.child.try_wait()) {
             self.child.read_complaints();
             self.end(self.outcome(status));
+        }
+    }
+
+    /// Writes to watched places. A debugger interface that breaks tells of no more of them, and the
+    /// machine, which would wait for it, is ended.
+    fn collect_writes(&mut self) {
+        let Debugger::Serving(gdb) = &mut self.debugger else { return };
+        loop {
+            match gdb.next_hit() {
+                Ok(Some(hit)) => {
+                    let place = gdb.place(hit.kva).unwrap_or(WatchPoint { kva: hit.kva, len: 1 });
+                    self.events.push_back(Event::Written { place, cpu: hit.cpu });
+                }
+                Ok(None) => break,
+                Err(error) => {
+                    self.broken.get_or_insert(error.to_string());
+                    self.child.kill();
+                    break;
+                }
+            }
+        }
+        if gdb.is_closed() {
+            let _ = self.ready.delete(gdb.as_fd());
         }
     }
 
@@ -520,9 +556,28 @@ impl Running for EmulatedMachine {
 
     fn resume(&mut self) -> Result<(), MachineError> {
         match self.mode {
-            Mode::Tcg => self.command("cont"),
+            Mode::Tcg => match self.debugger.watching() {
+                // Let run by the debugger it stops for it, too.
+                Some(gdb) if !self.ended => gdb.go_on(CONTROL_LIMIT).or_else(|error| match error {
+                    GdbError::Closed { .. } => Ok(()),
+                    error => Err(refused("let the emulated machine go on", error)),
+                }),
+                _ => self.command("cont"),
+            },
             Mode::Det { .. } => stopping("continue", self.child.thaw()),
         }
+    }
+
+    fn watch(&mut self, places: &[WatchPoint]) -> Result<(), MachineError> {
+        let failed = |error| refused("watch guest memory for writes", error);
+        let idle = matches!(self.debugger, Debugger::Idle(_));
+        self.debugger.watch(&mut self.qmp, places).map_err(failed)?;
+        if let (true, Debugger::Serving(gdb)) = (idle, &self.debugger) {
+            self.ready
+                .add(gdb.as_fd(), EpollEvent::new(EpollFlags::EPOLLIN, 0))
+                .map_err(|e| refused("watch the debugger's socket", e))?;
+        }
+        Ok(())
     }
 
     fn device_state(&mut self) -> Result<Vec<u8>, MachineError> {
@@ -543,6 +598,10 @@ impl Running for EmulatedMachine {
         self.child.kill();
         self.collect();
     }
+}
+
+fn refused(action: &str, source: impl std::error::Error + Send + Sync + 'static) -> MachineError {
+    MachineError { action: action.to_owned(), source: Some(Box::new(source)) }
 }
 
 fn stopping(action: &str, outcome: std::io::Result<()>) -> Result<(), MachineError> {

@@ -11,13 +11,15 @@
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use vmm_sys_util::eventfd::EventFd;
 
 use super::kick::{RunPage, ThreadId};
+use ktstr_proto::capture::WatchPoint;
+
 use crate::machine::{Event, Exit};
 
 /// How long `pause` waits before it gives up on a vCPU.
@@ -58,12 +60,15 @@ struct State {
     parked: usize,
     exit: Option<Exit>,
     events: VecDeque<Event>,
+    watched: Vec<WatchPoint>,
 }
 
 /// The state shared by all threads of a machine.
 #[derive(Debug)]
 pub struct Control {
     wanted: AtomicU8,
+    /// How often the watched places have changed.
+    watches: AtomicU64,
     state: Mutex<State>,
     changed: Condvar,
     event: EventFd,
@@ -75,6 +80,7 @@ impl Control {
         let members = (0..vcpus).map(|_| None).collect();
         Ok(Self {
             wanted: AtomicU8::new(Wanted::Run as u8),
+            watches: AtomicU64::new(0),
             state: Mutex::new(State { members, live: vcpus as usize, ..State::default() }),
             changed: Condvar::new(),
             event: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
@@ -180,6 +186,36 @@ impl Control {
             }
         }
         Ok(())
+    }
+
+    /// Watches these places. Every vCPU takes them over before it runs again.
+    pub fn watch(&self, places: &[WatchPoint]) {
+        let mut state = self.state();
+        state.watched = places.to_vec();
+        self.watches.fetch_add(1, Ordering::SeqCst);
+    }
+
+    /// The watched places, if they have changed since `seen`, which is brought up to date.
+    pub fn new_watches(&self, seen: &mut u64) -> Option<Vec<WatchPoint>> {
+        let now = self.watches.load(Ordering::SeqCst);
+        if now == std::mem::replace(seen, now) {
+            return None;
+        }
+        let state = self.state();
+        *seen = self.watches.load(Ordering::SeqCst);
+        Some(state.watched.clone())
+    }
+
+    /// A vCPU has written to a watched place: all are to stop. The caller is that vCPU, which parks next.
+    pub fn written(&self, place: WatchPoint, cpu: u32) {
+        {
+            let state = self.state();
+            if self.wanted() == Wanted::Run {
+                self.wanted.store(Wanted::Pause as u8, Ordering::SeqCst);
+            }
+            kick(&state);
+        }
+        self.send(Event::Written { place, cpu });
     }
 
     /// Lets the vCPUs go on.

@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use ktstr_proto::capture::WatchPoint;
 use ktstr_proto::topology::{TopologyError, numa::NumaError};
 use kvm_bindings::{
     KVM_API_VERSION, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_MAX_CPUID_ENTRIES,
@@ -249,6 +250,15 @@ impl Running for KvmMachine {
 
     fn resume(&mut self) -> Result<(), MachineError> {
         self.control.resume();
+        Ok(())
+    }
+
+    fn watch(&mut self, places: &[WatchPoint]) -> Result<(), MachineError> {
+        if !self._vm.check_extension(Cap::SetGuestDebug) {
+            let action = "watch guest memory for writes: KVM on this host sets no debug registers".into();
+            return Err(MachineError { action, source: None });
+        }
+        self.control.watch(places);
         Ok(())
     }
 

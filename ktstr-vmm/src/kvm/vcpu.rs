@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use ktstr_proto::capture::WatchPoint;
 use kvm_bindings::{
     CpuId, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, Msrs, kvm_cpuid_entry2, kvm_msr_entry,
 };
@@ -15,6 +16,7 @@ use super::devices::{Devices, lock};
 use super::kick::{RunPage, ThreadId};
 use super::port_ring::PortRing;
 use super::x86_64::boot::{self, Entry};
+use super::x86_64::watch;
 use crate::machine::Exit;
 
 const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
@@ -43,6 +45,8 @@ pub struct Vcpu {
     cpu: u32,
     fd: VcpuFd,
     page: Arc<RunPage>,
+    /// What is watched, and as of which change.
+    watched: (u64, Vec<WatchPoint>),
 }
 
 impl Vcpu {
@@ -77,7 +81,7 @@ impl Vcpu {
             fd.set_regs(&boot::entry_regs(entry)).map_err(failed("set the registers", cpu))?;
         }
         let page = RunPage::map(borrow(&fd)).map_err(failed("map the run page", cpu))?;
-        Ok(Self { cpu, fd, page: Arc::new(page) })
+        Ok(Self { cpu, fd, page: Arc::new(page), watched: (0, Vec::new()) })
     }
 
     /// Runs guest code until the machine stops. The thread's whole life.
@@ -100,14 +104,23 @@ impl Vcpu {
                 // Tells the guest's watchdogs that it was not its fault. Fails if it has no kvm-clock.
                 let _ = self.fd.kvmclock_ctrl();
             }
-            if let Some(exit) = self.step(devices) {
+            if let Some(exit) = self.take_watches(control).or_else(|| self.step(control, devices)) {
                 return control.finish(exit);
             }
         }
     }
 
+    /// Takes over what is to be watched, if that has changed.
+    fn take_watches(&mut self, control: &Control) -> Option<Exit> {
+        let (seen, watched) = &mut self.watched;
+        *watched = control.new_watches(seen)?;
+        let set = self.fd.set_guest_debug(&watch::registers(watched));
+        let detail = |e| format!("vCPU {}: set the debug registers: {e}", self.cpu);
+        set.err().map(|e| Exit::InternalError { detail: detail(e) })
+    }
+
     /// One stay in the guest.
-    fn step(&mut self, devices: &Devices) -> Option<Exit> {
+    fn step(&mut self, control: &Control, devices: &Devices) -> Option<Exit> {
         let cpu = self.cpu;
         let internal = |detail: String| Some(Exit::InternalError { detail: format!("vCPU {cpu}: {detail}") });
         let ended = self.fd.run();
@@ -119,6 +132,12 @@ impl Vcpu {
             Ok(VcpuExit::MmioWrite(address, data)) => return devices.mmio_write(address, data),
             // HLT is served in the kernel; the others mean "go on".
             Ok(VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_)) => {}
+            Ok(VcpuExit::Debug(debug)) => {
+                // What is no write was left over from places that are watched no more.
+                if let Some(place) = watch::written(debug.dr6, &self.watched.1) {
+                    control.written(place, cpu);
+                }
+            }
             Ok(VcpuExit::Shutdown) => return Some(Exit::TripleFault { cpu: Some(cpu) }),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => return Some(Exit::PowerOff),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => return Some(Exit::Reset),

@@ -399,8 +399,8 @@ impl Shell {
             }
             Output::RingBroken(reason) => self.channel_lost = Some(reason),
             Output::Exited(exit) => return Ok(Some(exit)),
-            // None is asked for here.
-            Output::Saved(_) => {}
+            // Neither is asked for here.
+            Output::Saved(_) | Output::Written { .. } => {}
         }
         Ok(None)
     }

@@ -5,3 +5,4 @@ mod affinity;
 pub mod boot;
 pub mod cpuid;
 pub mod layout;
+pub mod watch;

@@ -1,0 +1,108 @@
+//! Captures at a write: who wrote, what was there before and after, and the guest goes on.
+
+use ktstr::prelude::*;
+use ktstr_proto::{Accel, verdict::RunReport};
+use serde_json::Value;
+
+use crate::harness::{not_run, run, spec};
+
+declare_scheduler!(WRITING, { name = "scx-ktstr", binary = "scx-ktstr", topology = (1, 1, 2, 1) });
+
+/// A counter that the scheduler writes all the time, a word that its end writes once, and a name that is
+/// nobody's. The time before the end is for the host to find and watch them.
+#[ktstr_test(scheduler = WRITING, duration_s = 14, ignore)]
+fn writing(ctx: &Ctx) -> Result<AssertResult> {
+    let load = CgroupDef::named("load").workers(2).work_type(WorkType::YieldHeavy);
+    let places = ["nr_selected", "scx_root->exit_kind", "no_such_variable"];
+    let steps = vec![
+        Step::hold(HoldSpec::frac(0.9)).extend_ops(places.map(Op::watch_snapshot)),
+        Step::with_op(Op::DetachScheduler, HoldSpec::frac(0.1)),
+    ];
+    execute_scenario(ctx, Backdrop::new().push_cgroup(load), steps)
+}
+
+fn number(value: &Value, pointer: &str) -> u64 {
+    let found = value.pointer(pointer).unwrap_or_else(|| panic!("no {pointer}"));
+    found.as_u64().unwrap_or_else(|| panic!("{pointer} is {found}"))
+}
+
+/// The captures of writes to `what`, in order.
+fn written(report: &RunReport, what: &str) -> Vec<Value> {
+    let marks = report.captures.iter().filter(|mark| mark.tag.starts_with("watched_"));
+    let files = marks.filter_map(|mark| mark.file.as_ref().ok());
+    let read = |file: &String| {
+        let text = std::fs::read_to_string(report.run_dir.join(file)).expect("the capture is there");
+        serde_json::from_str::<Value>(&text).expect("and it is JSON")
+    };
+    files.map(read).filter(|capture| capture["watched"]["what"] == what).collect()
+}
+
+/// The value of a global variable of the scheduler in a capture.
+fn variable(capture: &Value, name: &str) -> u64 {
+    let maps = capture.pointer("/bpf/maps").and_then(Value::as_array).expect("maps");
+    let bss =
+        maps.iter().find(|map| map["name"].as_str().is_some_and(|n| n.ends_with(".bss"))).expect(".bss");
+    let text = bss.to_string();
+    let value = text.split(&format!("\"{name}\":")).nth(1).expect("the variable");
+    let digits: String =
+        value.chars().skip_while(|c| !c.is_ascii_digit()).take_while(char::is_ascii_digit).collect();
+    digits.parse().expect("a number")
+}
+
+fn each_write_is_captured(accel: Accel) {
+    let root = tempfile::tempdir().unwrap();
+    let mut spec = spec("writing", accel);
+    spec.runs_root = root.path().to_owned();
+    let report = run(spec);
+    if not_run(&report, accel) {
+        return;
+    }
+    assert!(!report.infrastructure, "{:?}", report.cause);
+    println!("{:#?}\n{:#?}", report.captures, report.notes);
+    let counted = written(&report, "nr_selected");
+    assert!(counted.len() >= 2, "{} captures of a counter that is written all the time", counted.len());
+    assert!(counted.len() <= 16, "a busy place is watched no more after a while");
+    for capture in &counted {
+        let (old, new) = (number(capture, "/watched/old"), number(capture, "/watched/new"));
+        assert_eq!(new, old + 1, "one write, one more");
+        assert_eq!(variable(capture, "nr_selected"), new, "what was captured is what was written");
+        assert!(number(capture, "/watched/cpu") < 2);
+    }
+    for pair in counted.windows(2) {
+        assert_eq!(number(&pair[0], "/watched/new"), number(&pair[1], "/watched/old"), "none was missed");
+    }
+    let ends = written(&report, "scx_root->exit_kind");
+    assert!(!ends.is_empty(), "the scheduler's end was written down");
+    assert_eq!(number(&ends[0], "/watched/old"), 0, "SCX_EXIT_NONE");
+    assert!(number(&ends[0], "/watched/new") > 0, "and why it ended");
+    let vain = report.captures.iter().find(|mark| mark.why == "watch no_such_variable");
+    let why = vain.expect("the name that is nobody's").file.as_ref().expect_err("cannot be watched");
+    assert!(why.contains("no kernel symbol, BPF map or global variable `no_such_variable`"), "{why}");
+    // The machine went on to its end.
+    assert!(report.result.is_some(), "{:?}", report.cause);
+}
+
+#[test]
+fn on_tcg_each_write_to_a_watched_place_is_captured() {
+    each_write_is_captured(Accel::Tcg);
+}
+
+#[test]
+fn on_kvm_each_write_to_a_watched_place_is_captured() {
+    each_write_is_captured(Accel::Kvm);
+}
+
+#[test]
+fn on_det_nothing_is_watched_and_the_report_says_why() {
+    let report = run(spec("watching_under_det", Accel::Det));
+    assert!(!report.infrastructure, "{:?}", report.cause);
+    let mark = report.captures.iter().find(|mark| mark.why == "watch jiffies").expect("it is not forgotten");
+    let why = mark.file.as_ref().expect_err("refused");
+    assert!(why.contains("would not replay"), "{why}");
+}
+
+#[ktstr_test(llcs = 1, cores = 1, threads = 1, duration_s = 1, ignore)]
+fn watching_under_det(ctx: &Ctx) -> Result<AssertResult> {
+    let step = Step::with_defs(vec![CgroupDef::named("load").workers(1)], HoldSpec::frac(1.0));
+    execute_scenario(ctx, Backdrop::new(), vec![step.push_op(Op::watch_snapshot("jiffies"))])
+}
