@@ -40,13 +40,28 @@ fn bytes(random: &mut Random, seeds: &[Vec<u8>]) -> Vec<u8> {
     bytes
 }
 
+/// With `KTSTR_FUZZ_SEEDS` they are also written to `<there>/<target>/<number>`, for `cargo xtask fuzz`.
+#[test]
+fn seeds_are_taken() {
+    let root = std::env::var_os("KTSTR_FUZZ_SEEDS").map(std::path::PathBuf::from);
+    for (name, entry) in ENTRIES {
+        let seeds = seeds(name);
+        assert!(!seeds.is_empty(), "{name} has seeds");
+        for (nth, seed) in seeds.iter().enumerate() {
+            entry(seed);
+            if let Some(root) = &root {
+                std::fs::create_dir_all(root.join(name)).unwrap();
+                std::fs::write(root.join(name).join(nth.to_string()), seed).unwrap();
+            }
+        }
+    }
+}
+
 #[test]
 fn hostile_bytes_break_nothing() {
     let rounds = std::env::var("KTSTR_FUZZ_ROUNDS").ok().map_or(400, |rounds| rounds.parse().unwrap());
     for (name, entry) in ENTRIES {
         let seeds = seeds(name);
-        assert!(!seeds.is_empty(), "{name} has seeds");
-        seeds.iter().for_each(|seed| entry(seed));
         let mut random = Random(7);
         let started = Instant::now();
         for round in 0..rounds {
