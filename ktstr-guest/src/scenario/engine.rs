@@ -114,8 +114,8 @@ pub(super) struct Engine<'a> {
     /// Workers that were ever started.
     pub order: usize,
     done: Vec<(usize, Group)>,
-    /// What programs came to; `None` until one has ended.
-    found: Option<AssertResult>,
+    /// What programs came to, and remarks; not run until a program was.
+    found: AssertResult,
     measured: Vec<PayloadMetrics>,
 }
 
@@ -138,7 +138,7 @@ pub(super) fn run(
         phases: Phases::begin(),
         order: 0,
         done: Vec::new(),
-        found: None,
+        found: AssertResult { outcome: Outcome::NotRun, ..AssertResult::pass() },
         measured: Vec::new(),
     };
     match engine.carry_out(&plan) {
@@ -267,7 +267,7 @@ impl Engine<'_> {
 
     /// Puts a line among the findings, which judges nothing.
     pub fn remark(&mut self, what: String) {
-        self.found.get_or_insert_with(AssertResult::pass).push(DetailKind::Note, Outcome::Pass, what);
+        self.found.push(DetailKind::Note, Outcome::NotRun, what);
     }
 
     /// Takes over what a program came to.
@@ -276,7 +276,7 @@ impl Engine<'_> {
         ended: Result<(AssertResult, PayloadMetrics), super::PayloadError>,
     ) -> Result<(), ScenarioError> {
         let (result, metrics) = ended?;
-        self.found.get_or_insert_with(AssertResult::pass).merge(result);
+        self.found.merge(result);
         self.measured.push(metrics);
         Ok(())
     }
@@ -340,9 +340,7 @@ impl Engine<'_> {
         self.done.sort_by_key(|(order, _)| *order);
         let groups = std::mem::take(&mut self.done).into_iter().map(|(_, group)| group).collect();
         let mut result = check::judge_groups(assert, Some(&self.ctx.topo), groups);
-        if let Some(found) = self.found.take() {
-            result.merge(found);
-        }
+        result.merge(std::mem::replace(&mut self.found, AssertResult::pass()));
         result.stats.phases = phases;
         result.stats.payloads = std::mem::take(&mut self.measured);
         self.remove_all()?;
