@@ -45,6 +45,7 @@ pub fn compile() -> Result<()> {
 }
 
 fn check(pages: &[PathBuf]) -> Result<()> {
+    check_links(pages)?;
     generate(pages)?;
     let mut cargo = workspace::cargo();
     cargo.args(["test", "--no-run", "--quiet", "--manifest-path"]).arg(directory().join("Cargo.toml"));
@@ -69,6 +70,41 @@ fn pages() -> Result<Vec<PathBuf>> {
         pages.push(page);
     }
     Ok(pages)
+}
+
+/// What a page of the book links to beside itself is in the book, and so is every page there is.
+fn check_links(pages: &[PathBuf]) -> Result<()> {
+    let docs = workspace::root().join("docs");
+    for page in pages.iter().filter(|page| page.starts_with(&docs)) {
+        let text = fs::read_to_string(page).with_context(|| format!("cannot read {}", page.display()))?;
+        let folder = page.parent().context("a page lies in a folder")?;
+        for link in links(&text) {
+            let target = fs::canonicalize(folder.join(link)).ok();
+            let known = target.is_some_and(|target| pages.contains(&target));
+            ensure!(known, "{} links to {link}, which is no page of the book", page.display());
+        }
+    }
+    let mut folders = vec![docs.clone()];
+    while let Some(folder) = folders.pop() {
+        for entry in fs::read_dir(&folder).with_context(|| format!("cannot read {}", folder.display()))? {
+            let path = entry?.path();
+            let is_page = path.extension().is_some_and(|extension| extension == "md");
+            if path.is_dir() {
+                folders.push(path);
+            } else if is_page && path != docs.join("SUMMARY.md") {
+                ensure!(pages.contains(&path), "{} is not in docs/SUMMARY.md", path.display());
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Links to files, without the place in them.
+fn links(text: &str) -> impl Iterator<Item = &str> {
+    let inline = text.split("](").skip(1).filter_map(|rest| Some(rest.split_once(')')?.0));
+    let apart = text.lines().filter_map(|line| line.strip_prefix('[')?.split_once("]: ").map(|(_, to)| to));
+    let files = inline.chain(apart).map(|link| link.split('#').next().unwrap_or_default());
+    files.filter(|link| !link.is_empty() && !link.contains("://") && !link.contains(char::is_whitespace))
 }
 
 /// A fenced block: where its first line is (counted from 0), its language, what is in it.
@@ -225,6 +261,17 @@ mod tests {
         let blocks = blocks(page).unwrap();
         let text = code(&blocks, "p.md").unwrap();
         assert_eq!(text, "\n// p.md:3\nfn one() {}\n\n// p.md:9\nmod second {\nfn one() {}\n}\n");
+    }
+
+    #[test]
+    fn the_book_has_every_page_and_links_to_no_other() {
+        check_links(&pages().unwrap()).unwrap();
+    }
+
+    #[test]
+    fn links_to_files_are_found_in_both_forms() {
+        let text = "a [b](c.md#d) [e](https://f.g) `x[0](1, 2)`\n\n[h]: ../i.md\n[j](#k)\n";
+        assert_eq!(links(text).collect::<Vec<_>>(), ["c.md", "../i.md"]);
     }
 
     #[test]
