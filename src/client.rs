@@ -22,7 +22,7 @@ use ktstr_proto::{
     channel::Message,
     client::{Cancel, ClientEvent, ClientLink, Submit, Submitted},
     link::Fds,
-    run::RunSpec,
+    run::{RunId, RunSpec},
     verdict::RunReport,
 };
 use nix::libc;
@@ -89,6 +89,8 @@ pub struct Session {
     own: Option<OwnOrchestrator>,
     /// Events that came before the answer to a request.
     early: VecDeque<(ClientEvent, Fds)>,
+    /// The run that was asked for last.
+    run_id: Option<RunId>,
 }
 
 struct OwnOrchestrator {
@@ -109,7 +111,7 @@ impl Session {
     pub fn connect(path: String, who: &str) -> Result<Self, ClientError> {
         let socket = UnixStream::connect(&path).map_err(|source| ClientError::Connect { path, source })?;
         let channel = Some(Channel::new(socket, "ktstr-orch")?);
-        Self { channel, own: None, early: VecDeque::new() }.greeted(who)
+        Self { channel, own: None, early: VecDeque::new(), run_id: None }.greeted(who)
     }
 
     fn greeted(mut self, who: &str) -> Result<Self, ClientError> {
@@ -132,6 +134,7 @@ impl Session {
             channel: Some(channel),
             own: Some(OwnOrchestrator { child, stderr }),
             early: VecDeque::new(),
+            run_id: None,
         })
     }
 
@@ -143,9 +146,17 @@ impl Session {
             .call(Submit(spec), Fds::default(), ANSWER, |event, fds| early.push_back((event, fds)));
         self.early = early;
         match reply {
-            Ok((submitted, _)) => Ok(submitted),
+            Ok((submitted, _)) => {
+                self.run_id = Some(submitted.run_id.clone());
+                Ok(submitted)
+            }
             Err(error) => Err(self.explain(error)),
         }
+    }
+
+    /// The run that was asked for last.
+    pub fn run_id(&self) -> Option<&RunId> {
+        self.run_id.as_ref()
     }
 
     /// Blocks for the next event of a submitted run, at most `timeout`.
@@ -326,8 +337,12 @@ mod tests {
         let mut child = spawn_with_socket(command, theirs.into()).unwrap();
         let stderr = child.stderr.take().map(|pipe| std::thread::spawn(move || listen(pipe)));
         let channel = Some(Channel::new(ours, "ktstr-orch").unwrap());
-        let mut session =
-            Session { channel, own: Some(OwnOrchestrator { child, stderr }), early: VecDeque::new() };
+        let mut session = Session {
+            channel,
+            own: Some(OwnOrchestrator { child, stderr }),
+            early: VecDeque::new(),
+            run_id: None,
+        };
         match session.channel_mut()?.handshake("test", Duration::from_secs(10)) {
             Ok(_) => Ok(session),
             Err(error) => Err(session.explain(error)),

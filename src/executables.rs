@@ -1,5 +1,5 @@
 //! Finding executables: beside the running one (and above it, when that is a `deps` directory), then in
-//! `KTSTR_BIN_DIR`, then in `PATH`.
+//! `KTSTR_BIN_DIR`, then in `PATH`. A scheduler of the user's own workspace is built instead (`built`).
 //!
 //! Refuses to guess: what is not found is named with every place looked at and the command that makes it.
 
@@ -10,6 +10,8 @@ use std::{
 };
 
 use nix::unistd::{AccessFlags, access};
+
+use crate::{NotBuilt, Scheduler, built};
 
 /// An executable of ktstr or a scheduler is nowhere.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -34,10 +36,33 @@ pub fn find_own(name: &str) -> Result<PathBuf, NotFound> {
     })
 }
 
-/// Finds a scheduler that `package` declares as `binary`; `KTSTR_SCHEDULER` overrides it.
-pub fn find_scheduler(binary: &str, package: &str) -> Result<PathBuf, NotFound> {
-    let missing = |looked, hint| NotFound { name: binary.into(), looked, hint };
-    if let Some(given) = env::var_os("KTSTR_SCHEDULER").filter(|value| !value.is_empty()) {
+/// Why a scheduler cannot be had.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum NoScheduler {
+    /// It is nowhere.
+    #[error(transparent)]
+    NotFound(#[from] NotFound),
+    /// It is the workspace's own and does not build.
+    #[error(transparent)]
+    NotBuilt(#[from] NotBuilt),
+}
+
+/// What a scheduler is to a test.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Part {
+    /// It is under test.
+    Tested,
+    /// It may take over.
+    Staged,
+}
+
+/// The executable of a scheduler, built first if it belongs to the workspace that declares it.
+/// `KTSTR_SCHEDULER` stands for the one under test.
+pub fn find_scheduler(scheduler: &Scheduler, part: Part) -> Result<PathBuf, NoScheduler> {
+    let (binary, package) = (scheduler.binary, scheduler.package);
+    let missing = |looked, hint| NoScheduler::from(NotFound { name: binary.into(), looked, hint });
+    let set = |name: &str| env::var_os(name).filter(|value| !value.is_empty());
+    if let Some(given) = set("KTSTR_SCHEDULER").filter(|_| part == Part::Tested) {
         let path = PathBuf::from(&given);
         return runnable(&path).ok_or_else(|| {
             missing(
@@ -51,9 +76,18 @@ pub fn find_scheduler(binary: &str, package: &str) -> Result<PathBuf, NotFound> 
             format!("package `{package}` declares it by this path: build it or correct the declaration");
         return runnable(Path::new(binary)).ok_or_else(|| missing(vec![binary.into()], hint));
     }
+    if set("KTSTR_CARGO_TEST_MODE").is_some()
+        && let Some(installed) =
+            places(None, None, env::var_os("PATH")).iter().find_map(|d| runnable(&d.join(binary)))
+    {
+        return Ok(installed);
+    }
+    if let Some(built) = built::scheduler(binary, scheduler.manifest_dir)? {
+        return Ok(built);
+    }
     find(binary).map_err(|looked| {
         let hint = format!(
-            "run `cargo build -p {binary}` if it is a package of this workspace, install it into PATH, or set \
+            "the workspace of package `{package}` has no executable of that name: install it into PATH, or set \
              KTSTR_SCHEDULER to its path"
         );
         missing(looked, hint)
@@ -112,7 +146,8 @@ mod tests {
         assert!(
             error.contains("`ktstr-no-such-role` not found") && error.contains("cargo build -p ktstr-orch")
         );
-        let error = find_scheduler("/nonexistent/scx_x", "pkg").unwrap_err().to_string();
+        let nowhere = Scheduler::named("x").binary_path("/nonexistent/scx_x").package("pkg", "");
+        let error = find_scheduler(&nowhere, Part::Staged).unwrap_err().to_string();
         assert!(error.contains("package `pkg` declares it by this path"), "{error}");
     }
 }

@@ -18,6 +18,7 @@
 
 extern crate self as ktstr;
 
+mod built;
 pub mod claims;
 pub mod client;
 pub mod executables;
@@ -29,6 +30,7 @@ pub mod render;
 pub mod scenario;
 mod scheduler;
 
+pub use built::NotBuilt;
 pub use host::Constraints;
 pub use ktstr_macros::{Payload, declare_scheduler, ktstr_test};
 pub use scheduler::{ConfigFileDef, KTSTR_SCHEDULERS, Scheduler, Sysctl};

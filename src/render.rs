@@ -64,12 +64,22 @@ pub fn infrastructure(test: &str, reason: &str) -> String {
 }
 
 /// What is said of a test that ran on this host.
-pub fn on_host(test: &str, result: &AssertResult) -> String {
+pub fn on_host(report: &RunReport) -> String {
     let mut out = String::new();
-    line(&mut out, format_args!("ktstr_test '{test}' [on this host] {}", result.outcome));
-    findings(&mut out, result);
-    if !result.stats.cgroups.is_empty() {
-        stats(&mut out, &result.stats);
+    verdict(&mut out, &format!("ktstr_test '{}' [on this host]", report.name), report);
+    if let Some(result) = &report.result {
+        findings(&mut out, result);
+        if !result.stats.cgroups.is_empty() {
+            stats(&mut out, &result.stats);
+        }
+    }
+    for note in &report.notes {
+        wrapped(&mut out, "  note: ", note);
+    }
+    wrapped(&mut out, "  ", &format!("kernel {}, seed {}", report.kernel, report.seed));
+    line(&mut out, format_args!("run directory: {}", report.run_dir.display()));
+    if !report.replay.is_empty() {
+        line(&mut out, format_args!("replay: {}", report.replay));
     }
     out
 }
@@ -82,6 +92,11 @@ fn line(out: &mut String, text: std::fmt::Arguments<'_>) {
 fn header(out: &mut String, report: &RunReport) {
     let scheduler = if report.scheduler.is_empty() { "EEVDF" } else { &report.scheduler };
     let name = format!("ktstr_test '{}' [sched={scheduler}] [topo={}]", report.name, report.topology);
+    verdict(out, &name, report);
+}
+
+/// The first line, or two: what was tested, and how it ended.
+fn verdict(out: &mut String, name: &str, report: &RunReport) {
     let verdict = match (report.infrastructure, report.outcome) {
         (true, _) => "FAILED: infrastructure".to_owned(),
         (false, Outcome::Pass) => "PASS".into(),
@@ -310,15 +325,25 @@ fn timeline(out: &mut String, report: &RunReport) {
     }
 }
 
-/// The report in colours, if standard error is a terminal that wants them.
+/// The report in colours, if standard error is a terminal that wants them, or somebody says so: a test
+/// whose output nextest reads cannot see the terminal, and `cargo ktstr test` tells it (`KTSTR_COLOR`).
 pub fn for_terminal(text: &str) -> String {
     use std::io::IsTerminal;
-    let unwanted = |name: &str| std::env::var_os(name).is_some_and(|value| !value.is_empty());
-    let dumb = std::env::var_os("TERM").is_none_or(|term| term == "dumb");
-    if dumb || unwanted("NO_COLOR") || unwanted("CI") || !std::io::stderr().is_terminal() {
-        return text.into();
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    if wants_colours(set, std::io::stderr().is_terminal()) { coloured(text) } else { text.into() }
+}
+
+fn wants_colours(set: impl Fn(&str) -> Option<String>, terminal: bool) -> bool {
+    let is = |name: &str, value: &str| set(name).as_deref() == Some(value);
+    if set("NO_COLOR").is_some() || is("KTSTR_COLOR", "never") || is("CARGO_TERM_COLOR", "never") {
+        return false;
     }
-    coloured(text)
+    let forced = |name: &str| set(name).is_some_and(|value| value != "0");
+    is("KTSTR_COLOR", "always")
+        || is("CARGO_TERM_COLOR", "always")
+        || forced("FORCE_COLOR")
+        || forced("CLICOLOR_FORCE")
+        || terminal && set("CI").is_none() && set("TERM").is_some_and(|term| term != "dumb")
 }
 
 /// The verdict by its colour, headings and the way to repeat it in bold.
@@ -424,7 +449,7 @@ fn printable(text: &str) -> String {
 }
 
 /// Breaks `text` between words at the width; further lines are indented. Its own line ends are kept.
-fn wrapped(out: &mut String, prefix: &str, text: &str) {
+pub(crate) fn wrapped(out: &mut String, prefix: &str, text: &str) {
     let indent = " ".repeat(prefix.chars().take_while(|c| *c == ' ').count() + 2);
     for (number, part) in text.lines().enumerate() {
         let mut current = if number == 0 { prefix.to_owned() } else { indent.clone() };
@@ -501,6 +526,7 @@ pub(crate) mod tests {
                     .into(),
             host_ms: (3100, 9200),
             boot: Default::default(),
+            allow_inconclusive: false,
         }
     }
 
@@ -608,6 +634,17 @@ replay: KTSTR_KERNEL=7.2.12 KTSTR_ACCEL=tcg KTSTR_SEED=7 cargo nextest run -p kt
             ["\x1b[1;31m", "\x1b[1m", "\x1b[0m"].iter().fold(painted, |t, code| t.replace(code, ""));
         // The sample's log has an escape of its own, which is printed without its first byte.
         assert_eq!(stripped, text);
+    }
+
+    #[test]
+    fn a_test_under_nextest_is_told_whether_to_use_colours() {
+        let wants = |name: &'static str, value: &'static str| {
+            wants_colours(|asked| (asked == name).then(|| value.to_owned()), false)
+        };
+        assert!(wants("KTSTR_COLOR", "always") && wants("FORCE_COLOR", "1"));
+        assert!(wants("CARGO_TERM_COLOR", "always") && !wants("TERM", "xterm"));
+        assert!(!wants_colours(|name| (name != "CI").then(|| "never".to_owned()), true), "NO_COLOR wins");
+        assert!(wants_colours(|name| (name == "TERM").then(|| "xterm".to_owned()), true));
     }
 
     #[test]

@@ -146,7 +146,7 @@ fn report(scenario: &Scenario, result: &AssertResult) {
     let outcome = result.outcome.to_string();
     println!("{outcome:12} {}::{}{}", scenario.group, scenario.name, scenario.profile());
     for detail in &result.details {
-        println!("    {}", detail.message);
+        println!("    {}{}", mark(detail.outcome), detail.message);
     }
     let stats = &result.stats;
     if !stats.cgroups.is_empty() {
@@ -157,6 +157,16 @@ fn report(scenario: &Scenario, result: &AssertResult) {
             stats.worst_gap_ms(),
             stats.total_iterations()
         );
+    }
+}
+
+/// What a finding says of the verdict, since one of several decides.
+fn mark(outcome: Outcome) -> &'static str {
+    match outcome {
+        Outcome::Fail => "failed: ",
+        Outcome::Inconclusive => "inconclusive: ",
+        Outcome::NotRun => "not run: ",
+        Outcome::Pass => "note: ",
     }
 }
 

@@ -51,7 +51,13 @@ impl Summary {
         self.reports.iter().filter(|r| r.infrastructure).count() + self.unreadable.len()
     }
 
-    /// The four counts, what was not run and why, and what was left unclear.
+    /// How many runs are inconclusive where their test does not allow that.
+    pub fn undecided(&self) -> usize {
+        self.reports.iter().filter(|report| report.undecided()).count()
+    }
+
+    /// The four counts, what was not run and why, and what was left unclear: each way in which a test
+    /// ended once, however many seeds showed it.
     pub fn render(&self) -> String {
         let counts =
             [Outcome::Pass, Outcome::Fail, Outcome::Inconclusive, Outcome::NotRun].map(|o| self.count(o));
@@ -62,16 +68,22 @@ impl Summary {
             text.push_str(&format!(", {} without a verdict (infrastructure)", self.infrastructure()));
         }
         text.push('\n');
-        for report in &self.reports {
-            match (report.infrastructure, report.outcome) {
-                (true, _) => text.push_str(&line("no verdict", report)),
-                (false, Outcome::NotRun) => text.push_str(&line("not run", report)),
-                (false, Outcome::Inconclusive) => text.push_str(&line("inconclusive", report)),
-                (false, Outcome::Fail) => {
-                    text.push_str(&line("failed", report));
-                    text.push_str(&format!("    {}\n    {}\n", report.run_dir.display(), report.replay));
+        for same in self.endings() {
+            let first = same[0];
+            let (what, tell_how) = match (first.infrastructure, first.outcome) {
+                (true, _) => ("no verdict", true),
+                (false, Outcome::NotRun) => ("not run", false),
+                (false, Outcome::Inconclusive) if !first.undecided() => ("inconclusive, allowed", false),
+                (false, Outcome::Inconclusive) => ("inconclusive", true),
+                (false, Outcome::Fail) => ("failed", true),
+                (false, Outcome::Pass) => continue,
+            };
+            wrapped(&mut text, &format!("  {what}: {}{}: {}", first.name, times(&same), reason(first)));
+            if tell_how {
+                text.push_str(&format!("    {}\n", first.run_dir.display()));
+                if !first.replay.is_empty() {
+                    text.push_str(&format!("    {}\n", first.replay));
                 }
-                (false, Outcome::Pass) => {}
             }
         }
         for reason in &self.unreadable {
@@ -79,10 +91,85 @@ impl Summary {
         }
         text
     }
+
+    /// Runs of one test that ended in the same way, in the order of their seeds; by test.
+    fn endings(&self) -> Vec<Vec<&RunReport>> {
+        let mut endings: Vec<((&str, String), Vec<&RunReport>)> = Vec::new();
+        for report in &self.reports {
+            let key = (report.name.as_str(), report.ending());
+            match endings.iter_mut().find(|(known, _)| *known == key) {
+                Some((_, same)) => same.push(report),
+                None => endings.push((key, vec![report])),
+            }
+        }
+        let mut all = Vec::new();
+        for (_, mut same) in endings {
+            same.sort_by_key(|report| report.seed);
+            all.push(same);
+        }
+        all
+    }
 }
 
-fn line(what: &str, report: &RunReport) -> String {
-    format!("  {what}: {}: {}\n", report.name, reason(report))
+/// Of several runs the seeds.
+fn times(same: &[&RunReport]) -> String {
+    const SHOWN: usize = 3;
+    if same.len() < 2 {
+        return String::new();
+    }
+    let seeds: Vec<String> = same.iter().take(SHOWN).map(|report| report.seed.to_string()).collect();
+    let more = if same.len() > SHOWN { ", …" } else { "" };
+    format!(" ({} runs, seeds {}{more})", same.len(), seeds.join(", "))
+}
+
+const WIDTH: usize = 80;
+
+/// Adds a line, broken between words at the width and then indented. A word that is longer, a path for
+/// instance, is not broken.
+fn wrapped(out: &mut String, text: &str) {
+    let indent = text.chars().take_while(|c| *c == ' ').count();
+    let mut column = 0;
+    for word in text.split_whitespace() {
+        let length = word.chars().count();
+        if column > 0 && column + 1 + length > WIDTH {
+            out.push('\n');
+            column = 0;
+        }
+        let before = match column {
+            0 if out.ends_with('\n') && !text.trim_start().starts_with(word) => indent + 2,
+            0 => indent,
+            _ => 1,
+        };
+        out.extend(std::iter::repeat_n(' ', before));
+        out.push_str(word);
+        column += before + length;
+    }
+    out.push('\n');
+}
+
+/// The summary in colours: the worst by its colour, names of verdicts in bold.
+pub fn coloured(text: &str) -> String {
+    const WORDS: [(&str, &str); 6] = [
+        ("  failed:", "1;31"),
+        ("  no verdict:", "1;31"),
+        ("  no report:", "1;31"),
+        ("  inconclusive:", "1;33"),
+        ("  inconclusive, allowed:", "33"),
+        ("  not run:", "1;36"),
+    ];
+    let mut out = String::new();
+    for line in text.lines() {
+        let word = WORDS.iter().find(|(word, _)| line.starts_with(word));
+        match word {
+            Some((word, colour)) => {
+                out.push_str(&format!("\x1b[{colour}m{word}\x1b[0m{}", &line[word.len()..]));
+            }
+            None if line.starts_with("ktstr: ") => out.push_str(&format!("\x1b[1m{line}\x1b[0m")),
+            None => out.push_str(line),
+        }
+        out.push('\n');
+    }
+    out
 }
 
 /// Why a run ended as it did, in one line.
@@ -164,6 +251,7 @@ pub mod tests {
             replay: format!("cargo ktstr test -- {name}"),
             host_ms: (1, 2),
             boot: Default::default(),
+            allow_inconclusive: false,
         }
     }
 
@@ -190,11 +278,62 @@ pub mod tests {
             "ktstr: 1 passed, 1 failed, 0 inconclusive, 1 not run, 2 without a verdict (infrastructure)\n  \
              failed: b: the scheduler stalled: runnable task stall\n    /runs/b-1\n    cargo ktstr test -- b\n  \
              not run: c: no cached kernel matches 9.9\n  \
-             no verdict: d: nothing came after boot within 5 ms\n  \
+             no verdict: d: nothing came after boot within 5 ms\n    /runs/d-1\n    cargo ktstr test -- d\n  \
              no report: {}/e-1/sidecar.json: No such file or directory (os error 2)\n",
             root.path().display()
         );
         assert_eq!(text, expected);
+    }
+
+    #[test]
+    fn each_way_to_end_is_told_once_with_its_seeds() {
+        let root = tempfile::tempdir().unwrap();
+        let stall = |seed: u64, pid: u32| {
+            let reason = format!("runnable task stall: test[{pid}] failed to run for 1.{seed}s");
+            let report = report("ring", Outcome::Fail, Some(Cause::SchedulerStall { reason }));
+            RunReport { seed, run_id: RunId(format!("ring-{seed}")), ..report }
+        };
+        [stall(9, 112), stall(7, 110), stall(8, 112), stall(10, 3)]
+            .iter()
+            .for_each(|r| plant(root.path(), r));
+        let panic = Cause::TestPanic { message: "no token".into(), backtrace: String::new() };
+        let other = RunReport {
+            seed: 11,
+            run_id: RunId("ring-11".into()),
+            ..report("ring", Outcome::Fail, Some(panic))
+        };
+        plant(root.path(), &other);
+        let text = Summary::read(root.path()).render();
+        assert!(text.starts_with("ktstr: 0 passed, 5 failed"), "{text}");
+        assert_eq!(text.matches("  failed: ring").count(), 2, "{text}");
+        assert!(text.contains("  failed: ring (4 runs, seeds 7, 8, 9, …): the scheduler stalled:"), "{text}");
+        assert!(text.contains("test[110] failed to run for 1.7s"), "{text}");
+        assert!(text.contains("  failed: ring: the test panicked: no token\n"), "{text}");
+        assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    }
+
+    #[test]
+    fn what_a_test_allows_is_counted_and_does_not_decide() {
+        let root = tempfile::tempdir().unwrap();
+        let open = report("a", Outcome::Inconclusive, Some(Cause::Assertion));
+        plant(root.path(), &RunReport { allow_inconclusive: true, ..open.clone() });
+        let summary = Summary::read(root.path());
+        assert_eq!((summary.count(Outcome::Inconclusive), summary.undecided()), (1, 0));
+        assert!(summary.render().contains("  inconclusive, allowed: a: "), "{}", summary.render());
+        plant(root.path(), &RunReport { run_id: RunId("b".into()), name: "b".into(), ..open });
+        assert_eq!(Summary::read(root.path()).undecided(), 1);
+    }
+
+    #[test]
+    fn lines_break_between_words_and_colours_change_nothing_else() {
+        let mut text = String::new();
+        wrapped(&mut text, &format!("  failed: a: {}/{}", "word ".repeat(30), "long".repeat(30)));
+        let lines: Vec<&str> = text.lines().collect();
+        assert!(lines[0].starts_with("  failed: a: word") && lines[1].starts_with("    word"), "{text}");
+        assert!(lines.iter().filter(|line| line.chars().count() > 80).count() == 1, "{text}");
+        let painted = coloured(&text);
+        assert!(painted.starts_with("\x1b[1;31m  failed:\x1b[0m a: word"), "{painted}");
+        assert_eq!(painted.replace("\x1b[1;31m", "").replace("\x1b[0m", ""), text);
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! inconclusive, not run and broken infrastructure apart, and decide the code.
 
 use std::fs;
+use std::io::IsTerminal;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -39,11 +40,32 @@ pub fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     }
     let root = runs_root()?;
     command.env("KTSTR_RUNS_ROOT", &root);
+    let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
+    let colours = wants_colours(set, std::io::stderr().is_terminal());
+    // Nextest reads what tests say through pipes, so they cannot know.
+    if set("KTSTR_COLOR").is_none() {
+        command.env("KTSTR_COLOR", if colours { "always" } else { "never" });
+    }
     let status = command.status().context("cannot run cargo nextest")?;
     let summary = Summary::read(&root);
-    eprint!("{}", summary.render());
+    let text = summary.render();
+    eprint!("{}", if colours { crate::summary::coloured(&text) } else { text });
     eprintln!("runs: {}", root.display());
     Ok(conclude(&summary, status.success(), &args.deny).into())
+}
+
+/// Whether what we and the tests print is coloured, by the variables that people set for it.
+fn wants_colours(set: impl Fn(&str) -> Option<String>, terminal: bool) -> bool {
+    let is = |name: &str, value: &str| set(name).as_deref() == Some(value);
+    if set("NO_COLOR").is_some() || is("KTSTR_COLOR", "never") || is("CARGO_TERM_COLOR", "never") {
+        return false;
+    }
+    let forced = |name: &str| set(name).is_some_and(|value| value != "0");
+    is("KTSTR_COLOR", "always")
+        || is("CARGO_TERM_COLOR", "always")
+        || forced("FORCE_COLOR")
+        || forced("CLICOLOR_FORCE")
+        || terminal && set("CI").is_none() && set("TERM").is_some_and(|term| term != "dumb")
 }
 
 /// One kernel is used for every test, several make each test one per kernel.
@@ -52,17 +74,37 @@ fn choose_kernels(command: &mut Command, selectors: &[String]) -> anyhow::Result
         return Ok(());
     }
     let store = kernel::open_store()?;
-    // All are looked up before the first test runs.
-    let found: Vec<_> =
-        selectors.iter().map(|selector| kernel::find(&store, Some(selector))).collect::<Result<_, _>>()?;
+    // All are looked up before the first test runs, and each test gets what was found: what is pulled
+    // meanwhile changes nothing, and a path means the same wherever a test runs.
+    let mut found: Vec<(String, String)> = Vec::new();
+    for selector in selectors {
+        let key = kernel::find(&store, Some(selector))?.key().to_owned();
+        if !found.iter().any(|(_, known)| *known == key) {
+            found.push((name_of(selector, &key), key));
+        }
+    }
     // It would win over the choice made here.
     command.env_remove("KTSTR_TEST_KERNEL");
-    command.env("KTSTR_KERNEL", found[0].key());
-    match selectors {
+    command.env("KTSTR_KERNEL", &found[0].1);
+    match found.as_slice() {
         [_] => command.env_remove("KTSTR_KERNELS"),
-        several => command.env("KTSTR_KERNELS", several.join(",")),
+        several => {
+            let pairs: Vec<String> = several.iter().map(|(name, key)| format!("{name}={key}")).collect();
+            command.env("KTSTR_KERNELS", pairs.join(","))
+        }
     };
     Ok(())
+}
+
+/// What a kernel is called in the names of tests: as the user named it, a file by its whole path.
+fn name_of(selector: &str, key: &str) -> String {
+    let path = Path::new(selector);
+    let named = match std::path::absolute(path) {
+        Ok(whole) if selector.contains('/') || path.is_file() => whole.display().to_string(),
+        _ => selector.to_owned(),
+    };
+    // They separate what stands in the variable.
+    if named.contains([',', '=']) { key.to_owned() } else { named }
 }
 
 fn nextest() -> anyhow::Result<Command> {
@@ -119,10 +161,10 @@ fn conclude(summary: &Summary, nextest_passed: bool, deny: &[Deny]) -> Exit {
         Exit::Fail
     } else if summary.infrastructure() > 0 {
         Exit::Infrastructure
-    } else if any(Outcome::Inconclusive) {
+    } else if summary.undecided() > 0 {
         Exit::Inconclusive
     } else if !nextest_passed {
-        // A test without a machine failed, or the build did.
+        // An ordinary test failed, or the build did.
         Exit::Fail
     } else if deny.contains(&Deny::NotRun) && any(Outcome::NotRun) {
         Exit::NotRun
@@ -156,8 +198,30 @@ mod tests {
         assert_eq!(code(&[(Pass, false), (Fail, false), (Fail, true)], false), Exit::Fail);
         assert_eq!(code(&[(Pass, false), (Inconclusive, false)], false), Exit::Inconclusive);
         assert_eq!(code(&[(Pass, false), (Fail, true)], false), Exit::Infrastructure);
-        assert_eq!(code(&[], false), Exit::Fail, "a test without a machine failed");
+        assert_eq!(code(&[], false), Exit::Fail, "an ordinary test failed");
         let denied = conclude(&summary(&[(NotRun, false)]), true, &[Deny::NotRun]);
         assert_eq!(denied, Exit::NotRun);
+    }
+
+    #[test]
+    fn colours_follow_the_variables_then_the_terminal() {
+        let wants = |set: &[(&str, &str)], terminal| {
+            let value = |name: &str| set.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
+            wants_colours(value, terminal)
+        };
+        let xterm = ("TERM", "xterm");
+        assert!(wants(&[xterm], true) && !wants(&[xterm], false) && !wants(&[("TERM", "dumb")], true));
+        assert!(!wants(&[xterm, ("CI", "1")], true) && !wants(&[xterm, ("NO_COLOR", "1")], true));
+        assert!(wants(&[("FORCE_COLOR", "1")], false) && !wants(&[("FORCE_COLOR", "0")], false));
+        assert!(wants(&[("CARGO_TERM_COLOR", "always"), ("CI", "1")], false));
+        assert!(!wants(&[("NO_COLOR", "1"), ("CLICOLOR_FORCE", "1")], true));
+    }
+
+    #[test]
+    fn a_kernel_is_called_what_the_user_called_it() {
+        assert_eq!(name_of("6.18", "debian-6.18.15"), "6.18");
+        assert!(name_of("b/linux", "image-1").ends_with("/b/linux"));
+        assert!(name_of("b/linux", "image-1").starts_with('/'));
+        assert_eq!(name_of("a.deb,b.deb", "deb-1"), "deb-1");
     }
 }

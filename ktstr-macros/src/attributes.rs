@@ -99,12 +99,21 @@ impl Attributes {
 
     /// A number from 0 to 1.
     pub fn share(&self, key: &str) -> Result<Option<f64>> {
+        self.number_to(key, 1.0, "a number from 0 to 1")
+    }
+
+    /// A number from 0 to 100.
+    pub fn percent(&self, key: &str) -> Result<Option<f64>> {
+        self.number_to(key, 100.0, "a number of percent, from 0 to 100")
+    }
+
+    fn number_to(&self, key: &str, most: f64, what: &str) -> Result<Option<f64>> {
         let Some(number) = self.number(key)? else { return Ok(None) };
-        if number <= 1.0 {
+        if number <= most {
             return Ok(Some(number));
         }
         let span = self.find(key).and_then(|a| a.value.as_ref()).map_or(Span::call_site(), Spanned::span);
-        Err(expected(span, key, "a number from 0 to 1"))
+        Err(expected(span, key, what))
     }
 
     /// A list of names of statics or constants.

@@ -140,6 +140,15 @@ fn lists(fields: &Attributes) -> Result<TokenStream> {
             calls.extend(quote!(.#method(&[#(#texts),*])));
         }
     }
+    for kernels in kernels(fields)? {
+        if !names_kernels(&kernels.value()) {
+            let message = format!(
+                "`{}` names no kernels: write a series, `6.18`, or a range of them, `6.17..=7.2`",
+                kernels.value()
+            );
+            return Err(Error::new(kernels.span(), message));
+        }
+    }
     match fields.value("sysctls")? {
         None => {}
         Some(Expr::Array(list)) => {
@@ -151,6 +160,32 @@ fn lists(fields: &Attributes) -> Result<TokenStream> {
         }
     }
     Ok(calls)
+}
+
+/// The literals of `kernels`, which `texts` has accepted.
+fn kernels(fields: &Attributes) -> Result<Vec<&syn::LitStr>> {
+    let Some(Expr::Array(list)) = fields.value("kernels")? else { return Ok(Vec::new()) };
+    let mut texts = Vec::new();
+    for item in &list.elems {
+        if let Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(text), .. }) = item {
+            texts.push(text);
+        }
+    }
+    Ok(texts)
+}
+
+/// A version, a series, or a range of series; one of the bounds may be left away.
+fn names_kernels(text: &str) -> bool {
+    let series = |text: &str| text.split('.').all(|part| part.parse::<u32>().is_ok());
+    let Some((low, high)) = text.split_once("..") else {
+        // A release candidate or a whole release goes on after its numbers.
+        return series(text.split(['-', '+']).next().unwrap_or_default());
+    };
+    let high = match high.strip_prefix('=') {
+        Some(last) => series(last),
+        None => high.is_empty() || series(high),
+    };
+    high && (low.is_empty() || series(low))
 }
 
 fn rest(fields: &Attributes) -> Result<TokenStream> {
@@ -259,6 +294,31 @@ mod tests {
             "\"/a/../b\"",
         ),
         (
+            "S, { name = \"n\", binary = \"b\", kernels = [\"6.18\", \"newest\"] }",
+            "`newest` names no kernels: write a series, `6.18`, or a range of them, `6.17..=7.2`",
+            "\"newest\"",
+        ),
+        (
+            "S, { name = \"n\", binary = \"b\", sysctls = \"a=1\" }",
+            "`sysctls` must be a list, `[Sysctl::new(\"a.b\", \"1\")]`",
+            "\"a=1\"",
+        ),
+        (
+            "S, { name = \"n\", binary = \"b\", config_file = \"f\", config_file_def = (\"--config {file}\", \"/x\") }",
+            "`config_file` and `config_file_def` cannot stand together: one configuration is enough",
+            "config_file",
+        ),
+        (
+            "S, { name = \"n\", binary = \"b\", topology = (1, 1, 4294967296, 1) }",
+            "`topology` must be below 2^32",
+            "4294967296",
+        ),
+        (
+            "S, { name = \"n\", binary = \"b\", topology = 4 }",
+            "`topology` must be `(numa_nodes, llcs, cores, threads)`, e.g. `(1, 2, 4, 1)`",
+            "4",
+        ),
+        (
             "S, { name = \"n\", binary = \"b\", topology = (1, 2) }",
             "`topology` must be `(numa_nodes, llcs, cores, threads)`, e.g. `(1, 2, 4, 1)`",
             "(",
@@ -274,6 +334,18 @@ mod tests {
             "(",
         ),
     ];
+
+    #[test]
+    fn kernels_are_series_and_ranges() {
+        for good in
+            ["6.18", "7", "6.15-rc3", "7.2.13+deb14-cloud", "6.15..=7.0", "6.15..7.0", "6.17..", "..=7.2"]
+        {
+            assert!(names_kernels(good), "{good}");
+        }
+        for bad in ["", "newest", "6.17..=", "6,18", "6.18x", "a..b", "6..7..8", ".."] {
+            assert_eq!(names_kernels(bad), bad == "..", "{bad}");
+        }
+    }
 
     #[test]
     fn bad_declarations_say_what_is_wrong_and_where() {

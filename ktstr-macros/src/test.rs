@@ -29,8 +29,8 @@ const SLOTS: &[&str] = &[
     "watch_bpf_maps",
 ];
 const FLAG_THRESHOLDS: &[&str] = &["not_stuck", "isolation", "fail_on_rq_clock_stuck"];
+const PERCENT_THRESHOLDS: &[&str] = &["max_spread_pct"];
 const NUMBER_THRESHOLDS: &[&str] = &[
-    "max_spread_pct",
     "max_imbalance_ratio",
     "max_throughput_cv",
     "min_work_rate",
@@ -77,6 +77,7 @@ fn keys() -> Vec<&'static str> {
         SHAPE,
         SLOTS,
         FLAG_THRESHOLDS,
+        PERCENT_THRESHOLDS,
         NUMBER_THRESHOLDS,
         SHARE_THRESHOLDS,
         U32_THRESHOLDS,
@@ -159,9 +160,11 @@ fn option<T: quote::ToTokens>(value: Option<T>) -> TokenStream {
 fn emit(attributes: &Attributes, mut function: ItemFn) -> Result<TokenStream> {
     let name = function.sig.ident.clone();
     let text = name.unraw().to_string();
-    let ignored = attributes.flag("ignore")?.unwrap_or(text.starts_with("demo_"));
-    let ignore = ignored.then(|| quote!(#[ignore]));
     let Sorted { conditions, lints, outer } = sort(std::mem::take(&mut function.attrs));
+    // The harness's own attribute means the same, and cells must know it, too.
+    let said_outside = outer.iter().any(|attribute| attribute.path().is_ident("ignore"));
+    let ignored = said_outside || attributes.flag("ignore")?.unwrap_or(text.starts_with("demo_"));
+    let ignore = (ignored && !said_outside).then(|| quote!(#[ignore]));
     let body = format_ident!("__ktstr_body_{}", name);
     function.sig.ident = body.clone();
     function.vis = syn::Visibility::Inherited;
@@ -396,6 +399,9 @@ fn thresholds(attributes: &Attributes) -> Result<TokenStream> {
     }
     for key in NUMBER_THRESHOLDS {
         add(key, attributes.number(key)?.map(|value| quote!(#value)));
+    }
+    for key in PERCENT_THRESHOLDS {
+        add(key, attributes.percent(key)?.map(|value| quote!(#value)));
     }
     for key in SHARE_THRESHOLDS {
         add(key, attributes.share(key)?.map(|value| quote!(#value)));

@@ -7,6 +7,7 @@
 mod accelerator;
 mod cmdline;
 mod error;
+mod kernels;
 
 use std::{
     env, fs, io,
@@ -38,6 +39,7 @@ use accelerator::{SOUND_EMULATOR, choose_accelerator, find_emulator, sound_emula
 pub use cmdline::instruction_shift;
 use cmdline::{MOST_JITTER_US, SHIFTS, check_kernel_arg, clock_words, cmdline, kernel_hz};
 pub use error::PlanError;
+use kernels::check_kernel;
 
 /// A run that can be started.
 pub struct Plan {
@@ -156,6 +158,7 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
     }
     spec.kernel_args.iter().try_for_each(|word| check_kernel_arg(word))?;
     let mut notes = Vec::new();
+    check_kernel(&spec.job, kernel.release(), &mut notes)?;
     let accel = choose_accelerator(spec.accel, &mut notes)?;
     let interactive = matches!(&spec.job, Job::Shell(shell) if shell.exec.is_none());
     if interactive && accel == AccelKind::Det {

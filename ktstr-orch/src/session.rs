@@ -638,6 +638,7 @@ impl Session {
             replay: self.spec.replay.replace("{kernel}", &kernel_arg).replace("{accel}", &accel_arg),
             host_ms: (boot, self.dir.elapsed_ms()),
             boot: self.boot,
+            allow_inconclusive: false,
         }
     }
 }

@@ -14,6 +14,7 @@ pub mod channel;
 pub mod client;
 pub mod codec;
 pub mod device;
+mod ending;
 pub mod guest;
 pub mod handover;
 pub mod histogram;

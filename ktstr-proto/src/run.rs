@@ -243,6 +243,8 @@ pub struct SchedulerJob {
     pub args: Vec<String>,
     /// Cgroup that must be there before it starts, from the root of the hierarchy.
     pub cgroup_parent: Option<String>,
+    /// Kernels it is meant for, as series or ranges of them; empty is all.
+    pub kernels: Vec<String>,
 }
 
 /// A shell or one command.

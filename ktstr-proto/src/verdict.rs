@@ -659,9 +659,17 @@ pub struct RunReport {
     /// How the guest came to be ready.
     #[serde(default)]
     pub boot: crate::run::Boot,
+    /// Whether its test takes an inconclusive run for good enough.
+    #[serde(default)]
+    pub allow_inconclusive: bool,
 }
 
 impl RunReport {
+    /// Whether it is inconclusive where its test does not allow that.
+    pub fn undecided(&self) -> bool {
+        !self.infrastructure && self.outcome == Outcome::Inconclusive && !self.allow_inconclusive
+    }
+
     /// Exit code of our own commands (DESIGN section 7).
     pub fn exit_code(&self) -> u8 {
         match (self.infrastructure, self.outcome) {

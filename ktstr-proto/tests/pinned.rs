@@ -139,6 +139,7 @@ fn report() -> RunReport {
         replay: "r".into(),
         host_ms: (1, 2),
         boot: ktstr_proto::run::Boot::Kept,
+        allow_inconclusive: true,
     }
 }
 

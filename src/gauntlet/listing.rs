@@ -9,26 +9,27 @@ use std::{
     collections::BTreeSet,
     env,
     io::Write,
+    path::Path,
     process::{Command, Stdio},
     time::Duration,
 };
 
-use super::{Cell, budget, cells, durations};
-use crate::host::{self, KTSTR_TESTS};
+use super::{Cell, NamedKernel, budget, cells, durations};
+use crate::host::{self, KTSTR_TESTS, KtstrTestEntry};
 
 /// Set for the harness's own list.
 const PLAIN: &str = "KTSTR_PLAIN_HARNESS";
-/// Kernels of a run over several, separated by commas.
+/// Kernels of a run over several, separated by commas: `NAME=SELECTOR`, or a selector that is its name.
 const KERNELS: &str = "KTSTR_KERNELS";
 /// Seconds that the tests of one executable may take.
 const BUDGET: &str = "KTSTR_BUDGET_SECS";
-const PREFIXES: [&str; 2] = ["gauntlet/", "ktstr/"];
+const PREFIXES: [&str; 3] = ["gauntlet/", "ktstr/", "host/"];
 
 /// What the command line asks for, as far as it concerns cells.
 #[derive(Debug, PartialEq, Eq)]
 enum Request {
     List { ignored_only: bool },
-    Run { filters: Vec<String>, exact: bool },
+    Run { filters: Vec<String>, exact: bool, ignored: bool },
 }
 
 /// Does what the command line asks for and does not return, or leaves it to the harness.
@@ -40,7 +41,7 @@ pub(crate) fn before_main() {
     let code = match request(&args, env::var_os("NEXTEST").is_some()) {
         None => return,
         Some(Request::List { ignored_only }) => list(&args, ignored_only),
-        Some(Request::Run { filters, exact }) => run(&filters, exact),
+        Some(Request::Run { filters, exact, ignored }) => run(&filters, exact, ignored),
     };
     std::process::exit(code);
 }
@@ -53,16 +54,17 @@ fn request(args: &[String], nextest: bool) -> Option<Request> {
     if has("--list") && (nextest && terse || !named.is_empty()) {
         return Some(Request::List { ignored_only: has("--ignored") });
     }
-    (!named.is_empty()).then(|| Request::Run { filters: named, exact: has("--exact") })
+    let ignored = has("--ignored") || has("--include-ignored");
+    (!named.is_empty()).then(|| Request::Run { filters: named, exact: has("--exact"), ignored })
 }
 
 fn set(variable: &str) -> Option<String> {
     env::var(variable).ok().filter(|value| !value.is_empty())
 }
 
-fn kernels() -> Vec<String> {
+fn kernels() -> Vec<NamedKernel> {
     let all = set(KERNELS).unwrap_or_default();
-    all.split(',').map(str::trim).filter(|kernel| !kernel.is_empty()).map(str::to_owned).collect()
+    all.split(',').map(str::trim).filter(|kernel| !kernel.is_empty()).map(NamedKernel::parse).collect()
 }
 
 fn all_cells() -> Vec<Cell> {
@@ -85,7 +87,7 @@ fn list(args: &[String], ignored_only: bool) -> i32 {
     let plain = String::from_utf8_lossy(&own.stdout);
     let plain: Vec<&str> = plain.lines().collect();
     let mut cells = all_cells();
-    let selection = select(&plain, &mut cells, ignored_only);
+    let selection = select(&KTSTR_TESTS, &mut cells, budget(), ignored_only);
     let mut text = String::new();
     for line in plain.iter().filter(|line| selection.keeps(line)) {
         text.push_str(line);
@@ -111,61 +113,90 @@ impl Selection {
     }
 }
 
-/// Several kernels replace the plain tests; a budget leaves out what does not fit, and what it takes
-/// of the cells is no longer ignored.
-fn select(plain: &[&str], cells: &mut Vec<Cell>, ignored_only: bool) -> Selection {
-    let mut selection = Selection::default();
-    if cells.iter().any(|cell| !cell.ignored) {
-        selection.dropped.extend(KTSTR_TESTS.iter().map(|entry| entry.full_name()));
+/// The budget, if one is given that can be read.
+fn budget() -> Option<Duration> {
+    let given = set(BUDGET)?;
+    let seconds = given.parse().ok();
+    if seconds.is_none() {
+        eprintln!("ktstr: {BUDGET}=`{given}` is no whole number of seconds and is passed over");
     }
-    let Some(budget) = set(BUDGET) else { return selection };
-    let Ok(seconds) = budget.parse::<u64>() else {
-        eprintln!("ktstr: {BUDGET}=`{budget}` is no whole number of seconds and is passed over");
-        return selection;
-    };
-    let chosen = chosen_within(Duration::from_secs(seconds), plain, cells, &selection);
-    let of_tests = KTSTR_TESTS.iter().map(|entry| entry.full_name()).filter(|name| !chosen.contains(name));
-    selection.dropped.extend(of_tests);
-    cells.retain(|cell| chosen.contains(&cell.variant.name));
-    cells.iter_mut().for_each(|cell| cell.ignored = false);
-    if ignored_only {
-        // The other list has them.
-        cells.clear();
-    }
+    seconds.map(Duration::from_secs)
+}
+
+/// Several kernels replace the plain tests that have cells of them; a budget leaves out what does not
+/// fit, and what it takes of the cells is no longer ignored. Tests that wait to be asked for are none of
+/// its business, nor are their cells.
+///
+/// A harness asks twice, for all and for those that are ignored; the choice is the same each time.
+fn select(
+    entries: &[KtstrTestEntry],
+    cells: &mut Vec<Cell>,
+    budget: Option<Duration>,
+    ignored_only: bool,
+) -> Selection {
+    let own = cells.iter().filter(|cell| cell.variant.topology.is_none());
+    let mut selection = Selection { dropped: own.map(|cell| cell.entry.full_name()).collect() };
+    let Some(limit) = budget else { return selection };
+    let unasked = |entry: &&KtstrTestEntry| !entry.ignored;
+    let plain: Vec<(String, &KtstrTestEntry)> = entries
+        .iter()
+        .filter(unasked)
+        .map(|entry| (entry.full_name(), entry))
+        .filter(|(name, _)| !selection.dropped.contains(name))
+        .collect();
+    let chosen = chosen_within(limit, &plain, cells, !ignored_only);
+    selection.dropped.extend(plain.into_iter().map(|(name, _)| name).filter(|name| !chosen.contains(name)));
+    cells.retain(|cell| cell.entry.ignored || chosen.contains(&cell.variant.name));
+    cells.iter_mut().for_each(|cell| cell.ignored = cell.entry.ignored);
     selection
 }
 
-fn chosen_within(limit: Duration, plain: &[&str], cells: &[Cell], selection: &Selection) -> BTreeSet<String> {
+fn chosen_within(
+    limit: Duration,
+    plain: &[(String, &KtstrTestEntry)],
+    cells: &[Cell],
+    aloud: bool,
+) -> BTreeSet<String> {
     let accel = set("KTSTR_ACCEL").unwrap_or_else(|| "auto".into());
     let root = host::state_dir();
     let learned = durations::learned(&root, &accel);
-    let candidate = |name: String, entry: &host::KtstrTestEntry, variant: Option<&host::Variant>| {
+    let candidate = |name: &str, entry: &KtstrTestEntry, variant: Option<&host::Variant>| {
         let shape = variant.and_then(|v| v.topology).or_else(|| entry.topology().ok())?;
         let kernel = variant.and_then(|v| v.kernel.as_deref());
         let scheduler = entry.scheduler.map_or("EEVDF", |scheduler| scheduler.name);
         let scenario = Duration::from_secs(entry.duration_s);
+        let guess = || match entry.host_only {
+            true => scenario + Duration::from_secs(2),
+            false => budget::guess(&accel, &shape, scenario),
+        };
         Some(budget::Candidate {
             features: budget::features(&entry.full_name(), scheduler, kernel, &shape),
-            estimate: budget::estimate(&name, &learned, || budget::guess(&accel, &shape, scenario)),
-            name,
+            estimate: budget::estimate(name, &learned, guess),
+            name: name.into(),
         })
     };
-    let listed = |name: &str| plain.iter().any(|line| line.strip_suffix(": test") == Some(name));
-    let own = KTSTR_TESTS.iter().filter_map(|entry| {
-        let name = entry.full_name();
-        (listed(&name) && !selection.dropped.contains(&name)).then(|| candidate(name, entry, None))?
-    });
-    let of_cells =
-        cells.iter().filter_map(|cell| candidate(cell.variant.name.clone(), cell.entry, Some(&cell.variant)));
+    let own = plain.iter().filter_map(|(name, entry)| candidate(name, entry, None));
+    let of_cells = cells
+        .iter()
+        .filter(|cell| !cell.entry.ignored)
+        .filter_map(|cell| candidate(&cell.variant.name, cell.entry, Some(&cell.variant)));
     let candidates: Vec<budget::Candidate> = own.chain(of_cells).collect();
     let choice = budget::choose(&candidates, limit);
-    let left_out = root.join("left-out-by-budget.txt");
-    let written = std::fs::create_dir_all(&root)
+    if aloud {
+        tell(&choice, candidates.len(), limit, &root.join("left-out-by-budget"));
+    }
+    choice.chosen.into_iter().collect()
+}
+
+/// Says what was chosen, and writes down what was not, one file for each test executable.
+fn tell(choice: &budget::Choice, candidates: usize, limit: Duration, dir: &Path) {
+    let exe = env::current_exe().unwrap_or_default();
+    let left_out = dir.join(exe.file_name().unwrap_or_default()).with_extension("txt");
+    let written = std::fs::create_dir_all(dir)
         .and_then(|()| std::fs::write(&left_out, choice.left_out.join("\n") + "\n"));
     eprintln!(
-        "ktstr budget: {} of {} tests, {} of {} s used, {} of {} pairs of features covered; left out: {}",
+        "ktstr budget: {} of {candidates} tests, {} of {} s used, {} of {} pairs of features covered; left out: {}",
         choice.chosen.len(),
-        candidates.len(),
         choice.used.as_secs(),
         limit.as_secs(),
         choice.covered.0,
@@ -175,15 +206,31 @@ fn chosen_within(limit: Duration, plain: &[&str], cells: &[Cell], selection: &Se
             Err(_) => choice.left_out.join(", "),
         }
     );
-    choice.chosen.into_iter().collect()
+}
+
+/// The cells that can be run by name: those that are listed, and each test under the name it would have
+/// among them (`ktstr/TEST`, `host/TEST`), which is not listed since the harness has it as `TEST`.
+fn runnable() -> Vec<Cell> {
+    let mut all = all_cells();
+    let several = all.iter().any(|cell| cell.variant.topology.is_none());
+    let alias = |entry: &'static KtstrTestEntry| {
+        let kind = if entry.host_only { "host" } else { "ktstr" };
+        let name = format!("{kind}/{}", entry.full_name());
+        Cell { entry, variant: host::Variant { name, topology: None, kernel: None }, ignored: entry.ignored }
+    };
+    all.extend(KTSTR_TESTS.iter().filter(|entry| entry.host_only || !several).map(alias));
+    all
 }
 
 /// Runs the cells that are named; the exit status.
-fn run(filters: &[String], exact: bool) -> i32 {
+fn run(filters: &[String], exact: bool, ignored: bool) -> i32 {
     let fits = |name: &str| {
         filters.iter().any(|filter| if exact { name == filter } else { name.starts_with(filter.as_str()) })
     };
-    let chosen: Vec<Cell> = all_cells().into_iter().filter(|cell| fits(&cell.variant.name)).collect();
+    // A prefix asks for the cells of presets, but not for those of tests that wait to be asked for.
+    let asked = |cell: &Cell| exact || ignored || !cell.entry.ignored;
+    let fitting = runnable().into_iter().filter(|cell| fits(&cell.variant.name) && asked(cell));
+    let chosen: Vec<Cell> = fitting.collect();
     if chosen.is_empty() {
         eprintln!(
             "ktstr: no cell is called {}; `--list` with a name that begins with `gauntlet/` shows them, and \
@@ -216,6 +263,7 @@ fn run(filters: &[String], exact: bool) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::Constraints;
 
     fn ask(args: &[&str], nextest: bool) -> Option<Request> {
         request(&args.iter().map(|arg| arg.to_string()).collect::<Vec<_>>(), nextest)
@@ -239,10 +287,54 @@ mod tests {
 
     #[test]
     fn a_cell_is_run_by_name() {
-        let run = |name: &str, exact| Some(Request::Run { filters: vec![name.to_owned()], exact });
+        let run = |name: &str, exact, ignored| {
+            Some(Request::Run { filters: vec![name.to_owned()], exact, ignored })
+        };
         let name = "gauntlet/demo/4cpu-1llc-nosmt";
-        assert_eq!(ask(&["--exact", name, "--nocapture", "--ignored"], true), run(name, true));
-        assert_eq!(ask(&["--ignored", "ktstr/demo"], false), run("ktstr/demo", false));
+        assert_eq!(ask(&["--exact", name, "--nocapture", "--ignored"], true), run(name, true, true));
+        assert_eq!(ask(&["--include-ignored", "ktstr/demo"], false), run("ktstr/demo", false, true));
+        assert_eq!(ask(&["host/demo"], false), run("host/demo", false, false));
+    }
+
+    /// One test of each kind: usual, waiting to be asked for, on this host.
+    fn of_each_kind() -> &'static [KtstrTestEntry] {
+        let constraints = Constraints { max_cpus: Some(8), ..Constraints::NONE };
+        let usual = *crate::host::tests::entry("usual", constraints);
+        let waiting = KtstrTestEntry { name: "waiting", ignored: true, ..usual };
+        let here = KtstrTestEntry { name: "here", host_only: true, ..usual };
+        Box::leak(Box::new([usual, waiting, here]))
+    }
+
+    #[test]
+    fn several_kernels_leave_tests_on_this_host_and_ask_for_nothing_more() {
+        let entries = of_each_kind();
+        let mut cells = cells(entries, &["6.18", "7.2"].map(NamedKernel::parse));
+        let selection = select(entries, &mut cells, None, false);
+        assert!(selection.keeps("here: test"), "it has no cell that could stand for it");
+        assert!(!selection.keeps("usual: test") && !selection.keeps("waiting: test"));
+        for cell in &cells {
+            let asked_for = cell.variant.name.starts_with("ktstr/usual/");
+            assert_eq!(cell.ignored, !asked_for, "{}", cell.variant.name);
+        }
+    }
+
+    #[test]
+    fn a_budget_chooses_the_same_for_both_lists_and_never_what_waits_to_be_asked_for() {
+        let entries = of_each_kind();
+        for kernels in [&[][..], &["6.18", "7.2"].map(NamedKernel::parse)[..]] {
+            let lists = [false, true].map(|ignored_only| {
+                let mut cells = cells(entries, kernels);
+                let selection = select(entries, &mut cells, Some(Duration::from_secs(40)), ignored_only);
+                let cells: Vec<_> = cells.into_iter().map(|cell| (cell.variant.name, cell.ignored)).collect();
+                (selection.dropped, cells)
+            });
+            let [(dropped, cells), of_ignored] = &lists;
+            assert_eq!((dropped, cells), (&of_ignored.0, &of_ignored.1));
+            assert!(cells.iter().all(|(name, ignored)| *ignored == name.contains("/waiting")), "{cells:?}");
+            assert!(cells.iter().any(|(name, _)| name.contains("/usual")), "{cells:?}");
+            assert!(cells.iter().any(|(_, ignored)| *ignored), "they can still be asked for");
+            assert_eq!(dropped.contains("waiting"), !kernels.is_empty(), "a budget leaves it where it is");
+        }
     }
 
     #[test]

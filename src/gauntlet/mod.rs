@@ -4,6 +4,8 @@
 //! gauntlet/TEST/PRESET          every preset within the test's bounds
 //! gauntlet/TEST/PRESET/KERNEL   the same when `KTSTR_KERNELS` names several kernels
 //! ktstr/TEST/KERNEL             the test on its own machine, once for each of several kernels
+//! ktstr/TEST, host/TEST         the test where there is one kernel or it needs none: can be run by this
+//!                               name and is not listed, since the harness has it as TEST
 //! ```
 //!
 //! [`cells`] makes them, [`budget`] chooses among them, [`listing`] gives them to the test harness
@@ -16,6 +18,6 @@ mod cells;
 mod durations;
 mod listing;
 
-pub use cells::{Cell, cells, kernel_label};
+pub use cells::{Cell, NamedKernel, cells, kernel_label};
 pub use durations::note;
 pub(crate) use listing::before_main;

@@ -18,14 +18,6 @@ use crate::Scheduler;
 /// Scenario length of tests that do not say another, seconds of guest time.
 pub const DEFAULT_DURATION_S: u64 = 5;
 
-/// Captures of one scenario, at most.
-const MAX_SNAPSHOTS: u32 = 64;
-/// Least time between two of them, milliseconds: the guest stands for some of it.
-const MIN_SPACING_MS: u64 = 100;
-
-/// Machine shape of tests that neither say one nor name a scheduler.
-const DEFAULT_SHAPE: Topology = Topology { numa_nodes: 1, llcs: 1, cores: 2, threads: 1 };
-
 /// The dimensions a test says itself; the others are inherited.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Shape {
@@ -165,16 +157,6 @@ pub enum Invalid {
     /// No time to put the run away.
     #[error("`cleanup_budget_ms = 0` leaves no time to put the run away")]
     CleanupBudget,
-    /// Captures that would take all of the time.
-    #[error(
-        "{count} snapshots do not fit into {duration_s} s: at most {MAX_SNAPSHOTS}, and {MIN_SPACING_MS} ms between two"
-    )]
-    Snapshots {
-        /// How many.
-        count: u32,
-        /// The scenario's length, seconds.
-        duration_s: u64,
-    },
     /// A pattern without the error it is looked for in.
     #[error("`{which}` needs `expect_err`")]
     MatcherWithoutError {
@@ -187,6 +169,27 @@ pub enum Invalid {
     /// No seed.
     #[error("0 seeds are no run at all")]
     Seeds,
+    /// More captures than a run keeps.
+    #[error("{count} captures are more than the {MAX_SNAPSHOTS} a run keeps")]
+    Snapshots {
+        /// How many.
+        count: u32,
+    },
+    /// Captures too close to each other.
+    #[error(
+        "{count} captures in {duration_s} s are {spacing_ms} ms apart, less than {SNAPSHOT_SPACING_MS}: take at most \
+         {fit}, or a longer `duration_s`"
+    )]
+    SnapshotSpacing {
+        /// How many.
+        count: u32,
+        /// Length of the scenario, seconds.
+        duration_s: u64,
+        /// What would lie between two of them.
+        spacing_ms: u64,
+        /// How many fit.
+        fit: u32,
+    },
     /// A disk or network that cannot be made.
     #[error("the test's {device} cannot be made: {reason}")]
     Device {
@@ -196,8 +199,11 @@ pub enum Invalid {
         reason: &'static str,
     },
     /// No machine.
-    #[error("`host_only` runs no scheduler and has no machine to look at")]
-    HostOnly,
+    #[error("`host_only` runs no scheduler and has no machine: {what} cannot be had there")]
+    HostOnly {
+        /// What is asked for.
+        what: &'static str,
+    },
     /// The scheduler wants a configuration.
     #[error("scheduler `{scheduler}` takes its configuration from the test: add `config = …`")]
     ConfigMissing {
@@ -236,6 +242,25 @@ pub enum Invalid {
     },
 }
 
+/// Each is a file of about a megabyte, and the guest stands for it.
+pub const MAX_SNAPSHOTS: u32 = 64;
+/// Between two captures the guest must run; they are spread over 80 % of the scenario.
+const SNAPSHOT_SPACING_MS: u64 = 100;
+
+/// Whether so many captures fit into a scenario of this length.
+pub(super) fn check_snapshots(count: u32, duration_s: u64) -> Result<(), Invalid> {
+    if count > MAX_SNAPSHOTS {
+        return Err(Invalid::Snapshots { count });
+    }
+    let window_ms = duration_s.saturating_mul(800);
+    let spacing_ms = window_ms / (u64::from(count) + 1);
+    if count > 0 && spacing_ms < SNAPSHOT_SPACING_MS {
+        let fit = u32::try_from(window_ms / SNAPSHOT_SPACING_MS).unwrap_or(u32::MAX).saturating_sub(1);
+        return Err(Invalid::SnapshotSpacing { count, duration_s, spacing_ms, fit });
+    }
+    Ok(())
+}
+
 /// All tests registered in this executable.
 #[linkme::distributed_slice]
 pub static KTSTR_TESTS: [KtstrTestEntry];
@@ -251,7 +276,7 @@ impl KtstrTestEntry {
 
     /// The machine: each dimension from the test, else from the scheduler, else the default.
     pub fn topology(&self) -> Result<Topology, TopologyError> {
-        let inherited = self.scheduler.map_or(DEFAULT_SHAPE, |scheduler| scheduler.topology);
+        let inherited = self.scheduler.map_or(Self::DEFAULT_SHAPE, |scheduler| scheduler.topology);
         Topology {
             numa_nodes: self.shape.numa_nodes.unwrap_or(inherited.numa_nodes),
             llcs: self.shape.llcs.unwrap_or(inherited.llcs),
@@ -291,11 +316,6 @@ impl KtstrTestEntry {
             refuse_if(given && self.scheduler.is_none(), Invalid::MapsOfNobody { which })?;
         }
         refuse_if(self.cleanup_budget_ms == Some(0), Invalid::CleanupBudget)?;
-        let (count, duration_s) = (self.num_snapshots, self.duration_s);
-        // Evenly spread over 80 % of the scenario, as the orchestrator does.
-        let spacing_ms = duration_s.saturating_mul(800) / (u64::from(count) + 1);
-        let crowded = count > MAX_SNAPSHOTS || (count > 0 && spacing_ms < MIN_SPACING_MS);
-        refuse_if(crowded, Invalid::Snapshots { count, duration_s })?;
         let Expect { err, error_contains, error_matches, survives_storm } = self.expect;
         for (which, given) in [
             ("expect_scx_bpf_error_contains", error_contains.is_some()),
@@ -304,12 +324,10 @@ impl KtstrTestEntry {
             refuse_if(given && !err, Invalid::MatcherWithoutError { which })?;
         }
         refuse_if(survives_storm && (err || self.scheduler.is_none()), Invalid::Storm)?;
-        let looked_at = self.post_vm.is_some() || self.post_vm_unconditional.is_some();
-        let needs_machine =
-            self.scheduler.is_some() || looked_at || err || self.seeds.is_some() || self.num_snapshots > 0;
-        refuse_if(self.host_only && needs_machine, Invalid::HostOnly)?;
-        let devices = self.disk.is_some() || !self.networks.is_empty();
-        refuse_if(self.host_only && devices, Invalid::HostOnly)?;
+        if let Some(what) = self.of_a_machine().filter(|_| self.host_only) {
+            return Err(Invalid::HostOnly { what });
+        }
+        check_snapshots(self.num_snapshots, self.duration_s)?;
         if let Some(reason) = self.disk.and_then(|disk| disk.objection()) {
             return Err(Invalid::Device { device: "disk", reason });
         }
@@ -336,6 +354,29 @@ impl KtstrTestEntry {
         }
     }
 
+    /// Something it asks for that only a machine has.
+    fn of_a_machine(&self) -> Option<&'static str> {
+        let wanted = [
+            (self.scheduler.is_some() || !self.staged_schedulers.is_empty(), "a scheduler"),
+            (self.post_vm.is_some() || self.post_vm_unconditional.is_some(), "a look at its end"),
+            (self.expect.err, "a scheduler's failure"),
+            (self.seeds.is_some(), "seeds"),
+            (self.num_snapshots > 0, "captures"),
+            (self.disk.is_some(), "a disk"),
+            (!self.networks.is_empty(), "networks"),
+            (self.shape != Shape::default(), "a shape"),
+            (self.memory_mb.is_some(), "memory"),
+            (!self.kaslr, "another kernel address"),
+            (!self.extra_include_files.is_empty(), "packed files"),
+            (self.constraints != Constraints::NONE, "presets"),
+            (self.performance_mode || self.no_perf_mode, "isolation"),
+            (self.watchdog_timeout_s.is_some(), "a watchdog"),
+            (self.cpu_budget.is_some(), "a CPU budget"),
+            (self.cleanup_budget_ms.is_some(), "time to put it away"),
+        ];
+        wanted.into_iter().find_map(|(wanted, what)| wanted.then_some(what))
+    }
+
     fn validate_scheduler(&self) -> Result<(), Invalid> {
         let takes = self.scheduler.is_some_and(|scheduler| scheduler.config_file_def.is_some());
         let scheduler = self.scheduler.map_or("EEVDF", |scheduler| scheduler.name);
@@ -353,6 +394,9 @@ impl KtstrTestEntry {
         }
         Ok(())
     }
+
+    /// Machine shape of tests that neither say one nor name a scheduler.
+    pub const DEFAULT_SHAPE: Topology = Topology { numa_nodes: 1, llcs: 1, cores: 2, threads: 1 };
 
     /// What holds when nothing is said.
     pub const DEFAULT: Self = Self {
@@ -475,6 +519,7 @@ mod tests {
     fn what_cannot_be_run_as_written_is_refused() {
         static LAYERED: Scheduler = Scheduler::named("l").config_file_def("--config {file}", "/c.json");
         const A: Payload = Payload::binary("a", "a");
+        static STAGED: &[&Scheduler] = &[&SCHEDULER];
         let good = KtstrTestEntry { name: "t", ..KtstrTestEntry::DEFAULT };
         assert_eq!(good.validate(), Ok(()));
         let expect = |expect| KtstrTestEntry { expect, ..good };
@@ -484,6 +529,20 @@ mod tests {
             (KtstrTestEntry { memory_mb: Some(0), ..good }, "0 MiB"),
             (KtstrTestEntry { seeds: Some(0), ..good }, "0 seeds"),
             (KtstrTestEntry { host_only: true, seeds: Some(2), ..good }, "`host_only`"),
+            (KtstrTestEntry { host_only: true, num_snapshots: 2, ..good }, "captures cannot be had there"),
+            (KtstrTestEntry { host_only: true, staged_schedulers: STAGED, ..good }, "a scheduler"),
+            (KtstrTestEntry { host_only: true, memory_mb: Some(512), ..good }, "memory cannot be had"),
+            (KtstrTestEntry { host_only: true, kaslr: false, ..good }, "kernel address"),
+            (
+                KtstrTestEntry {
+                    host_only: true,
+                    shape: Shape { cores: Some(2), ..Shape::default() },
+                    ..good
+                },
+                "a shape cannot be had",
+            ),
+            (KtstrTestEntry { num_snapshots: 65, duration_s: 60, ..good }, "more than the 64"),
+            (KtstrTestEntry { num_snapshots: 64, ..good }, "61 ms apart, less than 100: take at most 39"),
             (KtstrTestEntry { performance_mode: true, no_perf_mode: true, ..good }, "cannot stand together"),
             (expect(Expect { error_contains: Some("x"), ..Expect::default() }), "needs `expect_err`"),
             (expect(Expect { survives_storm: true, ..Expect::default() }), "needs a scheduler"),
@@ -506,5 +565,30 @@ mod tests {
             let error = bad.validate().unwrap_err().to_string();
             assert!(error.contains(part), "{error}");
         }
+    }
+
+    #[test]
+    #[should_panic(expected = "takes its configuration from the test: add `config = …`")]
+    fn the_gate_refuses_a_missing_configuration() {
+        config_gate(&Scheduler::named("l").config_file_def("--config {file}", "/c.json"), false);
+    }
+
+    #[test]
+    #[should_panic(expected = "takes no configuration from a test: remove `config`")]
+    fn the_gate_refuses_an_unwanted_configuration() {
+        config_gate(&SCHEDULER, true);
+    }
+
+    #[test]
+    #[should_panic(expected = "a machine has at most four networks")]
+    fn the_gate_refuses_too_many_networks() {
+        device_gate(None, &[NetConfig::new(); 5]);
+    }
+
+    #[test]
+    fn the_gates_let_pass_what_fits() {
+        config_gate(&SCHEDULER, false);
+        config_gate(&Scheduler::named("l").config_file_def("--config {file}", "/c.json"), true);
+        device_gate(None, &[]);
     }
 }

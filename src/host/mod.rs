@@ -2,12 +2,15 @@
 //!
 //! [`run`] asks an orchestrator to carry the test out, prints its report and decides what the test
 //! harness sees: pass and not-run are success, everything else is failure. `KTSTR_REQUIRE` (a list of
-//! accelerators, or `all`) turns not-run into failure where it must not happen, as in CI.
+//! accelerators, or `all`) turns not-run into failure where it must not happen, as in CI. Whatever comes of
+//! a test, a report is in its run directory: the orchestrator's, with what the test says of it here, or one
+//! of our own (`record`).
 
 pub mod bpf_map;
 mod constraints;
 mod entry;
-mod left_out;
+mod on_host;
+mod record;
 mod seeds;
 pub mod series;
 pub mod snapshot;
@@ -23,20 +26,22 @@ use std::{
 use ktstr_proto::{
     client::ClientEvent,
     guest::LogSource,
-    run::{Accel, RunSpec},
-    verdict::{AssertResult, Cause, DetailKind, Outcome, RunReport},
+    run::{Accel, RunId, RunSpec},
+    verdict::{AssertResult, Cause, DetailKind, Outcome, Process, RunReport},
 };
 
 pub use constraints::Constraints;
 pub use entry::{
     DEFAULT_DURATION_S, Expect, Invalid, KTSTR_TESTS, KtstrTestEntry, PostVm, Shape, config_gate, device_gate,
 };
-use ktstr_guest::scenario::Ctx;
-pub(crate) use spec::state_dir;
 pub use spec::{SpecError, Variant, spec_of, spec_of_variant};
+pub(crate) use spec::{state_dir, target_of};
 pub use vm_result::VmResult;
 
-use crate::{client::Session, guest_entry, render};
+use crate::{
+    client::{ClientError, Session},
+    render,
+};
 
 /// An orchestrator that says nothing for so long is given up; it has deadlines of its own.
 const SILENCE: Duration = Duration::from_secs(1800);
@@ -46,9 +51,6 @@ const SILENCE: Duration = Duration::from_secs(1800);
 /// # Panics
 /// When the verdict is fail or inconclusive, or the infrastructure failed; the report is printed before.
 pub fn run(entry: &KtstrTestEntry) {
-    if entry.host_only {
-        return run_on_host(entry);
-    }
     if let Err(why) = run_variant(entry, &Variant::of(entry)) {
         // The report is the message: a panic message with a location in ktstr would only distract.
         std::panic::resume_unwind(Box::new(format!("{}: {why}", entry.full_name())));
@@ -57,18 +59,23 @@ pub fn run(entry: &KtstrTestEntry) {
 
 /// Runs a test as `variant` says and prints its report; the error is the verdict in a few words.
 pub fn run_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<(), String> {
+    if entry.host_only {
+        return on_host::run(entry);
+    }
+    let require = std::env::var("KTSTR_REQUIRE").ok();
     let judged = match carry_out(entry, variant) {
-        Ok(Carried::LeftOut(report)) => Ok(render::report(&report)),
-        Ok(Carried::Out { report, text, .. }) if entry.allow_inconclusive && inconclusive(&report) => {
-            Ok(text)
+        Ok(Carried::LeftOut(report)) => {
+            judge_left_out(render::report(&report), everything_is_required(require.as_deref()))
         }
-        Ok(Carried::Out { accel, report, text }) => {
-            judge(accel, &report, text, std::env::var("KTSTR_REQUIRE").ok().as_deref())
+        Ok(Carried::Out { accel, report, text }) => judge(accel, &report, text, require.as_deref()),
+        Err(Broken { error, cause, run }) => {
+            let root = spec::own_runs_root();
+            let report = record::broken(entry, variant, root, cause, run.as_ref());
+            let why = ktstr_proto::link::chain(&*error);
+            let mut text = render::infrastructure(&variant.name, &why);
+            text.push_str(&format!("run directory: {}\n", report.run_dir.display()));
+            Err(("infrastructure failure".to_owned(), text))
         }
-        Err(error) => Err((
-            "infrastructure failure".to_owned(),
-            render::infrastructure(&variant.name, &ktstr_proto::link::chain(&*error)),
-        )),
     };
     match judged {
         Ok(text) => {
@@ -82,36 +89,6 @@ pub fn run_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<(), Stri
     }
 }
 
-fn inconclusive(report: &RunReport) -> bool {
-    !report.infrastructure && report.outcome == Outcome::Inconclusive
-}
-
-/// Runs the test function in this process, on this system.
-fn run_on_host(entry: &KtstrTestEntry) {
-    let name = entry.full_name();
-    let outcome = entry.validate().map_err(anyhow::Error::from).and_then(|()| {
-        let mut ctx = Ctx::on_host(&name, Duration::from_secs(entry.duration_s), spec::seed_of(&name))?;
-        ctx.assert = ctx.assert.merge(entry.assert);
-        guest_entry::prepare(&mut ctx, entry);
-        (entry.run)(&ctx)
-    });
-    let failed = match outcome {
-        Ok(result) => {
-            let text = render::on_host(&name, &result);
-            let inconclusive = result.is_inconclusive() && !entry.allow_inconclusive;
-            if result.is_fail() || inconclusive {
-                eprint!("{}", render::for_terminal(&text));
-                result.outcome.to_string().to_lowercase()
-            } else {
-                print!("{text}");
-                return;
-            }
-        }
-        Err(error) => format!("{error:#}"),
-    };
-    std::panic::resume_unwind(Box::new(format!("{name}: {failed}")));
-}
-
 /// What is looked at after a run that was to take snapshots, where the test does not look itself.
 fn snapshots_are_there(vm: &VmResult) -> anyhow::Result<()> {
     let bridge = vm.snapshot_bridge();
@@ -120,16 +97,21 @@ fn snapshots_are_there(vm: &VmResult) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Lets the test look at what came of its run; what it finds wrong is added to the report and to the
-/// one in the run directory.
+/// Lets the test look at what came of its run; what it finds wrong is added to the report. Where nothing
+/// ran there is nothing to look at, and what the test did not get to see it cannot find wrong.
 fn look_at(entry: &KtstrTestEntry, report: RunReport) -> RunReport {
     let mut vm = VmResult { report };
-    let passed = !vm.report.infrastructure && vm.report.outcome != Outcome::Fail;
+    let nothing_ran = matches!(vm.report.cause, Some(Cause::Missing { .. } | Cause::BadRequest { .. }));
+    let ended_well =
+        !vm.report.infrastructure && matches!(vm.report.outcome, Outcome::Pass | Outcome::Inconclusive);
     // Snapshots that nobody looks at were meant to be there all the same.
     let own = [entry.post_vm_unconditional, entry.post_vm];
     let default = entry.num_snapshots > 0 && own.iter().all(Option::is_none);
     let usual: Option<PostVm> = default.then_some(snapshots_are_there);
-    let wanted = [entry.post_vm_unconditional, entry.post_vm.or(usual).filter(|_| passed)];
+    let wanted = [
+        entry.post_vm_unconditional.filter(|_| !nothing_ran),
+        entry.post_vm.or(usual).filter(|_| ended_well),
+    ];
     let mut wrong = Vec::new();
     for look in wanted.into_iter().flatten() {
         match catch_unwind(AssertUnwindSafe(|| look(&vm))) {
@@ -140,8 +122,7 @@ fn look_at(entry: &KtstrTestEntry, report: RunReport) -> RunReport {
                 wrong.push((outcome, format!("after the run: {error:#}")));
             }
             Err(panic) => {
-                let text = panic.downcast_ref::<String>().map(String::as_str);
-                let text = text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("(no text)");
+                let text = panic_text(&*panic);
                 wrong.push((Outcome::Fail, format!("after the run the test panicked: {text}")));
             }
         }
@@ -155,14 +136,14 @@ fn look_at(entry: &KtstrTestEntry, report: RunReport) -> RunReport {
             report.outcome = outcomes.into_iter().fold(report.outcome, Ord::max);
             report.cause.get_or_insert(Cause::Assertion);
         }
-        // Whoever counts verdicts reads them there; that it could not be written is said by its absence.
-        if let Ok(text) = serde_json::to_vec_pretty(&vm.report)
-            && let Err(error) = std::fs::write(vm.report.run_dir.join("sidecar.json"), text)
-        {
-            vm.report.notes.push(format!("sidecar.json does not say so: {error}"));
-        }
     }
     vm.report
+}
+
+/// What a panic said.
+fn panic_text(panic: &(dyn std::any::Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or(panic.downcast_ref::<&str>().copied()).unwrap_or("(no text)").into()
 }
 
 /// What came of a request.
@@ -179,31 +160,53 @@ enum Carried {
     },
 }
 
-fn carry_out(entry: &KtstrTestEntry, variant: &Variant) -> Result<Carried, Box<dyn std::error::Error>> {
-    let spec = spec_of_variant(entry, variant)?;
-    match seeds::Plan::of(&spec, entry.seeds)? {
+/// Why there is no report: what could not be done, and in which run.
+struct Broken {
+    error: Box<dyn std::error::Error>,
+    cause: Cause,
+    run: Option<RunId>,
+}
+
+impl Broken {
+    /// What is asked for cannot be.
+    fn request(error: impl Into<Box<dyn std::error::Error>>) -> Self {
+        let error = error.into();
+        let cause = Cause::BadRequest { reason: ktstr_proto::link::chain(&*error) };
+        Self { error, cause, run: None }
+    }
+
+    /// The orchestrator cannot be started or spoken to, or is gone.
+    fn orchestrator(error: ClientError, run: Option<RunId>) -> Self {
+        let cause = match &error {
+            ClientError::Died { how, .. } => {
+                Cause::ProcessDied { process: Process::Orchestrator, how: how.clone() }
+            }
+            other => Cause::BadRequest { reason: ktstr_proto::link::chain(other) },
+        };
+        Self { error: error.into(), cause, run }
+    }
+}
+
+fn carry_out(entry: &KtstrTestEntry, variant: &Variant) -> Result<Carried, Broken> {
+    let left_out =
+        |reason: &str| Ok(Carried::LeftOut(record::left_out(entry, variant, spec::own_runs_root(), reason)));
+    let spec = spec_of_variant(entry, variant).map_err(Broken::request)?;
+    match seeds::Plan::of(&spec, entry.seeds).map_err(Broken::request)? {
         seeds::Plan::Once => {
             let accel = spec.accel;
             let report = run_once(entry, spec)?;
             Ok(Carried::Out { accel, text: render::report(&report), report })
         }
         seeds::Plan::Many(count, accel) => run_seeds(entry, RunSpec { accel, ..spec }, count),
-        seeds::Plan::NotUnder(accel) => {
-            let reason = format!(
-                "seeds: under `{accel}` a seed does not decide how a run goes; leave KTSTR_ACCEL away or set it to \
-                 `det`"
-            );
-            Ok(Carried::LeftOut(left_out::report(&spec, &reason)))
-        }
+        seeds::Plan::NotUnder(accel) => left_out(&format!(
+            "seeds: under `{accel}` a seed does not decide how a run goes; leave KTSTR_ACCEL away or set it to \
+             `det`"
+        )),
     }
 }
 
 /// One run per seed; each new way to end other than in a pass is told when it is seen.
-fn run_seeds(
-    entry: &KtstrTestEntry,
-    spec: RunSpec,
-    count: u32,
-) -> Result<Carried, Box<dyn std::error::Error>> {
+fn run_seeds(entry: &KtstrTestEntry, spec: RunSpec, count: u32) -> Result<Carried, Broken> {
     let accel = spec.accel;
     if accel != Accel::Det {
         eprintln!(
@@ -215,9 +218,9 @@ fn run_seeds(
         let seed = spec.seed;
         let report = match run_once(entry, spec) {
             Ok(report) => report,
-            Err(error) => {
+            Err(broken) => {
                 eprint!("{}", ends.summary());
-                return Err(error);
+                return Err(broken);
             }
         };
         let text = render::report(&report);
@@ -227,26 +230,33 @@ fn run_seeds(
             eprintln!("seed {seed}: nothing new ({} of {count})", ends.runs());
         }
     }
-    let report = ends.worst().ok_or("no seed was tried")?.clone();
+    let report = ends.worst().ok_or_else(|| Broken::request("no seed was tried"))?.clone();
     Ok(Carried::Out { accel, report, text: ends.summary() })
 }
 
 /// Has one run carried out.
-fn run_once(entry: &KtstrTestEntry, spec: RunSpec) -> Result<RunReport, Box<dyn std::error::Error>> {
-    let mut session = Session::start(&format!("test {}", spec.name))?;
-    let report = session.run(spec.clone(), SILENCE, |event, _| match event {
+fn run_once(entry: &KtstrTestEntry, spec: RunSpec) -> Result<RunReport, Broken> {
+    let mut session =
+        Session::start(&format!("test {}", spec.name)).map_err(|error| Broken::orchestrator(error, None))?;
+    let ended = session.run(spec.clone(), SILENCE, |event, _| match event {
         ClientEvent::Notice(line) => eprintln!("ktstr: {line}"),
         ClientEvent::Output { source: LogSource::Stdout, text } => print!("{text}"),
         ClientEvent::Output { source: LogSource::Stderr, text } => eprint!("{text}"),
         // The scheduler's and PID 1's words and the console are in the run directory; their last lines
         // are in the report when they matter.
         _ => {}
-    })?;
+    });
+    let report = ended.map_err(|error| Broken::orchestrator(error, session.run_id().cloned()))?;
     if let (false, Some(accel)) = (report.infrastructure, report.accel) {
         let took = Duration::from_millis(report.host_ms.1);
         crate::gauntlet::note(&state_dir(), &spec.name, &accel.to_string(), took);
     }
-    Ok(look_at(entry, report))
+    let written = report.clone();
+    let mut report = look_at(entry, RunReport { allow_inconclusive: entry.allow_inconclusive, ..report });
+    if report != written {
+        record::write(&mut report);
+    }
+    Ok(report)
 }
 
 /// What to print, and whether the test harness should see a failure.
@@ -265,9 +275,24 @@ fn judge(
             Err((why.clone(), format!("{text}{why}\n")))
         }
         (false, Outcome::NotRun) => Ok(text),
+        (false, Outcome::Inconclusive) if !report.undecided() => Ok(text),
         (false, Outcome::Inconclusive) => Err(("inconclusive".into(), text)),
         (false, Outcome::Fail) => Err(("failed".into(), text)),
     }
+}
+
+/// A test that is left out for what it asks is no want of an accelerator: only `all` demands it.
+fn judge_left_out(text: String, everything: bool) -> Result<String, (String, String)> {
+    if !everything {
+        return Ok(text);
+    }
+    let why = "not run, but KTSTR_REQUIRE demands all".to_owned();
+    Err((why.clone(), format!("{text}{why}\n")))
+}
+
+/// Whether `KTSTR_REQUIRE` wants no test left out for any reason.
+fn everything_is_required(list: Option<&str>) -> bool {
+    list.unwrap_or_default().split(',').any(|word| word.trim() == "all")
 }
 
 /// Whether a run with `accel` must not be left out; `auto` stands for whatever is required.
@@ -297,6 +322,51 @@ pub(crate) mod tests {
             constraints,
             ..KtstrTestEntry::DEFAULT
         }))
+    }
+
+    fn ended(outcome: Outcome, cause: Option<Cause>) -> RunReport {
+        RunReport { outcome, cause, result: None, ..render::tests::sample() }
+    }
+
+    const COMPLAINING: KtstrTestEntry = KtstrTestEntry {
+        name: "t",
+        post_vm: Some(|_| anyhow::bail!("I am never content")),
+        ..KtstrTestEntry::DEFAULT
+    };
+
+    #[test]
+    fn nobody_looks_at_a_run_that_was_none() {
+        let missing = || Some(Cause::Missing { reason: "no emulator".into() });
+        for entry in [
+            COMPLAINING,
+            KtstrTestEntry { post_vm: None, post_vm_unconditional: COMPLAINING.post_vm, ..COMPLAINING },
+        ] {
+            let looked_at = look_at(&entry, ended(Outcome::NotRun, missing()));
+            assert_eq!((looked_at.outcome, looked_at.cause), (Outcome::NotRun, missing()));
+            let looked_at = look_at(&entry, ended(Outcome::Pass, None));
+            assert_eq!((looked_at.outcome, looked_at.cause), (Outcome::Fail, Some(Cause::Assertion)));
+        }
+        let skipped = look_at(&COMPLAINING, ended(Outcome::NotRun, None));
+        assert_eq!(skipped.outcome, Outcome::NotRun, "the test function left it out itself");
+    }
+
+    #[test]
+    fn an_inconclusive_run_that_is_allowed_is_judged_so_everywhere() {
+        let report = |allow_inconclusive| RunReport {
+            allow_inconclusive,
+            ..ended(Outcome::Inconclusive, Some(Cause::Assertion))
+        };
+        assert!(judge(Accel::Tcg, &report(true), String::new(), None).is_ok());
+        assert!(judge(Accel::Tcg, &report(false), String::new(), None).is_err());
+        let broken = RunReport { infrastructure: true, ..report(true) };
+        assert!(judge(Accel::Tcg, &broken, String::new(), None).is_err());
+    }
+
+    #[test]
+    fn only_all_demands_what_a_test_leaves_out_itself() {
+        assert!(judge_left_out(String::new(), everything_is_required(Some("tcg,det"))).is_ok());
+        assert!(judge_left_out(String::new(), everything_is_required(None)).is_ok());
+        assert!(judge_left_out(String::new(), everything_is_required(Some("tcg, all"))).is_err());
     }
 
     #[test]

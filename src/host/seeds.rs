@@ -2,7 +2,7 @@
 //!
 //! Under `det` a run is decided by its seed alone, and the seed also chooses how fast the CPUs are and
 //! how long the boot takes, so every seed is another interleaving that can be had again. Each way to
-//! end other than in a pass is reported in full once, with the first seed that showed it and the line
+//! end other than in a pass ([`RunReport::ending`]) is reported in full once, with the first seed that showed it and the line
 //! that repeats it. So many seeds choose `det` unless an accelerator is named. Under a named other one a
 //! seed only decides the workload's choices: a test that declares `seeds` is not run there, one that
 //! the user asks to repeat (`KTSTR_SEEDS`) is, and that is said.
@@ -13,6 +13,8 @@ use ktstr_proto::{
     run::{Accel, RunSpec},
     verdict::{Outcome, RunReport},
 };
+
+use crate::render;
 
 /// Number of seeds to try.
 const SEEDS: &str = "KTSTR_SEEDS";
@@ -88,7 +90,7 @@ impl Ends {
     /// Adds a report; true when it ended in a way not seen before that is no pass.
     pub fn add(&mut self, report: RunReport) -> bool {
         self.runs += 1;
-        let kind = kind(&report);
+        let kind = report.ending();
         let seed = report.seed;
         let passed = report.outcome == Outcome::Pass && !report.infrastructure;
         match self.kinds.get_mut(&kind) {
@@ -119,7 +121,8 @@ impl Ends {
         for (kind, end) in &self.kinds {
             let shown: Vec<String> = end.seeds.iter().take(5).map(u64::to_string).collect();
             let more = if end.seeds.len() > shown.len() { ", …" } else { "" };
-            text.push_str(&format!("  {:>4}  {kind} (seeds {}{more})\n", end.seeds.len(), shown.join(", ")));
+            let line = format!("{kind} (seeds {}{more})", shown.join(", "));
+            render::wrapped(&mut text, &format!("  {:>4}  ", end.seeds.len()), &line);
             if end.first.outcome != Outcome::Pass {
                 text.push_str(&format!("        replay: {}\n", end.first.replay));
             }
@@ -128,30 +131,10 @@ impl Ends {
     }
 }
 
-/// Verdict, cause and the kinds of what failed, without figures, which differ between seeds.
-fn kind(report: &RunReport) -> String {
-    let mut words = vec![if report.infrastructure {
-        "infrastructure".to_owned()
-    } else {
-        format!("{:?}", report.outcome).to_lowercase()
-    }];
-    if let Some(cause) = &report.cause {
-        let name = format!("{cause:?}");
-        words.push(name.split([' ', '(', '{']).next().unwrap_or_default().to_owned());
-    }
-    let details = report.result.iter().flat_map(|result| &result.details);
-    let mut findings: Vec<String> =
-        details.filter(|d| d.outcome == report.outcome).map(|d| format!("{:?}", d.kind)).collect();
-    findings.sort();
-    findings.dedup();
-    if report.outcome != Outcome::Pass {
-        words.extend(findings);
-    }
-    words.join(" ")
-}
-
 #[cfg(test)]
 mod tests {
+    use ktstr_proto::verdict::{AssertResult, Cause, DetailKind};
+
     use super::*;
     use crate::render::tests::sample;
 
@@ -172,8 +155,34 @@ mod tests {
         assert_eq!(new, [false, true, false, false]);
         let text = ends.summary();
         assert!(text.contains("4 tried, 2 ways to end"), "{text}");
-        assert!(text.contains("fail Assertion Gap (seeds 2, 4)"), "{text}");
+        let kind = "2  fail Assertion; Gap: tid # stuck # on cpu# at +# (threshold #) in cg_0\n";
+        assert!(text.contains(kind) && text.contains("(seeds 2, 4)"), "{text}");
+        assert!(text.lines().filter(|l| !l.contains("replay")).all(|l| l.chars().count() <= 80), "{text}");
         assert_eq!(ends.worst().map(|report| report.seed), Some(2));
+    }
+
+    #[test]
+    fn another_message_is_another_way_to_end_and_another_figure_is_not() {
+        let mut ends = Ends::default();
+        let mut add = |seed, cause: Cause| {
+            ends.add(RunReport { cause: Some(cause), result: None, ..report(seed, Outcome::Fail) })
+        };
+        let panic = |message: &str| Cause::TestPanic { message: message.into(), backtrace: String::new() };
+        assert!(add(1, panic("lost 3 of 7 tokens, at t.rs:9:1")));
+        assert!(!add(2, panic("lost 4 of 7 tokens, at t.rs:9:1")));
+        assert!(add(3, panic("a token came twice, at t.rs:12:1")));
+        assert!(add(10, panic("a token came twice, at t.rs:19:1")));
+        let error = |reason: &str| Cause::SchedulerError { reason: reason.into() };
+        assert!(add(4, error("scx_bpf_error: layer0 lost its cpu 3")));
+        assert!(add(5, error("scx_bpf_error: no such dsq 0x8")));
+        assert!(!add(6, error("scx_bpf_error: no such dsq 0x1f")));
+        let mut claim = |seed, text: &str| {
+            let result = Some(AssertResult::fail(DetailKind::Claim, text));
+            ends.add(RunReport { result, ..report(seed, Outcome::Fail) })
+        };
+        assert!(claim(7, "workers: 3 is below 4"));
+        assert!(claim(8, "iterations: 3 is below 4"));
+        assert!(!claim(9, "workers: 2 is below 4"));
     }
 
     #[test]

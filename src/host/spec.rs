@@ -21,7 +21,7 @@ use ktstr_proto::{
 use super::{Expect, Invalid, KtstrTestEntry, bpf_map::WatchBpfMap};
 use crate::{
     Scheduler,
-    executables::{NotFound, find_scheduler},
+    executables::{NoScheduler, Part, find_scheduler},
 };
 
 /// Why a run cannot even be asked for.
@@ -45,6 +45,14 @@ pub enum SpecError {
         /// Value of the variable.
         value: String,
     },
+    /// The captures variable is wrong.
+    #[error("KTSTR_SNAPSHOTS=`{value}` cannot be done: {reason}")]
+    Snapshots {
+        /// Value of the variable.
+        value: String,
+        /// Why.
+        reason: String,
+    },
     /// The test cannot be run as it is written.
     #[error("test `{test}` cannot be run as it is written")]
     Invalid {
@@ -61,7 +69,7 @@ pub enum SpecError {
         scheduler: &'static str,
         /// Where it was looked for.
         #[source]
-        source: NotFound,
+        source: NoScheduler,
     },
     /// This process does not know its own executable.
     #[error("cannot find this test's own executable")]
@@ -111,20 +119,19 @@ pub fn spec_of_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<RunS
     let binary = env::current_exe().map_err(SpecError::OwnExecutable)?;
     let accel: Accel =
         set("KTSTR_ACCEL").map_or(Ok(Accel::Auto), |text| text.parse()).map_err(SpecError::Accel)?;
-    let seed = match set("KTSTR_SEED") {
-        Some(value) => value.parse().map_err(|_| SpecError::Seed { value })?,
-        None => seed_of(&variant.name),
-    };
+    let seed = seed(&variant.name)?;
     let mut files = Vec::new();
     let mut include = includes(entry);
     let scheduler = match entry.scheduler {
         None => None,
         Some(scheduler) => Some(scheduler_job(scheduler, entry, &mut files, &mut include)?),
     };
-    let staged =
-        entry.staged_schedulers.iter().map(|scheduler| plain_job(scheduler)).collect::<Result<_, _>>()?;
-    let vary = set("KTSTR_VARY").as_deref() == Some("1");
-    let replay = replay(entry, &variant.base_name(entry), seed, vary, set("KTSTR_SCHEDULER").as_deref());
+    let staged = entry
+        .staged_schedulers
+        .iter()
+        .map(|scheduler| plain_job(scheduler, Part::Staged))
+        .collect::<Result<_, _>>()?;
+    let replay = replay_of(entry, variant, seed);
     Ok(RunSpec {
         name: variant.name.clone(),
         runs_root: runs_root(&binary),
@@ -139,7 +146,7 @@ pub fn spec_of_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<RunS
             files,
             expect: expectation(entry),
         }),
-        kernel: variant.kernel.clone().or_else(|| set("KTSTR_TEST_KERNEL")).or_else(|| set("KTSTR_KERNEL")),
+        kernel: kernel(variant),
         accel,
         topology,
         numa: Default::default(),
@@ -149,10 +156,10 @@ pub fn spec_of_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<RunS
         replay,
         warm: set("KTSTR_COLD").as_deref() != Some("1"),
         kernel_args: kernel_args(entry),
-        vary,
+        vary: vary(),
         observe: set("KTSTR_OBSERVE").as_deref() != Some("0"),
         watchdog_ms: entry.watchdog_timeout_s.map(|seconds| u64::from(seconds) * 1000),
-        snapshots: set("KTSTR_SNAPSHOTS").and_then(|count| count.parse().ok()).unwrap_or(entry.num_snapshots),
+        snapshots: snapshots(entry, set("KTSTR_SNAPSHOTS"))?,
         env: guest_env(),
         disk: entry.disk,
         networks: entry.networks.to_vec(),
@@ -163,13 +170,40 @@ pub fn spec_of_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<RunS
     })
 }
 
+fn vary() -> bool {
+    set("KTSTR_VARY").as_deref() == Some("1")
+}
+
+/// The kernel as it is named, if it is.
+pub(super) fn kernel(variant: &Variant) -> Option<String> {
+    variant.kernel.clone().or_else(|| set("KTSTR_TEST_KERNEL")).or_else(|| set("KTSTR_KERNEL"))
+}
+
+/// The seed that is given, else the test's own.
+pub(super) fn seed(test: &str) -> Result<u64, SpecError> {
+    match set("KTSTR_SEED") {
+        Some(value) => value.parse().map_err(|_| SpecError::Seed { value }),
+        None => Ok(seed_of(test)),
+    }
+}
+
+/// How many captures are asked for.
+fn snapshots(entry: &KtstrTestEntry, given: Option<String>) -> Result<u32, SpecError> {
+    let Some(value) = given else { return Ok(entry.num_snapshots) };
+    let wrong = |reason| SpecError::Snapshots { value: value.clone(), reason };
+    let count = value.parse().map_err(|_| wrong("it is no whole number".to_owned()))?;
+    super::entry::check_snapshots(count, entry.duration_s).map_err(|error| wrong(error.to_string()))?;
+    Ok(count)
+}
+
 /// A scheduler with nothing but its own arguments.
-fn plain_job(scheduler: &Scheduler) -> Result<SchedulerJob, SpecError> {
-    let binary = find_scheduler(scheduler.binary, scheduler.package)
+fn plain_job(scheduler: &Scheduler, part: Part) -> Result<SchedulerJob, SpecError> {
+    let binary = find_scheduler(scheduler, part)
         .map_err(|source| SpecError::Scheduler { scheduler: scheduler.name, source })?;
     let args = scheduler.sched_args.iter().map(|arg| arg.to_string()).collect();
     let cgroup_parent = scheduler.cgroup_parent.map(Into::into);
-    Ok(SchedulerJob { name: scheduler.name.into(), binary, args, cgroup_parent })
+    let kernels = scheduler.kernels.iter().map(|text| text.to_string()).collect();
+    Ok(SchedulerJob { name: scheduler.name.into(), binary, args, cgroup_parent, kernels })
 }
 
 /// The scheduler under test. Its arguments, in order: its configuration, its own, the test's.
@@ -179,7 +213,7 @@ fn scheduler_job(
     files: &mut Vec<PlacedFile>,
     include: &mut Vec<PathBuf>,
 ) -> Result<SchedulerJob, SpecError> {
-    let mut job = plain_job(scheduler)?;
+    let mut job = plain_job(scheduler, Part::Tested)?;
     let mut args = Vec::new();
     if let Some(host) = scheduler.config_file {
         let path = Path::new(scheduler.manifest_dir).join(host);
@@ -259,6 +293,11 @@ pub(super) fn seed_of(test: &str) -> u64 {
     test.bytes().fold(0xcbf2_9ce4_8422_2325, mix) >> 32
 }
 
+/// The line that repeats a run of this variant.
+pub(super) fn replay_of(entry: &KtstrTestEntry, variant: &Variant, seed: u64) -> String {
+    replay(entry, &variant.base_name(entry), seed, vary(), set("KTSTR_SCHEDULER").as_deref())
+}
+
 /// The line that repeats the run; the orchestrator fills in kernel and accelerator.
 fn replay(entry: &KtstrTestEntry, test: &str, seed: u64, vary: bool, scheduler: Option<&str>) -> String {
     // What must be asked for to run.
@@ -270,6 +309,11 @@ fn replay(entry: &KtstrTestEntry, test: &str, seed: u64, vary: bool, scheduler: 
          cargo nextest run -p {} -E 'test(={test})'{ignored}",
         entry.package
     )
+}
+
+/// Where this executable's runs are.
+pub(super) fn own_runs_root() -> PathBuf {
+    runs_root(&env::current_exe().unwrap_or_default())
 }
 
 /// Where run directories are made: as told, else `ktstr/runs` in the target directory that the
@@ -288,7 +332,7 @@ pub(crate) fn state_dir() -> PathBuf {
 }
 
 /// The target directory: cargo marks it with a `CACHEDIR.TAG`.
-fn target_of(exe: &Path) -> Option<PathBuf> {
+pub(crate) fn target_of(exe: &Path) -> Option<PathBuf> {
     exe.ancestors().skip(1).find(|directory| directory.join("CACHEDIR.TAG").is_file()).map(Path::to_path_buf)
 }
 

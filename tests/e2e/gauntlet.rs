@@ -1,6 +1,13 @@
 //! The cells of a gauntlet as the test harness sees them: listed, chosen and run by name.
 
-use std::process::{Command, Output};
+use std::{
+    fs,
+    path::Path,
+    process::{Command, Output},
+};
+
+use ktstr::prelude::*;
+use ktstr_proto::verdict::{Cause, RunReport};
 
 /// This executable as nextest would start it.
 fn harness(args: &[&str], env: &[(&str, &str)]) -> Output {
@@ -41,18 +48,30 @@ fn several_kernels_replace_the_plain_tests() {
         assert!(all.iter().any(|listed| listed == name), "{name}");
     }
     assert!(!all.contains(&"verdicts::eevdf".to_owned()));
+    // What waits to be asked for, and what needs no machine, is as it is on one kernel.
+    let (ignored, _) = listed(&["--ignored"], &[("KTSTR_KERNELS", "6.18,7.2")]);
+    let waiting = "ktstr/race::lost_wakeup/kernel_6_18".to_owned();
+    assert!(all.contains(&waiting) && ignored.contains(&waiting), "{ignored:?}");
+    let usual = "ktstr/race::declared_seeds_are_run/kernel_6_18".to_owned();
+    assert!(all.contains(&usual) && !ignored.contains(&usual), "{ignored:?}");
+    let here = "gauntlet::an_error_on_this_host".to_owned();
+    assert!(all.contains(&here) && ignored.contains(&here));
 }
 
 #[test]
 fn a_budget_chooses_and_says_what_it_left_out() {
     let (all, said) = listed(&[], &[("KTSTR_BUDGET_SECS", "100")]);
     let (ignored, _) = listed(&["--ignored"], &[("KTSTR_BUDGET_SECS", "100")]);
-    let cells = |names: &[String]| names.iter().filter(|name| name.starts_with("gauntlet/")).count();
-    assert!((1..20).contains(&cells(&all)), "{all:?}");
-    assert_eq!(cells(&ignored), 0, "what was chosen runs without being asked for");
+    let chosen: Vec<&String> =
+        all.iter().filter(|name| name.starts_with("gauntlet/") && !ignored.contains(name)).collect();
+    assert!((1..20).contains(&chosen.len()), "what was chosen runs without being asked for: {chosen:?}");
+    for waiting in ["race::lost_wakeup", "gauntlet/race::lost_wakeup/4cpu-1llc-nosmt"] {
+        let waiting = waiting.to_owned();
+        assert!(all.contains(&waiting) && ignored.contains(&waiting), "{waiting}: {ignored:?}");
+    }
     let left_out = said.trim().rsplit("left out: ").next().unwrap();
     let left_out = std::fs::read_to_string(left_out).unwrap();
-    assert!(left_out.lines().count() > 20, "{left_out}");
+    assert!(left_out.lines().count() > 10, "{left_out}");
     assert!(left_out.lines().all(|name| !all.contains(&name.to_owned())));
 }
 
@@ -63,6 +82,45 @@ fn a_cell_runs_on_its_own_machine() {
     assert!(output.status.success(), "{output:?}");
     assert!(said.contains(&format!("'{CELL}' [sched=EEVDF] [topo=1n2l2c1t] PASS")), "{said}");
     assert!(said.contains(&format!("-E 'test(={CELL})' --run-ignored all")), "{said}");
+}
+
+/// Fails when somebody asks for it.
+#[ktstr_test(host_only, ignore)]
+fn an_error_on_this_host(_ctx: &Ctx) -> Result<AssertResult> {
+    bail!("the cheese is out")
+}
+
+/// The one report below `root`.
+fn recorded(root: &Path) -> RunReport {
+    let runs: Vec<_> = fs::read_dir(root).unwrap().flatten().collect();
+    assert_eq!(runs.len(), 1, "{runs:?}");
+    serde_json::from_slice(&fs::read(runs[0].path().join("sidecar.json")).unwrap()).unwrap()
+}
+
+#[test]
+fn a_failure_on_this_host_is_told_and_recorded() {
+    for name in ["gauntlet::an_error_on_this_host", "host/gauntlet::an_error_on_this_host"] {
+        let root = tempfile::tempdir().unwrap();
+        let env = [("KTSTR_RUNS_ROOT", root.path().to_str().unwrap())];
+        let output = harness(&["--exact", name, "--nocapture", "--ignored"], &env);
+        assert_eq!(output.status.code(), Some(101));
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert!(said.contains("the cheese is out"), "{said}");
+        let report = recorded(root.path());
+        assert_eq!((report.outcome, report.infrastructure), (Outcome::Fail, false));
+    }
+}
+
+#[test]
+fn what_cannot_even_be_asked_for_is_recorded() {
+    let root = tempfile::tempdir().unwrap();
+    let env = [("KTSTR_RUNS_ROOT", root.path().to_str().unwrap()), ("KTSTR_SCHEDULER", "/nonexistent/scx")];
+    let output = harness(&["--exact", "race::kept_wakeups", "--nocapture", "--ignored"], &env);
+    assert_eq!(output.status.code(), Some(101));
+    let report = recorded(root.path());
+    assert_eq!((report.name.as_str(), report.exit_code()), ("race::kept_wakeups", 4));
+    let Some(Cause::BadRequest { reason }) = &report.cause else { panic!("{:?}", report.cause) };
+    assert!(reason.contains("/nonexistent/scx"), "{reason}");
 }
 
 #[test]

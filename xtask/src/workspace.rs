@@ -33,14 +33,15 @@ pub fn bin_dir() -> PathBuf {
 /// `cargo` in the workspace, finding our executables.
 pub fn cargo() -> Command {
     let mut command = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    command.current_dir(root()).env("KTSTR_BIN_DIR", bin_dir());
+    // The fixture scheduler is built with the other executables, before any test.
+    command.current_dir(root()).env("KTSTR_BIN_DIR", bin_dir()).env("KTSTR_NO_BUILD", "1");
     command
 }
 
 /// One of our executables.
 pub fn ours(name: &str) -> Command {
     let mut command = Command::new(bin_dir().join(name));
-    command.current_dir(root()).env("KTSTR_BIN_DIR", bin_dir());
+    command.current_dir(root()).env("KTSTR_BIN_DIR", bin_dir()).env("KTSTR_NO_BUILD", "1");
     command
 }
 

@@ -139,6 +139,7 @@ impl Session {
             replay: String::new(),
             host_ms: (0, 0),
             boot: Default::default(),
+            allow_inconclusive: false,
         })
     }
 

@@ -8,7 +8,7 @@ use super::LIMITS;
 use crate::attributes::Attributes;
 
 /// Pairs that cannot stand together, and why.
-const EXCLUDE: &[(&str, &str, &str)] = &[
+pub(super) const EXCLUDE: &[(&str, &str, &str)] = &[
     ("performance_mode", "no_perf_mode", "one asks for what the other forbids"),
     ("memory_mb", "memory_mib", "they are two names for the same"),
     ("survives_storm", "expect_err", "a scheduler cannot both survive and fail"),
@@ -23,21 +23,36 @@ const EXCLUDE: &[(&str, &str, &str)] = &[
     ("performance_mode", "seeds", "seeds are run under `det`, which no host can speed up"),
     ("host_only", "cpu_budget", "there is no machine that could be held to it"),
     ("host_only", "cleanup_budget_ms", "there is no machine to put away"),
+    ("host_only", "numa_nodes", "the host has the shape it has"),
+    ("host_only", "llcs", "the host has the shape it has"),
+    ("host_only", "cores", "the host has the shape it has"),
+    ("host_only", "threads", "the host has the shape it has"),
+    ("host_only", "memory_mb", "the host has the memory it has"),
+    ("host_only", "memory_mib", "the host has the memory it has"),
+    ("host_only", "kaslr", "no kernel is booted"),
+    ("host_only", "extra_include_files", "nothing is packed: the test sees the host's files"),
+    ("host_only", "no_perf_mode", "there is no machine to isolate"),
+    ("host_only", "requires_smt", "it is run on no preset"),
+    ("host_only", "min_llcs", "it is run on no preset"),
+    ("host_only", "max_llcs", "it is run on no preset"),
+    ("host_only", "min_cpus", "it is run on no preset"),
+    ("host_only", "max_cpus", "it is run on no preset"),
+    ("host_only", "min_numa_nodes", "it is run on no preset"),
+    ("host_only", "max_numa_nodes", "it is run on no preset"),
     ("host_only", "disk", "there is no machine that could have one"),
     ("host_only", "networks", "there is no machine that could have them"),
     ("expect_err", "post_vm", "it is not called after a failure; use `post_vm_unconditional`"),
 ];
 
 /// Each is a file of about a megabyte, and the guest stands for it.
-const MAX_SNAPSHOTS: u32 = 64;
-
-/// Least time between two of them.
-const MIN_SPACING_MS: u64 = 100;
-/// Scenario length when nothing is said, as the registry has it.
+const MAX_SNAPSHOTS: u64 = 64;
+/// Between two of them the guest must run; they are spread over 80 % of the scenario.
+const SNAPSHOT_SPACING_MS: u64 = 100;
+/// Length of a scenario that does not say another, seconds; `ktstr::host::DEFAULT_DURATION_S`.
 const DEFAULT_DURATION_S: u64 = 5;
 
 /// What needs something else, and what for.
-const NEED: &[(&str, &str, &str)] = &[
+pub(super) const NEED: &[(&str, &str, &str)] = &[
     ("expect_scx_bpf_error_contains", "expect_err", "it is looked for in the error that is expected"),
     ("expect_scx_bpf_error_matches", "expect_err", "it is looked for in the error that is expected"),
     ("cpu_budget", "no_perf_mode", "otherwise the host decides where the vCPUs run"),
@@ -71,11 +86,7 @@ pub fn contradictions(attributes: &Attributes) -> Result<()> {
             return Err(Error::new(key_span(attributes, max), message));
         }
     }
-    if let Some(count) = attributes.positive_u32("num_snapshots")?.filter(|count| *count > MAX_SNAPSHOTS) {
-        let message = format!("`num_snapshots = {count}` is more than the {MAX_SNAPSHOTS} a run keeps");
-        return Err(Error::new(value_span(attributes, "num_snapshots"), message));
-    }
-    spacing(attributes)?;
+    snapshots(attributes)?;
     own_shape_fits(attributes)?;
     pattern(attributes)?;
     twice(attributes)?;
@@ -88,15 +99,22 @@ pub fn contradictions(attributes: &Attributes) -> Result<()> {
     Ok(())
 }
 
-/// Snapshots are spread over 80 % of the scenario; what is denser would mostly look at its own traces.
-fn spacing(attributes: &Attributes) -> Result<()> {
-    let Some(count) = attributes.positive_u32("num_snapshots")? else { return Ok(()) };
+/// As many captures as are kept, with time between them.
+fn snapshots(attributes: &Attributes) -> Result<()> {
+    let Some(count) = attributes.positive("num_snapshots")? else { return Ok(()) };
+    let refuse = |message: String| Err(Error::new(value_span(attributes, "num_snapshots"), message));
+    if count > MAX_SNAPSHOTS {
+        return refuse(format!("`num_snapshots = {count}` is more than the {MAX_SNAPSHOTS} a run keeps"));
+    }
     let seconds = attributes.positive("duration_s")?.unwrap_or(DEFAULT_DURATION_S);
-    if seconds.saturating_mul(800) / (u64::from(count) + 1) < MIN_SPACING_MS {
-        let message = format!(
-            "`num_snapshots = {count}` in {seconds} s leaves less than {MIN_SPACING_MS} ms between two of them"
-        );
-        return Err(Error::new(value_span(attributes, "num_snapshots"), message));
+    let window_ms = seconds.saturating_mul(800);
+    let spacing_ms = window_ms / (count + 1);
+    if spacing_ms < SNAPSHOT_SPACING_MS {
+        let fit = (window_ms / SNAPSHOT_SPACING_MS).saturating_sub(1);
+        return refuse(format!(
+            "`num_snapshots = {count}` in {seconds} s are {spacing_ms} ms apart, less than {SNAPSHOT_SPACING_MS}: \
+             take at most {fit}, or a longer `duration_s`"
+        ));
     }
     Ok(())
 }

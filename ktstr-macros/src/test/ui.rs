@@ -59,11 +59,6 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "cleanup_budget_ms",
     ),
     (
-        "duration_s = 1, num_snapshots = 8",
-        "`num_snapshots = 8` in 1 s leaves less than 100 ms between two of them",
-        "8",
-    ),
-    (
         "bpf_map_write = SLOW",
         "`bpf_map_write` needs `scheduler`: there must be a scheduler whose maps are written",
         "bpf_map_write",
@@ -157,6 +152,44 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "`host_only` and `num_snapshots` cannot stand together: there is no machine that could be captured",
         "num_snapshots",
     ),
+    ("max_spread_pct = 500", "`max_spread_pct` must be a number of percent, from 0 to 100", "500"),
+    (
+        "memory_mb = 512, memory_mib = 512",
+        "`memory_mb` and `memory_mib` cannot stand together: they are two names for the same",
+        "memory_mib",
+    ),
+    (
+        "num_snapshots = 64",
+        "`num_snapshots = 64` in 5 s are 61 ms apart, less than 100: take at most 39, or a longer `duration_s`",
+        "64",
+    ),
+    (
+        "num_snapshots = 9, duration_s = 1",
+        "`num_snapshots = 9` in 1 s are 80 ms apart, less than 100: take at most 7, or a longer `duration_s`",
+        "9",
+    ),
+    (
+        "expect_err, post_vm = f",
+        "`expect_err` and `post_vm` cannot stand together: it is not called after a failure; use `post_vm_unconditional`",
+        "post_vm",
+    ),
+    (
+        "expect_scx_bpf_error_matches = \"x\"",
+        "`expect_scx_bpf_error_matches` needs `expect_err`: it is looked for in the error that is expected",
+        "expect_scx_bpf_error_matches",
+    ),
+    (
+        "extra_sched_args = [\"-v\"]",
+        "`extra_sched_args` needs `scheduler`: there must be a scheduler that takes them",
+        "extra_sched_args",
+    ),
+    (
+        "staged_schedulers = [S]",
+        "`staged_schedulers` needs `scheduler`: there must be a scheduler that they take over from",
+        "staged_schedulers",
+    ),
+    ("threads = 1, max_cpus = 0", "`max_cpus` must be at least 1", "0"),
+    ("post_vm", "`post_vm` needs a value: `post_vm = …`", "post_vm"),
     ("post_vm = |r| Ok(())", "`post_vm` must be the name of a `fn(&VmResult) -> Result<()>`", "|"),
     (
         "llcs = 3, numa_nodes = 2",
@@ -164,6 +197,86 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "llcs",
     ),
 ];
+
+/// What a test on this host cannot ask for, how it is named there, and why.
+const NOT_ON_HOST: &[(&str, &str, &str)] = &[
+    ("performance_mode", "performance_mode", "there is no machine to isolate"),
+    ("no_perf_mode", "no_perf_mode", "there is no machine to isolate"),
+    ("no_perf_mode, cpu_budget = 2", "cpu_budget", "there is no machine that could be held to it"),
+    ("expect_err", "expect_err", "there is no scheduler that could fail"),
+    ("post_vm = f", "post_vm", "there is no machine whose end it could look at"),
+    ("post_vm_unconditional = f", "post_vm_unconditional", "there is no machine whose end it could look at"),
+    ("staged_schedulers = [S]", "staged_schedulers", "no scheduler is started on the host"),
+    ("numa_nodes = 1", "numa_nodes", "the host has the shape it has"),
+    ("llcs = 1", "llcs", "the host has the shape it has"),
+    ("cores = 1", "cores", "the host has the shape it has"),
+    ("threads = 1", "threads", "the host has the shape it has"),
+    ("memory_mb = 512", "memory_mb", "the host has the memory it has"),
+    ("memory_mib = 512", "memory_mib", "the host has the memory it has"),
+    ("kaslr = false", "kaslr", "no kernel is booted"),
+    (
+        "extra_include_files = [\"f\"]",
+        "extra_include_files",
+        "nothing is packed: the test sees the host's files",
+    ),
+    ("min_llcs = 2", "min_llcs", "it is run on no preset"),
+    ("max_llcs = 2", "max_llcs", "it is run on no preset"),
+    ("min_cpus = 2", "min_cpus", "it is run on no preset"),
+    ("max_cpus = 2", "max_cpus", "it is run on no preset"),
+    ("min_numa_nodes = 2", "min_numa_nodes", "it is run on no preset"),
+    ("max_numa_nodes = 2", "max_numa_nodes", "it is run on no preset"),
+    ("requires_smt", "requires_smt", "it is run on no preset"),
+];
+
+#[test]
+fn what_only_a_machine_has_is_refused_on_the_host() {
+    for (attribute, key, why) in NOT_ON_HOST {
+        let attributes = TokenStream::from_str(&format!("{attribute}, host_only")).unwrap();
+        let error = expand(attributes, TokenStream::from_str(GOOD).unwrap()).unwrap_err();
+        assert_eq!(error.to_string(), format!("`host_only` and `{key}` cannot stand together: {why}"));
+        assert_eq!(error.span().source_text().as_deref(), Some(*key));
+    }
+}
+
+#[test]
+fn every_pair_and_every_need_is_shown_here() {
+    let text: Vec<&str> = REFUSED.iter().map(|(_, message, _)| *message).collect();
+    let on_host = |key: &str| NOT_ON_HOST.iter().any(|(_, named, _)| *named == key);
+    for (one, other, why) in super::checks::EXCLUDE {
+        let message = format!("`{one}` and `{other}` cannot stand together: {why}");
+        let shown = text.contains(&message.as_str()) || *one == "host_only" && on_host(other);
+        assert!(shown, "no test sees: {message}");
+    }
+    for (one, needed, why) in super::checks::NEED {
+        let message = format!("`{one}` needs `{needed}`: {why}");
+        assert!(text.contains(&message.as_str()), "no test sees: {message}");
+    }
+}
+
+#[test]
+fn the_compiler_is_given_the_gates() {
+    let parse = |text: &str| TokenStream::from_str(text).unwrap();
+    let code = |attributes: &str| expand(parse(attributes), parse(GOOD)).unwrap().to_string();
+    let gate = "const _ : () = :: ktstr :: host :: config_gate (& S ,";
+    assert!(code("scheduler = S").contains(&format!("{gate} false)")));
+    assert!(code("scheduler = S, config = \"x\"").contains(&format!("{gate} true)")));
+    assert!(!code("").contains("_gate"));
+    let devices = code("disk = DISK, networks = [A, B]");
+    let gate = "const _ : () = :: ktstr :: host :: device_gate (:: core :: option :: Option :: Some (DISK) , & [A , B])";
+    assert!(devices.contains(gate), "{devices}");
+}
+
+#[test]
+fn the_harness_s_own_ignore_is_known_to_the_entry() {
+    let parse = |text: &str| TokenStream::from_str(text).unwrap();
+    let code =
+        |attributes: &str, function: &str| expand(parse(attributes), parse(function)).unwrap().to_string();
+    let outside = code("", &format!("#[ignore = \"slow\"] {GOOD}"));
+    assert!(outside.contains("ignored : true"), "{outside}");
+    assert_eq!(outside.matches("# [ignore").count(), 1, "{outside}");
+    assert!(code("", GOOD).contains("ignored : false"));
+    assert!(code("ignore", GOOD).contains("ignored : true"));
+}
 
 #[test]
 fn each_refusal_names_its_reason_and_points_at_its_place() {

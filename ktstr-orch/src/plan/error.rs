@@ -9,7 +9,7 @@ use crate::{
     children::SpawnError,
     disk::DiskError,
     pack::{self, PackError, memory},
-    store::{KernelUnfit, ResolveError, RootError, StoreError},
+    store::{KernelUnfit, NoRange, ResolveError, RootError, StoreError},
 };
 
 /// Why a run cannot be started.
@@ -32,6 +32,25 @@ pub enum PlanError {
         /// Why.
         #[source]
         source: KernelUnfit,
+    },
+    /// The scheduler is not meant for the kernel.
+    #[error("scheduler `{scheduler}` declares that it is for kernels {kernels}; this one is {kernel}")]
+    OtherKernels {
+        /// The scheduler.
+        scheduler: String,
+        /// What it declares.
+        kernels: String,
+        /// The kernel's release.
+        kernel: String,
+    },
+    /// What it declares names no kernels.
+    #[error("scheduler `{scheduler}` cannot be matched with a kernel")]
+    NoRange {
+        /// The scheduler.
+        scheduler: String,
+        /// Why.
+        #[source]
+        source: NoRange,
     },
     /// An executable of ours is missing.
     #[error(transparent)]
@@ -174,6 +193,7 @@ impl PlanError {
                 | Self::NoModule { .. }
                 | Self::Kernel(ResolveError::Nothing { .. })
                 | Self::Unfit { .. }
+                | Self::OtherKernels { .. }
                 | Self::Busybox
                 | Self::NoEmulator { .. }
                 | Self::NoKvm { .. }

@@ -57,6 +57,11 @@ impl KernelVersion {
         self.numbers.iter().take(2).map(u32::to_string).collect::<Vec<_>>().join(".")
     }
 
+    /// The first `count` numbers; those that it does not have are 0.
+    pub fn first(&self, count: usize) -> Vec<u32> {
+        self.numbers.iter().copied().chain(std::iter::repeat(0)).take(count).collect()
+    }
+
     /// Whether the first numbers are at least `floor`.
     pub fn at_least(&self, floor: &[u32]) -> bool {
         self.numbers.as_slice() >= floor
