@@ -3,7 +3,9 @@
 //! Each takes any bytes, does what the real machine would do with them, and panics only if an
 //! invariant breaks. `fuzz/` beside this package feeds them from libFuzzer; the tests below feed them
 //! fixed pseudo-random bytes and the committed seeds in every run of the suite (`KTSTR_FUZZ_ROUNDS`
-//! says how many). Nothing here is for any other use.
+//! says how many, `KTSTR_FUZZ_ONLY` to which). Nothing here is for any other use.
+
+mod channel;
 
 use std::fs::File;
 use std::io::Write;
@@ -34,6 +36,8 @@ use crate::kvm::x86_64::acpi::{self, Description};
 use crate::kvm::x86_64::{boot, layout};
 use crate::machine::{ConsoleFds, Gpa, MachineSpec, RamRegion};
 use crate::nodes;
+
+pub use self::channel::channel;
 
 /// Bytes taken one after the other; at the end come zeros.
 struct Input<'a>(&'a [u8]);
@@ -305,12 +309,13 @@ mod tests {
     use super::*;
 
     type Entry = fn(&[u8]);
-    const ENTRIES: [(&str, Entry); 7] = [
+    const ENTRIES: [(&str, Entry); 8] = [
         ("devices", devices),
         ("ioapic", ioapic),
         ("tables", tables),
         ("kernel", kernel),
         ("ring", ring),
+        ("channel", channel),
         ("disk", disk),
         ("net", net),
     ];
@@ -384,7 +389,11 @@ mod tests {
     #[test]
     fn hostile_bytes_break_nothing() {
         let rounds = std::env::var("KTSTR_FUZZ_ROUNDS").ok().map_or(1500, |rounds| rounds.parse().unwrap());
+        let only = std::env::var("KTSTR_FUZZ_ONLY").ok();
         for (name, entry) in ENTRIES {
+            if only.as_ref().is_some_and(|only| only != name) {
+                continue;
+            }
             let mut seeds = seeds(name);
             if name == "ring" {
                 seeds.push(sound_ring());
