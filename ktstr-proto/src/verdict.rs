@@ -140,8 +140,10 @@ pub struct WorkerReport {
     pub migrations: u64,
     /// CPUs the worker was seen on, ascending.
     pub cpus_used: Vec<u32>,
-    /// CPUs its cgroup allows, ascending; empty when unrestricted.
+    /// CPUs it was allowed at any time, ascending; empty when it was unrestricted, if only for a while.
     pub cpus_allowed: Vec<u32>,
+    /// CPUs it was seen on at a time when it was not allowed there, ascending.
+    pub cpus_outside: Vec<u32>,
     /// Time it chose to sleep or block, nanoseconds: not the scheduler's doing.
     pub voluntary_off_cpu_ns: u64,
     /// Longest time off the CPU between two checkpoints, nanoseconds, voluntary blocking excluded.

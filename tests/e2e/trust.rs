@@ -42,7 +42,7 @@ declare_scheduler!(STARVING, {
     name = "scx-ktstr-starving",
     binary = "scx-ktstr",
     topology = (1, 1, 2, 1),
-    sched_args = ["--unfair", "--unfair-ms", "60000", "--watchdog-ms", "120000"],
+    sched_args = ["--unfair", "--unfair-ms", "25000", "--watchdog-ms", "30000"],
 });
 
 /// Says nothing about checks.

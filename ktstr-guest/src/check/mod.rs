@@ -146,13 +146,22 @@ fn judge_worker(assert: &Assert, lived: Option<Duration>, worker: &WorkerReport,
         let time = TimeFigures { seen_ms: gap_ms, limit_ms: threshold };
         result.fail_time(DetailKind::Gap, time, message);
     }
-    if assert.isolation == Some(true) && !worker.cpus_allowed.is_empty() {
-        let outside: Vec<u32> =
-            worker.cpus_used.iter().copied().filter(|cpu| !worker.cpus_allowed.contains(cpu)).collect();
+    if assert.isolation == Some(true) {
+        let never_allowed = |cpu: &u32| !worker.cpus_allowed.is_empty() && !worker.cpus_allowed.contains(cpu);
+        let outside: Vec<u32> = worker.cpus_used.iter().copied().filter(never_allowed).collect();
+        let at_its_time: Vec<u32> =
+            worker.cpus_outside.iter().copied().filter(|cpu| !outside.contains(cpu)).collect();
         if !outside.is_empty() {
             let (outside, allowed) = (cpu_list(&outside), cpu_list(&worker.cpus_allowed));
             let message =
                 format!("tid {tid} ran on cpus {outside} outside the cpuset of {cgroup} ({allowed})");
+            result.push(DetailKind::Isolation, Outcome::Fail, message);
+        }
+        if !at_its_time.is_empty() {
+            let outside = cpu_list(&at_its_time);
+            let message = format!(
+                "tid {tid} ran on cpus {outside} at a time when the cpuset of {cgroup} or its affinity did not allow them"
+            );
             result.push(DetailKind::Isolation, Outcome::Fail, message);
         }
     }
@@ -282,6 +291,16 @@ mod tests {
             WorkerReport { cpus_allowed: vec![1, 2], cpus_used: vec![0, 1, 3], ..worker(9, "a", SECOND) };
         let message = "tid 9 ran on cpus 0,3 outside the cpuset of a (1-2)".into();
         assert_eq!(findings(vec![astray]), [(DetailKind::Isolation, message)]);
+
+        let late = WorkerReport {
+            cpus_allowed: vec![0, 1],
+            cpus_used: vec![0, 1],
+            cpus_outside: vec![0],
+            ..worker(9, "a", SECOND)
+        };
+        let message =
+            "tid 9 ran on cpus 0 at a time when the cpuset of a or its affinity did not allow them".into();
+        assert_eq!(findings(vec![late]), [(DetailKind::Isolation, message)]);
 
         let message = "unfair cgroup a: spread=80.0% (10.0-90.0%) 2 workers on 1 cpus (threshold 35%)".into();
         let unfair = vec![worker(1, "a", SECOND / 10), worker(2, "a", SECOND / 10 * 9)];

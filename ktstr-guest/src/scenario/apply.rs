@@ -272,7 +272,7 @@ impl Engine<'_> {
                 }
             }
             self.workers.push(Running {
-                allowed: affinity.iter().map(|own| within(restricted.as_deref(), own)).collect(),
+                allowed: vec![affinity.iter().map(|own| within(restricted.as_deref(), own)).collect()],
                 handle,
                 origin: config.cgroup,
                 cgroup: cgroup.into(),
@@ -407,22 +407,44 @@ impl Engine<'_> {
         }
         // Before the kernel moves anyone, so that no worker is blamed for where it is put.
         self.widen();
-        Ok(self.ctx.cgroups.set_cpuset(cgroup, &cpus)?)
+        self.ctx.cgroups.set_cpuset(cgroup, &cpus)?;
+        self.narrow();
+        Ok(())
+    }
+
+    /// What each worker is allowed now.
+    fn allowed_now(&self) -> Vec<Vec<Option<BTreeSet<u32>>>> {
+        let of = |worker: &Running| {
+            let restricted = self.restriction(&worker.cgroup);
+            worker.affinity.iter().map(|own| within(restricted.as_deref(), own)).collect()
+        };
+        self.workers.iter().map(of).collect()
     }
 
     /// Adds what each worker is allowed now to what it was allowed before.
     fn widen(&mut self) {
-        let restrictions: Vec<_> =
-            self.workers.iter().map(|worker| self.restriction(&worker.cgroup)).collect();
-        for (worker, restricted) in self.workers.iter_mut().zip(restrictions) {
-            for (allowed, own) in worker.allowed.iter_mut().zip(&worker.affinity) {
-                *allowed = match (allowed.take(), within(restricted.as_deref(), own)) {
+        let now = self.allowed_now();
+        for (worker, now) in self.workers.iter_mut().zip(now) {
+            let Some(last) = worker.allowed.last_mut() else { continue };
+            for (allowed, now) in last.iter_mut().zip(now) {
+                *allowed = match (allowed.take(), now) {
                     (Some(mut before), Some(now)) => {
                         before.extend(now);
                         Some(before)
                     }
                     _ => None,
                 };
+            }
+        }
+    }
+
+    /// From now on each worker is allowed only what it is allowed now. The kernel has moved everybody when it has
+    /// taken a change; CPUs that leave and come back are not such a change.
+    fn narrow(&mut self) {
+        let now = self.allowed_now();
+        for (worker, now) in self.workers.iter_mut().zip(now) {
+            if worker.allowed.last() != Some(&now) && worker.handle.next_epoch() {
+                worker.allowed.push(now);
             }
         }
     }
@@ -448,6 +470,7 @@ impl Engine<'_> {
                 worker.handle.set_affinity(index, asked).map_err(failed)?;
             }
         }
+        self.narrow();
         Ok(())
     }
 
@@ -461,7 +484,9 @@ impl Engine<'_> {
             }
         }
         self.widen();
-        Ok(self.ctx.cgroups.move_all(from, to)?)
+        let moved = self.ctx.cgroups.move_all(from, to)?;
+        self.narrow();
+        Ok(moved)
     }
 
     fn unfreeze(&mut self, cgroup: &str) -> Result<(), ScenarioError> {

@@ -90,8 +90,8 @@ pub(super) struct Running {
     pub layer: Layer,
     pub order: usize,
     pub started: Option<Instant>,
-    /// CPUs each was allowed at any time; `None` is all.
-    pub allowed: Vec<Option<BTreeSet<u32>>>,
+    /// CPUs each was allowed in each epoch, which ends when they become others; `None` is all.
+    pub allowed: Vec<Vec<Option<BTreeSet<u32>>>>,
     /// CPUs each is restricted to by itself; empty is not at all.
     pub affinity: Vec<Vec<u32>>,
 }
@@ -293,14 +293,15 @@ impl Engine<'_> {
         }
         for (worker, lived) in over.into_iter().zip(lived) {
             let Running { handle, allowed, origin, order, .. } = worker;
-            let mut reports = handle.stop_and_collect();
-            self.phases.finish(&origin, order, &reports);
-            for (index, report) in reports.iter_mut().enumerate() {
-                report.cpus_allowed = match allowed.get(index) {
-                    Some(Some(cpus)) => cpus.iter().copied().collect(),
-                    _ => Vec::new(),
-                };
+            let mut reports = Vec::new();
+            for (index, (mut report, used)) in
+                handle.stop_and_collect_places(allowed.len()).into_iter().enumerate()
+            {
+                let mine: Vec<_> = allowed.iter().map(|epoch| epoch[index].as_ref()).collect();
+                (report.cpus_allowed, report.cpus_outside) = places(&mine, &used);
+                reports.push(report);
             }
+            self.phases.finish(&origin, order, &reports);
             self.done.push((order, Group { reports, lived: Some(lived) }));
         }
     }
@@ -372,6 +373,39 @@ impl Drop for Engine<'_> {
     }
 }
 
+/// All CPUs that were ever allowed, empty when it was unrestricted for a while, and those on which the worker was seen
+/// when they were not.
+fn places(allowed: &[Option<&BTreeSet<u32>>], used: &[Vec<u32>]) -> (Vec<u32>, Vec<u32>) {
+    let outside: BTreeSet<u32> = allowed
+        .iter()
+        .zip(used)
+        .filter_map(|(allowed, used)| Some((allowed.as_ref()?, used)))
+        .flat_map(|(allowed, used)| used.iter().copied().filter(|cpu| !allowed.contains(cpu)))
+        .collect();
+    let ever = match allowed.iter().copied().collect::<Option<Vec<_>>>() {
+        Some(each) => each.into_iter().flatten().copied().collect(),
+        None => BTreeSet::new(),
+    };
+    (ever.into_iter().collect(), outside.into_iter().collect())
+}
+
 fn sleep_until(until: Instant) {
     std::thread::sleep(until.saturating_duration_since(Instant::now()));
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cpu_counts_by_what_was_allowed_when_the_worker_was_there() {
+        let set = |cpus: &[u32]| cpus.iter().copied().collect::<BTreeSet<u32>>();
+        let (wide, narrow) = (set(&[0, 1, 2]), set(&[1]));
+        let moved = [Some(&wide), Some(&narrow)];
+        assert_eq!(places(&moved, &[vec![0, 2], vec![1]]), (vec![0, 1, 2], vec![]));
+        assert_eq!(places(&moved, &[vec![0], vec![1, 2]]), (vec![0, 1, 2], vec![2]));
+        // Unrestricted for a while: that says nothing about the time before and after.
+        assert_eq!(places(&[Some(&narrow), None], &[vec![1], vec![0, 3]]), (vec![], vec![]));
+        assert_eq!(places(&[None, Some(&narrow)], &[vec![3], vec![3]]), (vec![], vec![3]));
+    }
 }

@@ -11,6 +11,7 @@
 //! Its size is fixed by the number of workers; pages no worker touches cost nothing.
 
 use std::{
+    collections::BTreeSet,
     io,
     num::NonZeroUsize,
     ptr::NonNull,
@@ -29,6 +30,9 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap_anonymous, munmap};
 const CPU_WORDS: usize = MAX_CPUS as usize / 64;
 /// Phases with figures of their own; later ones count into the last.
 pub const MAX_PHASES: usize = 32;
+/// Times between two changes of the CPUs that workers may use, each with its own record of the CPUs they were on;
+/// later ones count into the last.
+pub const MAX_EPOCHS: usize = 8;
 /// NUMA nodes of which pages are counted.
 pub(super) const MAX_NODES: usize = 16;
 /// Figures a work type may report beside the common ones.
@@ -144,7 +148,7 @@ pub(super) struct Slot {
     pub numa_pages_migrated: AtomicU64,
     /// Bits of `f64`.
     pub metrics: [AtomicU64; MAX_METRICS],
-    cpus_used: [AtomicU64; CPU_WORDS],
+    cpus_used: [[AtomicU64; CPU_WORDS]; MAX_EPOCHS],
     phases: [PhaseSlot; MAX_PHASES],
 }
 
@@ -180,16 +184,24 @@ impl Slot {
     }
 
     /// Notes that the worker was seen on `cpu`.
-    pub fn saw_cpu(&self, cpu: u32) {
-        if let Some(word) = self.cpus_used.get(cpu as usize / 64) {
+    pub fn saw_cpu(&self, epoch: u32, cpu: u32) {
+        let words = &self.cpus_used[(epoch as usize).min(MAX_EPOCHS - 1)];
+        if let Some(word) = words.get(cpu as usize / 64) {
             word.fetch_or(1 << (cpu % 64), Relaxed);
         }
     }
 
-    /// CPUs the worker was seen on, ascending.
-    pub fn cpus_used(&self) -> Vec<u32> {
-        let words: Vec<u64> = self.cpus_used.iter().map(|word| word.load(Relaxed)).collect();
+    /// CPUs the worker was seen on in an epoch, ascending.
+    pub fn cpus_used_in(&self, epoch: u32) -> Vec<u32> {
+        let words =
+            self.cpus_used[(epoch as usize).min(MAX_EPOCHS - 1)].each_ref().map(|word| word.load(Relaxed));
         (0..MAX_CPUS).filter(|cpu| words[*cpu as usize / 64] >> (cpu % 64) & 1 == 1).collect()
+    }
+
+    /// CPUs the worker was seen on at any time, ascending.
+    pub fn cpus_used(&self) -> Vec<u32> {
+        let all: BTreeSet<u32> = (0..MAX_EPOCHS as u32).flat_map(|epoch| self.cpus_used_in(epoch)).collect();
+        all.into_iter().collect()
     }
 }
 
@@ -220,6 +232,7 @@ struct Head {
     phase: AtomicU32,
     left: AtomicU32,
     prepared: AtomicU32,
+    epoch: AtomicU32,
     went_ns: AtomicU64,
     frozen_ns: AtomicU64,
 }
@@ -316,6 +329,21 @@ impl Board {
         &self.head().prepared
     }
 
+    /// Which set of CPUs the workers may use, counted from 0.
+    pub fn epoch(&self) -> u32 {
+        self.head().epoch.load(SeqCst)
+    }
+
+    /// Begins the next epoch; false where there is no more room for one.
+    pub fn next_epoch(&self) -> bool {
+        let next = self.epoch() + 1;
+        if next as usize >= MAX_EPOCHS {
+            return false;
+        }
+        self.head().epoch.store(next, SeqCst);
+        true
+    }
+
     /// When the workers were let go, nanoseconds of `CLOCK_MONOTONIC`; 0 is not yet.
     pub fn went_ns(&self) -> &AtomicU64 {
         &self.head().went_ns
@@ -367,7 +395,7 @@ mod tests {
     fn cpus_beyond_the_limit_are_ignored_and_the_rest_is_sorted() {
         let board = Board::new(2, 1).unwrap();
         for cpu in [300, 1, 64, 1, MAX_CPUS, u32::MAX] {
-            board.slot(1).saw_cpu(cpu);
+            board.slot(1).saw_cpu(0, cpu);
         }
         assert_eq!(board.slot(1).cpus_used(), [1, 64, 300]);
         assert!(board.slot(0).cpus_used().is_empty());

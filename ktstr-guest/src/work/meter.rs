@@ -70,6 +70,8 @@ pub(super) struct Meter<'a> {
     start_migrations: Option<u64>,
     start_numa_migrated: u64,
     cpu: Option<u32>,
+    /// Epoch in which that CPU was noted.
+    cpu_noted_in: Option<u32>,
 }
 
 impl<'a> Meter<'a> {
@@ -98,6 +100,7 @@ impl<'a> Meter<'a> {
             start_migrations: kernel_migrations(),
             start_numa_migrated: numa_pages_migrated(),
             cpu: None,
+            cpu_noted_in: None,
         };
         meter.slot.phase.store(meter.phase, Relaxed);
         meter.kernel = meter.read_kernel();
@@ -279,6 +282,7 @@ impl<'a> Meter<'a> {
     }
 
     fn look_at_cpu(&mut self) {
+        let epoch = self.board.epoch();
         let Ok(cpu) = nix::sched::sched_getcpu() else { return };
         let cpu = cpu as u32;
         if self.cpu != Some(cpu) {
@@ -286,7 +290,15 @@ impl<'a> Meter<'a> {
                 self.figures().add(Counter::Migrations, 1);
             }
             self.cpu = Some(cpu);
-            self.slot.saw_cpu(cpu);
+        } else if self.cpu_noted_in == Some(epoch) {
+            return;
+        }
+        // If the CPUs it may use changed meanwhile, nobody knows on which side of the change this was.
+        if self.board.epoch() == epoch {
+            self.cpu_noted_in = Some(epoch);
+            self.slot.saw_cpu(epoch, cpu);
+        } else {
+            self.cpu_noted_in = None;
         }
     }
 }

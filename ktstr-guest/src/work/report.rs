@@ -43,6 +43,7 @@ pub(super) fn report(
         migrations: slot.total(Counter::Migrations),
         cpus_used: slot.cpus_used(),
         cpus_allowed: config.cpus_allowed.clone(),
+        cpus_outside: Vec::new(),
         voluntary_off_cpu_ns: slot.total(Counter::VoluntaryNs),
         max_gap_ns: slot.greatest(Counter::MaxGapNs),
         max_gap_cpu: slot.max_gap_cpu.load(Relaxed),

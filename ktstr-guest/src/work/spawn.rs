@@ -403,12 +403,31 @@ impl WorkloadHandle {
     /// Stops the workers, waits for them at most [`STOP_TIMEOUT`], kills the rest, and returns every
     /// worker's figures, by worker.
     pub fn stop_and_collect(mut self) -> Vec<WorkerReport> {
+        self.end();
+        (0..self.workers()).map(|index| self.report(index, true)).collect()
+    }
+
+    /// As [`Self::stop_and_collect`], with the CPUs each worker was seen on in each epoch up to `epochs`.
+    pub(crate) fn stop_and_collect_places(mut self, epochs: usize) -> Vec<(WorkerReport, Vec<Vec<u32>>)> {
+        self.end();
+        let places = |index: usize| {
+            (0..epochs as u32).map(|epoch| self.board.slot(index).cpus_used_in(epoch)).collect()
+        };
+        (0..self.workers()).map(|index| (self.report(index, true), places(index))).collect()
+    }
+
+    /// From now on the workers may use other CPUs, where the kernel has put them already. False where the record
+    /// has no more room: then what they may use now is added to what they were allowed before.
+    pub(crate) fn next_epoch(&self) -> bool {
+        self.board.next_epoch()
+    }
+
+    fn end(&mut self) {
         if !self.board.stopped() {
             self.request_stop();
         }
         self.await_end(Instant::now() + STOP_TIMEOUT);
         self.reap_rest();
-        (0..self.workers()).map(|index| self.report(index, true)).collect()
     }
 
     fn await_end(&mut self, deadline: Instant) {
