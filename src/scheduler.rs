@@ -38,6 +38,10 @@ pub struct Scheduler {
     pub name: &'static str,
     /// Executable: a bare name to be found, or a path.
     pub binary: &'static str,
+    /// Commands that switch it on, where the kernel has it; then there is no executable.
+    pub kernel_builtin_enable: &'static [&'static str],
+    /// Commands that switch it off again.
+    pub kernel_builtin_disable: &'static [&'static str],
     /// Machine shape of tests that do not say another.
     pub topology: Topology,
     /// Arguments it is always given.
@@ -83,6 +87,8 @@ impl Scheduler {
         Self {
             name,
             binary: "",
+            kernel_builtin_enable: &[],
+            kernel_builtin_disable: &[],
             topology: Topology { numa_nodes: 1, llcs: 1, cores: 2, threads: 1 },
             sched_args: &[],
             kernels: &[],
@@ -111,6 +117,23 @@ impl Scheduler {
     pub const fn binary_path(mut self, path: &'static str) -> Self {
         self.binary = path;
         self
+    }
+
+    /// Makes it one that the kernel has: commands for the guest's shell that switch it on and off.
+    #[must_use]
+    pub const fn kernel_builtin(
+        mut self,
+        enable: &'static [&'static str],
+        disable: &'static [&'static str],
+    ) -> Self {
+        self.kernel_builtin_enable = enable;
+        self.kernel_builtin_disable = disable;
+        self
+    }
+
+    /// Whether the kernel has it, so that it has no program of its own.
+    pub const fn is_builtin(&self) -> bool {
+        !self.kernel_builtin_enable.is_empty()
     }
 
     /// Sets the machine shape of tests that do not say another.

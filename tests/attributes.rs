@@ -17,6 +17,12 @@ declare_scheduler!(CONFIGURED, {
     config_file_def = ("--config {file}", "/include-files/scx-ktstr.conf"),
 });
 
+declare_scheduler!(IN_THE_KERNEL, {
+    name = "short-turns",
+    kernel_builtin_enable = ["cd /proc/sys/kernel; cat sched_rr_timeslice_ms; echo 40 > sched_rr_timeslice_ms"],
+    kernel_builtin_disable = ["echo turns of $(cat /proc/sys/kernel/sched_rr_timeslice_ms) ms end"],
+});
+
 /// Prints JSON and the size of a file it was given.
 #[derive(Payload)]
 #[payload(binary = "sh", name = "probe", output = Json)]
@@ -144,4 +150,21 @@ fn attributes_are_in_the_entry() {
     assert_eq!(entry.constraints.max_cpus, Some(2));
     assert_eq!(entry.payloads().map(|p| p.name).collect::<Vec<_>>(), ["probe"]);
     assert_eq!(entry.validate(), Ok(()));
+}
+
+fn was_switched_off(vm: &VmResult) -> Result<()> {
+    let log = vm.scheduler_log();
+    ensure!(log.iter().any(|line| line.contains("turns of 40 ms end")), "{log:?}");
+    Ok(())
+}
+
+/// What the kernel has needs no program: commands switch it on and off.
+#[ktstr_test(scheduler = IN_THE_KERNEL, duration_s = 1, no_perf_mode, cpu_budget = 1, post_vm = was_switched_off)]
+fn commands_switch_the_kernels_own_scheduler(ctx: &Ctx) -> Result<AssertResult> {
+    let turn = std::fs::read_to_string("/proc/sys/kernel/sched_rr_timeslice_ms")?;
+    let mut verdict = Verdict::new();
+    claim!(verdict, turn.trim()).equals("40");
+    let mut result = scenarios::steady(ctx)?;
+    result.merge(verdict.into_result());
+    Ok(result)
 }

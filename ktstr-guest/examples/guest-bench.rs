@@ -137,6 +137,7 @@ fn job(pairs: &[(&str, &str)]) -> Result<GuestJob> {
         args: Vec::new(),
         attach_timeout_ms: 20_000,
         cgroup_parent: None,
+        builtin: None,
     };
     for (key, value) in pairs {
         match *key {

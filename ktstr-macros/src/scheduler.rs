@@ -14,6 +14,8 @@ const KEYS: &[&str] = &[
     "name",
     "binary",
     "binary_path",
+    "kernel_builtin_enable",
+    "kernel_builtin_disable",
     "topology",
     "sched_args",
     "kernels",
@@ -73,6 +75,9 @@ pub fn expand(input: TokenStream) -> Result<TokenStream> {
 
 /// Exactly one source of the executable.
 fn binary(ident: &Ident, fields: &Attributes) -> Result<TokenStream> {
+    if let Some(call) = builtin(fields)? {
+        return Ok(call);
+    }
     match (fields.text("binary")?, fields.text("binary_path")?) {
         (Some(name), None) => Ok(quote!(.binary_discover(#name))),
         (None, Some(path)) if path.starts_with('/') => Ok(quote!(.binary_path(#path))),
@@ -89,6 +94,34 @@ fn binary(ident: &Ident, fields: &Attributes) -> Result<TokenStream> {
             Err(Error::new(ident.span(), message))
         }
     }
+}
+
+/// The kernel itself as the source: commands for both directions, and nothing that only a program has.
+fn builtin(fields: &Attributes) -> Result<Option<TokenStream>> {
+    const PAIR: [&str; 2] = ["kernel_builtin_enable", "kernel_builtin_disable"];
+    let given = PAIR.map(|key| fields.find(key));
+    let [enable, disable] = [fields.texts(PAIR[0])?, fields.texts(PAIR[1])?];
+    match given {
+        [None, None] => return Ok(None),
+        [Some(_), Some(_)] => {}
+        [Some(one), None] | [None, Some(one)] => {
+            let message = "`kernel_builtin_enable` and `kernel_builtin_disable` stand together: what is switched on \
+                           is switched off";
+            return Err(Error::new(one.key.span(), message));
+        }
+    }
+    if enable.is_empty() {
+        let span = fields.value(PAIR[0])?.map_or_else(proc_macro2::Span::call_site, Spanned::span);
+        return Err(Error::new(span, "`kernel_builtin_enable` needs at least one command"));
+    }
+    for key in ["binary", "binary_path", "sched_args", "config_file", "config_file_def"] {
+        if let Some(other) = fields.find(key) {
+            let message =
+                format!("`{key}` and `kernel_builtin_enable` cannot stand together: there is no program");
+            return Err(Error::new(other.key.span(), message));
+        }
+    }
+    Ok(Some(quote!(.kernel_builtin(&[#(#enable),*], &[#(#disable),*]))))
 }
 
 /// Fields that are paths or name them.
@@ -277,6 +310,21 @@ mod tests {
             "S, { name = \"n\", binary_path = \"b\" }",
             "`binary_path` must begin with `/`; a name to be found goes into `binary`",
             "\"b\"",
+        ),
+        (
+            "S, { name = \"n\", kernel_builtin_enable = [\"echo 1\"] }",
+            "`kernel_builtin_enable` and `kernel_builtin_disable` stand together: what is switched on is switched off",
+            "kernel_builtin_enable",
+        ),
+        (
+            "S, { name = \"n\", kernel_builtin_enable = [], kernel_builtin_disable = [] }",
+            "`kernel_builtin_enable` needs at least one command",
+            "[",
+        ),
+        (
+            "S, { name = \"n\", sched_args = [\"-v\"], kernel_builtin_enable = [\"a\"], kernel_builtin_disable = [\"b\"] }",
+            "`sched_args` and `kernel_builtin_enable` cannot stand together: there is no program",
+            "sched_args",
         ),
         (
             "S, { name = \"n\", binary = \"b\", sched_args = \"-v\" }",

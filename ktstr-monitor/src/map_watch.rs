@@ -4,7 +4,7 @@
 //! missing, never as 0.
 
 use ktstr_proto::link::chain;
-use ktstr_proto::map_watch::{Aggregate, MapWatch, Watched};
+use ktstr_proto::map_watch::{Aggregate, MapMetric, MapWatch};
 
 use crate::addr::{CpuId, Kva};
 use crate::bpf::path::{Path, Place};
@@ -61,12 +61,12 @@ impl Sums {
         self.last = values.iter().sum();
     }
 
-    fn metrics(&self, name: &str, aggregate: Aggregate) -> Vec<Watched> {
+    fn metrics(&self, name: &str, aggregate: Aggregate) -> Vec<MapMetric> {
         if self.samples == 0 {
             return Vec::new();
         }
         let metric =
-            |ending: &str, value| Watched { name: format!("{name}{ending}"), value, samples: self.samples };
+            |ending: &str, value| MapMetric { name: format!("{name}{ending}"), value, samples: self.samples };
         let mean = self.sum / f64::from(self.values.max(1));
         match aggregate {
             Aggregate::Scalar => vec![metric("", mean)],
@@ -132,7 +132,7 @@ impl MapWatches {
     }
 
     /// The metrics, and why others are missing.
-    pub fn summary(&self) -> (Vec<Watched>, Vec<String>) {
+    pub fn summary(&self) -> (Vec<MapMetric>, Vec<String>) {
         let (mut metrics, mut missing) = (Vec::new(), Vec::new());
         for watch in &self.watches {
             let MapWatch { map, path, aggregate, label } = &watch.wanted;

@@ -21,7 +21,7 @@ use ktstr_proto::{
     device::MAX_NETWORKS,
     guest::{BASE_PATH, ENTROPY_PATH, GuestBase, GuestJob, GuestScheduler, GuestTask, GuestTest},
     ring::{Mode, RingRegion},
-    run::{Job, Performance, RunSpec, SchedulerJob},
+    run::{Job, Performance, RunSpec, SchedulerJob, SchedulerSource},
     verdict::Assert,
     vmm::Emulator,
 };
@@ -151,6 +151,7 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
     let kernel = store.discover(spec.kernel.as_deref(), lookup).map_err(PlanError::Kernel)?;
     if let Job::Test(test) = &spec.job
         && let Some(scheduler) = &test.scheduler
+        && scheduler.source.program().is_some()
     {
         kernel
             .require_sched_ext()
@@ -438,11 +439,13 @@ fn pack_initramfs(
     let include = match &spec.job {
         Job::Test(test) => {
             archive.test(&test.binary)?;
-            if let Some(scheduler) = &test.scheduler {
-                archive.scheduler(&scheduler.binary)?;
+            if let Some(program) = test.scheduler.as_ref().and_then(|scheduler| scheduler.source.program()) {
+                archive.scheduler(program)?;
             }
             for (index, scheduler) in test.staged.iter().enumerate() {
-                archive.staged(index, &scheduler.binary)?;
+                if let Some(program) = scheduler.source.program() {
+                    archive.staged(index, program)?;
+                }
             }
             for file in &test.files {
                 archive.file(&file.guest_path, file.content.clone())?;
@@ -498,6 +501,10 @@ fn guest_scheduler(scheduler: &SchedulerJob, accel: AccelKind) -> GuestScheduler
         args: scheduler.args.clone(),
         cgroup_parent: scheduler.cgroup_parent.clone(),
         attach_timeout_ms: attach_limit(accel).as_millis() as u64,
+        builtin: match &scheduler.source {
+            SchedulerSource::Builtin(builtin) => Some(builtin.clone()),
+            SchedulerSource::Program(_) => None,
+        },
     }
 }
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     device::DiskConfig,
     ring::RingRegion,
-    run::Term,
+    run::{KernelBuiltin, Term},
     topology::Topology,
     verdict::{Assert, AssertResult},
 };
@@ -74,6 +74,8 @@ pub struct GuestScheduler {
     pub cgroup_parent: Option<String>,
     /// How long it may take until `/sys/kernel/sched_ext/state` says `enabled`, milliseconds of guest time.
     pub attach_timeout_ms: u64,
+    /// Commands instead of a program, where the kernel has it.
+    pub builtin: Option<KernelBuiltin>,
 }
 
 /// What PID 1 runs.

@@ -30,7 +30,7 @@ pub struct MapWatch {
 
 /// A number that came of a [`MapWatch`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Watched {
+pub struct MapMetric {
     /// `MAP_LABEL`, with `_avg` and `_max` where there are two; the map's name without its section.
     pub name: String,
     /// The number.

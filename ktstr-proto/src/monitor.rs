@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     capture::{Answer, Ask, Capture, Captured, Locate, Located, Stalling, ThawNoted, Thawed},
     link::{FdSlot, Link, calls},
-    map_watch::{MapWatch, Watched},
+    map_watch::{MapMetric, MapWatch},
     vmm::RamRegion,
 };
 
@@ -215,5 +215,5 @@ pub struct MonitorSummary {
     pub median_sample_us: u32,
     /// What came of [`Attach::watches`].
     #[serde(default)]
-    pub watched: Vec<Watched>,
+    pub watched: Vec<MapMetric>,
 }

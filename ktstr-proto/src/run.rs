@@ -1,6 +1,10 @@
 //! What is asked of a run: the test or command, the machine, the kernel, the accelerator.
 
-use std::{fmt, path::PathBuf, str::FromStr};
+use std::{
+    fmt,
+    path::{Path, PathBuf},
+    str::FromStr,
+};
 
 use serde::{Deserialize, Serialize};
 
@@ -232,13 +236,42 @@ pub struct Expectation {
     pub survives_storm: bool,
 }
 
+/// Where a scheduler comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SchedulerSource {
+    /// An executable on the host, as given or found.
+    Program(PathBuf),
+    /// The kernel itself.
+    Builtin(KernelBuiltin),
+}
+
+impl SchedulerSource {
+    /// The executable, unless the kernel has it.
+    pub fn program(&self) -> Option<&Path> {
+        match self {
+            Self::Program(path) => Some(path),
+            Self::Builtin(_) => None,
+        }
+    }
+}
+
+/// A scheduler that the kernel has: commands for the guest's shell that switch it on and off, one after the
+/// other. One that fails ends the series.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelBuiltin {
+    /// Before the test.
+    pub enable: Vec<String>,
+    /// After it.
+    pub disable: Vec<String>,
+}
+
 /// The scheduler under test.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct SchedulerJob {
     /// Name for people.
     pub name: String,
-    /// Executable on the host, as given or found.
-    pub binary: PathBuf,
+    /// Where it comes from.
+    pub source: SchedulerSource,
     /// Command-line arguments.
     pub args: Vec<String>,
     /// Cgroup that must be there before it starts, from the root of the hierarchy.

@@ -218,6 +218,14 @@ pub enum Invalid {
         /// The scheduler.
         scheduler: &'static str,
     },
+    /// The kernel's own scheduler has no program that could take over, or arguments.
+    #[error("scheduler `{scheduler}` is the kernel's own: {why}")]
+    Builtin {
+        /// The scheduler.
+        scheduler: &'static str,
+        /// What it has not got.
+        why: &'static str,
+    },
     /// Two programs or schedulers of one name.
     #[error("{what} `{name}` is given twice")]
     Twice {
@@ -385,8 +393,16 @@ impl KtstrTestEntry {
             (false, Some(_)) => return Err(Invalid::ConfigUnwanted { scheduler }),
             _ => {}
         }
+        if self.scheduler.is_some_and(Scheduler::is_builtin) && !self.extra_sched_args.is_empty() {
+            let why = "it has no program that `extra_sched_args` could go to";
+            return Err(Invalid::Builtin { scheduler, why });
+        }
         let mut names = vec![scheduler];
         for staged in self.staged_schedulers {
+            if staged.is_builtin() {
+                let why = "it has no program that could take over during a test";
+                return Err(Invalid::Builtin { scheduler: staged.name, why });
+            }
             if names.contains(&staged.name) {
                 return Err(Invalid::Twice { what: "scheduler", name: staged.name });
             }

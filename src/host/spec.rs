@@ -14,7 +14,10 @@ use std::{
 
 use ktstr_proto::{
     Accel, Topology,
-    run::{Expectation, Job, Performance, PlacedFile, RunSpec, SchedulerJob, TestJob, UnknownAccel},
+    run::{
+        Expectation, Job, KernelBuiltin, Performance, PlacedFile, RunSpec, SchedulerJob, SchedulerSource,
+        TestJob, UnknownAccel,
+    },
     topology::TopologyError,
 };
 
@@ -198,12 +201,22 @@ fn snapshots(entry: &KtstrTestEntry, given: Option<String>) -> Result<u32, SpecE
 
 /// A scheduler with nothing but its own arguments.
 fn plain_job(scheduler: &Scheduler, part: Part) -> Result<SchedulerJob, SpecError> {
-    let binary = find_scheduler(scheduler, part)
-        .map_err(|source| SpecError::Scheduler { scheduler: scheduler.name, source })?;
+    let source = if scheduler.is_builtin() {
+        let texts = |commands: &[&str]| commands.iter().map(|command| (*command).to_owned()).collect();
+        SchedulerSource::Builtin(KernelBuiltin {
+            enable: texts(scheduler.kernel_builtin_enable),
+            disable: texts(scheduler.kernel_builtin_disable),
+        })
+    } else {
+        let found = find_scheduler(scheduler, part);
+        SchedulerSource::Program(
+            found.map_err(|source| SpecError::Scheduler { scheduler: scheduler.name, source })?,
+        )
+    };
     let args = scheduler.sched_args.iter().map(|arg| arg.to_string()).collect();
     let cgroup_parent = scheduler.cgroup_parent.map(Into::into);
     let kernels = scheduler.kernels.iter().map(|text| text.to_string()).collect();
-    Ok(SchedulerJob { name: scheduler.name.into(), binary, args, cgroup_parent, kernels })
+    Ok(SchedulerJob { name: scheduler.name.into(), source, args, cgroup_parent, kernels })
 }
 
 /// The scheduler under test. Its arguments, in order: its configuration, its own, the test's.

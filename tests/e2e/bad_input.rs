@@ -39,7 +39,8 @@ fn with_kernel(path: &std::path::Path) -> RunSpec {
 fn with_scheduler(path: &std::path::Path) -> RunSpec {
     let mut spec = spec("healthy", Accel::Tcg);
     if let Job::Test(test) = &mut spec.job {
-        test.scheduler.as_mut().expect("the subject has a scheduler").binary = path.into();
+        test.scheduler.as_mut().expect("the subject has a scheduler").source =
+            ktstr_proto::run::SchedulerSource::Program(path.into());
     }
     spec
 }

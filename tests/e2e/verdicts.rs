@@ -261,7 +261,7 @@ fn a_published_scheduler_passes_unpatched() {
     if let ktstr_proto::run::Job::Test(test) = &mut published.job {
         let scheduler = test.scheduler.as_mut().expect("the subject has a scheduler");
         scheduler.name = binary.to_string_lossy().into_owned();
-        scheduler.binary = binary.into();
+        scheduler.source = ktstr_proto::run::SchedulerSource::Program(binary.into());
     }
     assert_pass(&run(published));
 }

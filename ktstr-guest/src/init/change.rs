@@ -35,8 +35,8 @@ pub fn carry_out(
         }
         SchedulerRequest::Attach => start(watch, out, job, scheduler, SCHEDULER_PATH, own),
         SchedulerRequest::Detach if scheduler.is_none() => Ok(Err("no scheduler is attached".into())),
-        SchedulerRequest::Detach => end(watch, out, scheduler),
-        SchedulerRequest::Restart => match end(watch, out, scheduler)? {
+        SchedulerRequest::Detach => end(watch, out, job, scheduler),
+        SchedulerRequest::Restart => match end(watch, out, job, scheduler)? {
             Ok(()) => start(watch, out, job, scheduler, SCHEDULER_PATH, own),
             failed => Ok(failed),
         },
@@ -45,7 +45,7 @@ pub fn carry_out(
             let Some(index) = test.staged.iter().position(|staged| staged.name == *name) else {
                 return Ok(Err(format!("no scheduler {name} is staged")));
             };
-            match end(watch, out, scheduler)? {
+            match end(watch, out, job, scheduler)? {
                 Ok(()) => start(watch, out, job, scheduler, &staged_path(index), &test.staged[index]),
                 failed => Ok(failed),
             }
@@ -57,10 +57,11 @@ pub fn carry_out(
 fn end(
     watch: &mut Watch,
     out: &mut Outbox,
+    job: &GuestJob,
     scheduler: &mut Option<Scheduler>,
 ) -> Result<SchedulerReply, WatchError> {
     let Some(running) = scheduler.take() else { return Ok(Ok(())) };
-    running.stop(watch, out)?;
+    running.stop(watch, out, job)?;
     let gone = watch.until(out, DETACH_MS, |_| (!is_enabled()).then_some(()))?;
     // The kernel says that it disabled it, which here is what was wanted.
     watch.forget_disabled();
@@ -76,7 +77,7 @@ fn start(
     program: &str,
     wanted: &GuestScheduler,
 ) -> Result<SchedulerReply, WatchError> {
-    if !Path::new(program).exists() {
+    if wanted.builtin.is_none() && !Path::new(program).exists() {
         return Ok(Err(format!("{program} is not in the initramfs")));
     }
     match Scheduler::attach_program(watch, out, job, program, wanted) {

@@ -4,6 +4,7 @@ use std::path::Path;
 
 use ktstr_proto::{
     guest::{GuestFrame, GuestJob, GuestScheduler, LogSource, Phase, ProcessEnd, SCHEDULER_PATH},
+    link::chain,
     ring::RingError,
 };
 use nix::{sys::signal::Signal, unistd::Pid};
@@ -12,6 +13,7 @@ use super::{
     clock,
     outbox::Outbox,
     spawn::{self, Output, SpawnError},
+    system::SHELL,
     watch::{Watch, WatchError},
 };
 
@@ -49,6 +51,16 @@ pub enum SchedulerError {
         /// The system's reason.
         #[source]
         source: std::io::Error,
+    },
+    /// A command that switches the kernel's own on did not succeed.
+    #[error("scheduler {name} was not switched on: `{command}` {how}")]
+    Command {
+        /// Name for people.
+        name: String,
+        /// The command.
+        command: String,
+        /// How it ended.
+        how: String,
     },
     /// It runs but does not attach.
     #[error("scheduler {name} did not attach within {limit_ms} ms of guest time: {STATE} says `{state}`")]
@@ -88,8 +100,34 @@ impl From<RingError> for SchedulerError {
 /// A scheduler that was attached.
 #[derive(Debug)]
 pub struct Scheduler {
-    /// Its process.
-    pub pid: Pid,
+    /// Its process, unless it is the kernel's own.
+    pub pid: Option<Pid>,
+    /// What switches the kernel's own off.
+    disable: Vec<String>,
+}
+
+/// Runs one command of the shell; what it says is the scheduler's log.
+fn run_command(
+    watch: &mut Watch,
+    out: &mut Outbox,
+    job: &GuestJob,
+    text: &str,
+    limit_ms: u64,
+) -> Result<Result<(), String>, WatchError> {
+    let mut command = spawn::command(SHELL, job);
+    command.arg("-c").arg(text);
+    let pid = match spawn::spawn(watch, command, Output::Joined(LogSource::Scheduler)) {
+        Ok(pid) => pid,
+        Err(error) => return Ok(Err(chain(&error))),
+    };
+    match watch.until(out, limit_ms, |watch| watch.take_end(pid))? {
+        Some(ProcessEnd::Exited(0)) => Ok(Ok(())),
+        Some(end) => Ok(Err(end.to_string())),
+        None => {
+            spawn::signal_group(pid, Signal::SIGKILL);
+            Ok(Err(format!("did not end within {limit_ms} ms")))
+        }
+    }
 }
 
 /// What the kernel says, without line end; `None` without the class.
@@ -122,6 +160,16 @@ impl Scheduler {
         wanted: &GuestScheduler,
     ) -> Result<Self, SchedulerError> {
         let name = || wanted.name.clone();
+        if let Some(builtin) = &wanted.builtin {
+            out.phase(Phase::SchedulerStarted)?;
+            for command in &builtin.enable {
+                let done = run_command(watch, out, job, command, wanted.attach_timeout_ms)?;
+                let failed = |how| SchedulerError::Command { name: name(), command: command.clone(), how };
+                done.map_err(failed)?;
+            }
+            out.phase(Phase::SchedulerAttached)?;
+            return Ok(Self { pid: None, disable: builtin.disable.clone() });
+        }
         if state().is_none() {
             return Err(SchedulerError::NoSchedExt);
         }
@@ -143,28 +191,41 @@ impl Scheduler {
             }
             if clock::now_ms() >= until {
                 let state = state().unwrap_or_default();
-                Self { pid }.end(watch, out, GIVE_UP_MS)?;
+                Self::of(pid).end(watch, out, pid, GIVE_UP_MS)?;
                 return Err(SchedulerError::Timeout { name: name(), limit_ms, state });
             }
             if out.shutdown_requested() {
-                Self { pid }.end(watch, out, GIVE_UP_MS)?;
+                Self::of(pid).end(watch, out, pid, GIVE_UP_MS)?;
                 return Err(SchedulerError::Cancelled { name: name() });
             }
             watch.turn(out, Some(LOOK_MS))?;
         }
         out.phase(Phase::SchedulerAttached)?;
-        Ok(Self { pid })
+        Ok(Self::of(pid))
+    }
+
+    fn of(pid: Pid) -> Self {
+        Self { pid: Some(pid), disable: Vec::new() }
     }
 
     /// Asks the scheduler to end, then forces it; says how it ended.
-    pub fn stop(self, watch: &mut Watch, out: &mut Outbox) -> Result<(), WatchError> {
-        self.end(watch, out, STOP_MS)
+    pub fn stop(self, watch: &mut Watch, out: &mut Outbox, job: &GuestJob) -> Result<(), WatchError> {
+        if let Some(pid) = self.pid {
+            return self.end(watch, out, pid, STOP_MS);
+        }
+        for command in &self.disable {
+            if let Err(how) = run_command(watch, out, job, command, STOP_MS)? {
+                out.note(&format!("the scheduler was not switched off: `{command}` {how}"))?;
+                break;
+            }
+        }
+        Ok(())
     }
 
-    fn end(self, watch: &mut Watch, out: &mut Outbox, ask_ms: u64) -> Result<(), WatchError> {
+    fn end(self, watch: &mut Watch, out: &mut Outbox, pid: Pid, ask_ms: u64) -> Result<(), WatchError> {
         for (signal, limit_ms) in [(Signal::SIGTERM, ask_ms), (Signal::SIGKILL, KILL_MS)] {
-            spawn::signal_group(self.pid, signal);
-            if let Some(end) = watch.until(out, limit_ms, |watch| watch.take_end(self.pid))? {
+            spawn::signal_group(pid, signal);
+            if let Some(end) = watch.until(out, limit_ms, |watch| watch.take_end(pid))? {
                 return Ok(out.send(GuestFrame::SchedulerEnded { end, expected: true })?);
             }
             out.note(&format!("the scheduler did not end within {limit_ms} ms after {signal}"))?;

@@ -112,7 +112,7 @@ pub fn run(
     out.phase(Phase::TestEnded)?;
     if let Some(scheduler) = scheduler {
         out.phase(Phase::TeardownStarted)?;
-        scheduler.stop(watch, out)?;
+        scheduler.stop(watch, out, job)?;
     }
     // What the kernel and the children said last.
     watch.turn(out, Some(0))?;
@@ -132,7 +132,7 @@ fn follow(
             let reply = change::carry_out(watch, out, job, scheduler, &request)?;
             watch.answer(out, &reply)?;
         }
-        if let Some(end) = scheduler.as_ref().and_then(|scheduler| watch.take_end(scheduler.pid)) {
+        if let Some(end) = scheduler.as_ref().and_then(|scheduler| watch.take_end(scheduler.pid?)) {
             return Ok(Ending::Scheduler(end));
         }
         if let Some(end) = watch.take_end(task) {

@@ -42,7 +42,7 @@ mod tests {
     fn a_scheduler_is_only_tested_on_kernels_it_is_meant_for() {
         let job = |kernels: &[&str]| SchedulerJob {
             name: "s".into(),
-            binary: "/s".into(),
+            source: ktstr_proto::run::SchedulerSource::Program("/s".into()),
             args: Vec::new(),
             cgroup_parent: None,
             kernels: kernels.iter().map(|text| text.to_string()).collect(),
