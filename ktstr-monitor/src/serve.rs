@@ -21,7 +21,9 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use ktstr_jail::{Confined, JailSpec};
-use ktstr_proto::capture::{Answer, Capture, Captured, Located, Question, ThawNoted, WatchPoint, Watched};
+use ktstr_proto::capture::{
+    Answer, Capture, Captured, Located, PlaceWritten, Question, ThawNoted, WatchPoint,
+};
 use ktstr_proto::channel::{Channel, ChannelError, Filled, Message};
 use ktstr_proto::link::{ErrorCode, Fds, MissingFd, RemoteError, chain};
 use ktstr_proto::monitor::{
@@ -224,8 +226,8 @@ struct Session {
     watches: MapWatches,
     /// Guest memory for writing, once something was to be written.
     writable: Option<GuestMemMut>,
-    /// What was last seen in places that are watched.
-    watched: BTreeMap<WatchPoint, u64>,
+    /// Places that are watched: what was there when they were found, and after the last write.
+    watched: BTreeMap<WatchPoint, (Option<u64>, Option<u64>)>,
 }
 
 impl Session {
@@ -388,20 +390,17 @@ impl Session {
         let (profile, live) = self.sampler.locate(&self.mem).map_err(|e| not_readable(&e))?;
         let located = place::find(profile, live, &self.mem, what)
             .map_err(|e| RemoteError::new(ErrorCode::Unavailable, &e))?;
-        if let Some(value) = place::value(live, &self.mem, located.place) {
-            self.watched.insert(located.place, value);
-        }
+        let found = place::value(live, &self.mem, located.place);
+        self.watched.insert(located.place, (found, None));
         Ok(located)
     }
 
     /// What the write that stopped the guest has changed.
-    fn written(&mut self, watched: &Watched) -> Written {
+    fn written(&mut self, watched: &PlaceWritten) -> Written {
         let new = self.sampler.located().and_then(|(_, live)| place::value(live, &self.mem, watched.place));
-        let old = match new {
-            Some(new) => self.watched.insert(watched.place, new),
-            None => self.watched.get(&watched.place).copied(),
-        };
-        Written { by: watched.clone(), old, new }
+        let (found, last) = self.watched.entry(watched.place).or_default();
+        let old = std::mem::replace(last, new);
+        Written { by: watched.clone(), found: *found, old, new }
     }
 
     /// Copies everything, says so, and only then reads the copy and writes it down.
@@ -573,28 +572,33 @@ struct Taken {
 
 /// A write to a watched place, with what was there before and after it.
 struct Written {
-    by: Watched,
+    by: PlaceWritten,
+    /// Before it was watched.
+    found: Option<u64>,
+    /// After the write before.
     old: Option<u64>,
     new: Option<u64>,
 }
 
 impl Written {
     fn node(&self) -> Node {
-        let value = |value: Option<u64>| value.map_or(Node::Unreadable("it was not read".into()), Node::from);
+        let or = |value: Option<u64>, why: &str| value.map_or(Node::Unreadable(why.into()), Node::from);
+        let not_read = "it was not read";
         Node::map([
             ("what", self.by.what.as_str().into()),
             ("at", Kva(self.by.place.kva).into()),
             ("len", self.by.place.len.into()),
             ("cpu", self.by.cpu.into()),
-            ("old", value(self.old)),
-            ("new", value(self.new)),
+            ("found", or(self.found, not_read)),
+            ("old", or(self.old, "this is the first write that was seen")),
+            ("new", or(self.new, not_read)),
         ])
     }
 
     fn text(&self) -> String {
         let value =
             |value: Option<u64>| value.map_or("?".to_owned(), |value| format!("{value} ({value:#x})"));
-        format!(": {} where {} was", value(self.new), value(self.old))
+        format!(": {} where {} was", value(self.new), value(self.old.or(self.found)))
     }
 }
 

@@ -122,7 +122,7 @@ pub struct Capture {
     /// Where guest memory goes, if it is wanted.
     pub vmcore: Option<FdSlot>,
     /// The write that stopped the guest, if one did.
-    pub watched: Option<Watched>,
+    pub watched: Option<PlaceWritten>,
 }
 
 /// Places that can be watched for writes at the same time: as many as an x86 processor has registers for.
@@ -165,7 +165,7 @@ impl WatchPoint {
 
 /// A write to a watched place: the guest stands right after the instruction.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Watched {
+pub struct PlaceWritten {
     /// What was asked to be watched.
     pub what: String,
     /// The place.

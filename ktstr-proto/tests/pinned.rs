@@ -270,7 +270,7 @@ pins! {
             MonitorRequest::Ask(Ask { question: Question::Scx, frozen: true }),
             MonitorRequest::Capture(Capture {
                 why: "w".into(), json: FdSlot(0), text: FdSlot(1), vmcore: Some(FdSlot(2)),
-                watched: Some(Watched { what: "x".into(), place: watch_point(), cpu: 3 }),
+                watched: Some(PlaceWritten { what: "x".into(), place: watch_point(), cpu: 3 }),
             }),
             MonitorRequest::Thawed(Thawed { stood_us: 5 }),
             MonitorRequest::WriteMap(WriteMap { ram: FdSlot(0), map: "m".into(), path: "p".into(), value: -1 }),

@@ -9,6 +9,7 @@ mod bench;
 mod book;
 mod demo;
 mod det_check;
+mod fuzz;
 mod lab;
 mod prereq;
 mod published;
@@ -48,6 +49,8 @@ enum Command {
     Scenarios(scenarios::ScenariosArgs),
     /// Boot many times and look for a guest that the emulator corrupted
     Soak(soak::SoakArgs),
+    /// Look for bytes that break what reads them in the monitor
+    Fuzz(fuzz::FuzzArgs),
     /// Break a scheduler in known ways, many times, and count which checks notice
     Trust(trust::TrustArgs),
     /// Run a command in a VM that has a working /dev/kvm, on any machine
@@ -79,6 +82,7 @@ fn main() -> ExitCode {
         Command::Topologies(args) => topologies::command(&args),
         Command::Scenarios(args) => scenarios::command(&args),
         Command::Soak(args) => soak::command(&args),
+        Command::Fuzz(args) => fuzz::command(&args),
         Command::Trust(args) => trust::command(&args),
         Command::Lab(args) => lab::command(args),
         Command::Prereq(args) => prereq::command(&args),

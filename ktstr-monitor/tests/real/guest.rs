@@ -113,7 +113,8 @@ pub fn executable(name: &str) -> PathBuf {
     path
 }
 
-fn stored_kernel(series: &str) -> Option<PathBuf> {
+/// The file of the newest stored kernel of that series.
+pub fn stored_kernel(series: &str) -> Option<PathBuf> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
     let entries = fs::read_dir(cache.join("ktstr/kernels")).ok()?.flatten();

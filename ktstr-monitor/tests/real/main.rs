@@ -4,5 +4,6 @@
 
 mod facts;
 mod guest;
+mod hidden;
 mod object;
 mod planted;

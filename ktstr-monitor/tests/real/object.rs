@@ -14,7 +14,7 @@ fn casts_of_the_object_are_true() {
         object::embedded(&bytes).into_iter().filter_map(|elf| object::parse("scx-ktstr", elf).ok()).collect();
     let plant = codes.iter().find(|code| code.types.composite("plant_casts").is_some());
     let plant = plant.expect("the planting object is in the executable");
-    let found = casts(plant);
+    let found = casts(plant, &ours);
     println!("{found:?}");
     let all: Vec<_> = facts::CASTS.iter().chain(facts::MISSED).collect();
     for (owner, member, to) in &found {
@@ -23,7 +23,7 @@ fn casts_of_the_object_are_true() {
     assert!(found.len() >= facts::CASTS.len() - 1, "{} of {}", found.len(), all.len());
     // The scheduler proper keeps no pointers.
     let main = codes.iter().find(|code| code.types.composite("ktstr_exit_record").is_some());
-    assert_eq!(casts(main.expect("the scheduler's object")), Vec::new());
+    assert_eq!(casts(main.expect("the scheduler's object"), &ours), Vec::new());
 }
 
 /// Published schedulers named in `KTSTR_PUBLISHED` (paths, separated by colons): what is found is
@@ -40,7 +40,7 @@ fn published_schedulers_are_analysed() {
             match object::parse(path, elf) {
                 Ok(code) => {
                     println!("{} instructions, {} functions", code.insns.len(), code.functions.len());
-                    for (owner, member, to) in casts(&code) {
+                    for (owner, member, to) in casts(&code, &ours) {
                         println!("  {owner}.{member} -> {to}");
                     }
                 }
@@ -50,10 +50,15 @@ fn published_schedulers_are_analysed() {
     }
 }
 
-fn casts(code: &cast::code::Code) -> Vec<(String, String, String)> {
+/// Of the kernel's structures the planting object uses this one.
+fn ours(name: &str) -> bool {
+    name == "task_struct"
+}
+
+/// What is found: structure, member, and what it points at.
+pub fn casts(code: &cast::code::Code, is_kernels: &dyn Fn(&str) -> bool) -> Vec<(String, String, String)> {
     let set = &code.types;
-    let is_kernels = |name: &str| name == "task_struct";
-    let resolved = cast::resolve(set, std::slice::from_ref(code), &is_kernels);
+    let resolved = cast::resolve(set, std::slice::from_ref(code), is_kernels);
     let mut found: Vec<_> = resolved
         .iter()
         .map(|(slot, cast, _)| {

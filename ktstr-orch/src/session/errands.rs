@@ -20,7 +20,7 @@ use std::{
 
 use ktstr_proto::{
     Fds, RunId,
-    capture::{Ask, Capture, CaptureTaken, Captured, Query, QueryAnswer, TakeCapture, Thawed, Watched},
+    capture::{Ask, Capture, CaptureTaken, Captured, PlaceWritten, Query, QueryAnswer, TakeCapture, Thawed},
     client::ClientReply,
     guest::{HostRequest, Phase},
     link::{ErrorCode, RemoteError},
@@ -85,7 +85,7 @@ enum Errand {
         why: String,
         vmcore: bool,
         boundary: Option<Duration>,
-        watched: Option<Watched>,
+        watched: Option<PlaceWritten>,
     },
     /// The test asked for something in a BPF map.
     Map {
@@ -271,7 +271,7 @@ impl Session {
 
     /// A watched place was written and the guest stands: it is captured before it goes on, if the answer
     /// is true.
-    pub(super) fn capture_written_place(&mut self, watched: Watched) -> bool {
+    pub(super) fn capture_written_place(&mut self, watched: PlaceWritten) -> bool {
         let mut why = format!("CPU {} wrote to {}", watched.cpu, watched.what);
         if self.errands.underway.as_ref().is_some_and(|underway| underway.errand.freezes()) {
             // Whatever stops and starts it now does not know of the write.

@@ -17,7 +17,7 @@ use std::{
 
 use ktstr_proto::{
     Fds,
-    capture::{Locate, Located, MAX_WATCHED, WatchPoint, Watched},
+    capture::{Locate, Located, MAX_WATCHED, PlaceWritten, WatchPoint},
     link::RemoteError,
     monitor::{MonitorReply, MonitorRequest},
     run::AccelKind,
@@ -207,7 +207,7 @@ impl Session {
             self.tell_vmm(None);
             self.notice(format!("{what} was written {MAX_HITS} times and is watched no more"));
         }
-        if !self.capture_written_place(Watched { what, place, cpu }) {
+        if !self.capture_written_place(PlaceWritten { what, place, cpu }) {
             self.go_on();
         }
     }
@@ -237,7 +237,7 @@ impl Session {
     /// The machine is gone: what was not found will not be.
     pub(super) fn abandon_watches(&mut self) {
         for wanted in std::mem::take(&mut self.watches.wanted) {
-            // Watched in an earlier scheduler, and looked for since in vain.
+            // PlaceWritten in an earlier scheduler, and looked for since in vain.
             if !self.watches.seen.contains(&wanted.what) {
                 self.not_watched(&wanted.what, &wanted.why_not);
             }

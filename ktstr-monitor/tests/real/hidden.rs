@@ -1,0 +1,193 @@
+//! Cast analysis against the truth: the types that a scheduler's source declares are taken out of its
+//! object's BTF, and what the analysis finds in their place is compared with them.
+//!
+//! Every pointer to a structure that is a member of a structure of the program's own, or a global
+//! variable, becomes a `u64`; the kernel's structures stay as they are. What is found must be what was
+//! declared. How much of it is found is printed: a pointer that no program follows leaves no trace.
+
+use std::collections::{BTreeMap, HashSet};
+use std::fs;
+use std::path::PathBuf;
+
+use ktstr_monitor::btf::KernelTypes;
+use ktstr_monitor::cast::object;
+use ktstr_monitor::image::KernelImage;
+use object_file::{Object, ObjectSection};
+
+use crate::guest::{executable, stored_kernel};
+use crate::object::casts;
+
+extern crate object as object_file;
+
+/// Owner, member, and the structure that it points at.
+type Declared = BTreeMap<(String, String), String>;
+
+/// A type record of a BTF section.
+struct Record {
+    at: usize,
+    name: String,
+    kind: u32,
+    count: usize,
+    of: u32,
+}
+
+fn word(bytes: &[u8], at: usize) -> u32 {
+    u32::from_le_bytes(bytes[at..at + 4].try_into().unwrap())
+}
+
+fn name(strings: &[u8], at: u32) -> String {
+    let text = strings.get(at as usize..).unwrap_or_default();
+    String::from_utf8_lossy(text.split(|byte| *byte == 0).next().unwrap_or_default()).into_owned()
+}
+
+/// The records of `btf` by number, from 1 on, and its strings.
+fn records(btf: &[u8]) -> (Vec<Record>, &[u8]) {
+    let header = word(btf, 4) as usize;
+    let (types, len) = (header + word(btf, 8) as usize, word(btf, 12) as usize);
+    let strings = &btf[header + word(btf, 16) as usize..];
+    let (mut at, mut found) = (types, Vec::new());
+    found.push(Record { at: 0, name: String::new(), kind: 0, count: 0, of: 0 });
+    while at < types + len {
+        let info = word(btf, at + 4);
+        let (kind, count) = (info >> 24 & 0x1f, (info & 0xffff) as usize);
+        let of = word(btf, at + 8);
+        found.push(Record { at, name: name(strings, word(btf, at)), kind, count, of });
+        at += 12
+            + match kind {
+                1 | 14 | 17 => 4,
+                3 => 12,
+                4 | 5 | 15 | 19 => count * 12,
+                6 | 13 => count * 8,
+                _ => 0,
+            };
+    }
+    (found, strings)
+}
+
+/// Without typedefs, qualifiers and tags.
+fn strip(records: &[Record], id: u32) -> u32 {
+    let mut id = id;
+    for _ in 0..32 {
+        match records.get(id as usize) {
+            Some(record) if matches!(record.kind, 8..=11 | 18) => id = record.of,
+            _ => break,
+        }
+    }
+    id
+}
+
+/// Takes the declared types out of an object, in place; says what they were.
+fn hide(elf: &mut [u8], is_kernels: &dyn Fn(&str) -> bool) -> Declared {
+    let file = object_file::File::parse(&*elf).expect("an ELF");
+    let (from, len) = file.section_by_name(".BTF").and_then(|s| s.file_range()).expect("types");
+    let btf = elf[from as usize..(from + len) as usize].to_vec();
+    let (records, strings) = records(&btf);
+    let long = records.iter().position(|r| r.kind == 1 && r.of == 8 && word(&btf, r.at + 12) == 64);
+    let long = long.expect("a number of 64 bits") as u32;
+    let pointee = |id: u32| {
+        let pointer = &records[strip(&records, id) as usize];
+        let to = (pointer.kind == 2).then(|| &records[strip(&records, pointer.of) as usize])?;
+        (to.kind == 4 && !to.name.is_empty()).then(|| to.name.clone())
+    };
+    let mut declared = Declared::new();
+    let mut patch = |at: usize, owner: &str, member: String, to: String| {
+        elf[from as usize + at..][..4].copy_from_slice(&long.to_le_bytes());
+        declared.insert((owner.to_owned(), member), to);
+    };
+    for record in &records {
+        match record.kind {
+            // Structures without names describe maps.
+            4 if !record.name.is_empty() && !is_kernels(&record.name) => {
+                for nth in 0..record.count {
+                    let at = record.at + 12 + nth * 12;
+                    if let Some(to) = pointee(word(&btf, at + 4)) {
+                        patch(at + 4, &record.name, name(strings, word(&btf, at)), to);
+                    }
+                }
+            }
+            15 if [".bss", ".data"].contains(&record.name.as_str()) => {
+                for nth in 0..record.count {
+                    let var = &records[word(&btf, record.at + 12 + nth * 12) as usize];
+                    if let (14, Some(to)) = (var.kind, pointee(var.of)) {
+                        patch(var.at + 8, &record.name, var.name.clone(), to);
+                    }
+                }
+            }
+            _ => {}
+        }
+    }
+    declared
+}
+
+/// What was found of what was hidden, of all objects in one executable.
+#[derive(Default, Debug)]
+struct Score {
+    hidden: usize,
+    found: usize,
+    missed: Vec<String>,
+    wrong: Vec<String>,
+    /// Numbers in the source that lead somewhere: nothing says whether that is true.
+    more: Vec<String>,
+}
+
+fn score(path: &PathBuf, kernel: &HashSet<String>) -> Score {
+    let bytes = fs::read(path).expect("the executable");
+    let is_kernels = |name: &str| kernel.contains(name);
+    let mut score = Score::default();
+    for elf in object::embedded(&bytes) {
+        let mut elf = elf.to_vec();
+        if object::parse("hidden", &elf).is_err() {
+            continue;
+        }
+        let declared = hide(&mut elf, &is_kernels);
+        let code = object::parse("hidden", &elf).expect("only types were changed");
+        score.hidden += declared.len();
+        let mut found = casts(&code, &is_kernels);
+        found.dedup();
+        for (owner, member, to) in found {
+            let what = format!("{owner}.{member} -> {to}");
+            match declared.get(&(owner, member)) {
+                Some(truth) if *truth == to => score.found += 1,
+                Some(truth) => score.wrong.push(format!("{what}, declared as {truth}")),
+                None => score.more.push(what),
+            }
+        }
+        let found: HashSet<_> = casts(&code, &is_kernels).into_iter().map(|(o, m, _)| (o, m)).collect();
+        let missed = declared.iter().filter(|(slot, _)| !found.contains(slot));
+        score.missed.extend(missed.map(|((owner, member), to)| format!("{owner}.{member} -> {to}")));
+    }
+    score
+}
+
+/// The names of the kernel's structures.
+fn kernel_structures() -> Option<HashSet<String>> {
+    let vmlinux = stored_kernel("7.2")?;
+    let image = KernelImage::parse(fs::read(vmlinux).ok()?).ok()?;
+    let types = KernelTypes::parse(image.section(".BTF")?).ok()?;
+    let set = types.graph();
+    Some(set.ids().filter_map(|id| set.get(id)).map(|entry| entry.name.clone()).collect())
+}
+
+/// `scx-ktstr` always, and the schedulers named in `KTSTR_PUBLISHED` (paths, separated by colons).
+#[test]
+fn what_is_found_is_what_was_declared() {
+    let Some(kernel) = kernel_structures() else {
+        return println!("NOT RUN: no kernel 7.2 in the store");
+    };
+    let published = std::env::var("KTSTR_PUBLISHED").unwrap_or_default();
+    let mut paths = vec![executable("scx-ktstr")];
+    paths.extend(published.split(':').filter(|path| !path.is_empty()).map(PathBuf::from));
+    if paths.len() == 1 {
+        println!("NOT RUN for published schedulers: KTSTR_PUBLISHED names none");
+    }
+    for path in &paths {
+        let score = score(path, &kernel);
+        let Score { hidden, found, missed, wrong, more } = &score;
+        println!("{}: {found} of {hidden} found, {} wrong", path.display(), wrong.len());
+        println!("  missed: {missed:?}\n  numbers in the source that are pointers: {more:?}");
+        assert!(wrong.is_empty(), "{wrong:#?}");
+        assert!(*hidden > 0, "{} declares pointers", path.display());
+    }
+    let own = score(&paths[0], &kernel);
+    assert!(own.found * 2 >= own.hidden, "{own:?}");
+}

@@ -1,0 +1,74 @@
+//! `cargo xtask fuzz`: looks for bytes that break what reads them, guided by coverage.
+//!
+//! Targets are entries that the suite also feeds with fixed bytes. They are built by the toolchain of
+//! the workspace: libFuzzer is linked in, the compiler counts coverage, debug assertions and overflow
+//! checks stay on. No nightly compiler, no address sanitizer (what reads is safe code, but for few
+//! lines). What is found is kept: `<target dir>/fuzz/corpus`, findings in `<target dir>/fuzz/findings`.
+
+use std::path::PathBuf;
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use crate::workspace;
+
+/// What the compiler is asked for so that libFuzzer sees where an input got to.
+const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-level=4 \
+    -Cllvm-args=-sanitizer-coverage-inline-8bit-counters -Cllvm-args=-sanitizer-coverage-pc-table \
+    -Cllvm-args=-sanitizer-coverage-trace-compares -Ccodegen-units=1 --cfg fuzzing";
+const TRIPLE: &str = "x86_64-unknown-linux-gnu";
+/// The monitor's targets.
+const TARGETS: [&str; 7] = ["btf", "kallsyms", "walk", "render", "cast", "maps", "tasks"];
+
+/// Options of `cargo xtask fuzz`.
+#[derive(Args, Debug)]
+pub struct FuzzArgs {
+    /// What reads the bytes [default: all of the monitor's]
+    #[arg(value_parser = TARGETS)]
+    targets: Vec<String>,
+    /// Executions of each
+    #[arg(long, default_value_t = 10_000_000)]
+    executions: u64,
+    /// Longest input, bytes
+    #[arg(long, default_value_t = 6000)]
+    max_len: u32,
+}
+
+/// Builds the targets and runs one after the other; the first finding ends it.
+pub fn command(args: &FuzzArgs) -> Result<u8> {
+    let dir = workspace::target_dir().join("fuzz");
+    let seeds = dir.join("seeds");
+    let mut write = workspace::cargo();
+    write.args(["test", "-q", "-p", "ktstr-monitor", "--test", "synthetic", "seeds_are_taken"]);
+    workspace::step("write the seeds", write.env("KTSTR_FUZZ_SEEDS", &seeds))?;
+    let mut build = workspace::cargo();
+    build.args([
+        "build",
+        "--release",
+        "--target",
+        TRIPLE,
+        "--manifest-path",
+        "ktstr-monitor/fuzz/Cargo.toml",
+    ]);
+    build.env("CARGO_TARGET_DIR", &dir).env("RUSTFLAGS", FLAGS).env("CARGO_INCREMENTAL", "0");
+    workspace::step("build the targets", &mut build)?;
+    let wanted: Vec<&str> = match &args.targets[..] {
+        [] => TARGETS.to_vec(),
+        some => some.iter().map(String::as_str).collect(),
+    };
+    for target in wanted {
+        let (corpus, findings) = (dir.join("corpus").join(target), dir.join("findings").join(target));
+        for path in [&corpus, &findings] {
+            std::fs::create_dir_all(path)?;
+        }
+        let mut run = std::process::Command::new(dir.join(TRIPLE).join("release").join(target));
+        run.arg(format!("-runs={}", args.executions)).arg(format!("-max_len={}", args.max_len));
+        run.args(["-timeout=60", "-rss_limit_mb=2048", "-print_final_stats=1"]);
+        run.arg(format!("-artifact_prefix={}/", findings.display()));
+        run.args([corpus, PathBuf::from(&seeds).join(target)]);
+        if !workspace::timed(&format!("{} executions of {target}", args.executions), &mut run)?.success() {
+            bail!("{target} broke: the input is in {}", findings.display());
+        }
+    }
+    Ok(0)
+}
