@@ -3,7 +3,8 @@
 //!
 //! Every pointer to a structure that is a member of a structure of the program's own, or a global
 //! variable, becomes a `u64`; the kernel's structures stay as they are. What is found must be what was
-//! declared. How much of it is found is printed: a pointer that no program follows leaves no trace.
+//! declared. How much of it is found is printed, for each hidden alone and for all at once: a pointer
+//! that no program follows leaves no trace, and where nothing is declared nothing says what is stored.
 
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
@@ -76,8 +77,8 @@ fn strip(records: &[Record], id: u32) -> u32 {
     id
 }
 
-/// Takes the declared types out of an object, in place; says what they were.
-fn hide(elf: &mut [u8], is_kernels: &dyn Fn(&str) -> bool) -> Declared {
+/// Takes the declared types out of an object, in place, all or one by number; says what they were.
+fn hide(elf: &mut [u8], only: Option<usize>, is_kernels: &dyn Fn(&str) -> bool) -> Declared {
     let file = object_file::File::parse(&*elf).expect("an ELF");
     let (from, len) = file.section_by_name(".BTF").and_then(|s| s.file_range()).expect("types");
     let btf = elf[from as usize..(from + len) as usize].to_vec();
@@ -90,7 +91,12 @@ fn hide(elf: &mut [u8], is_kernels: &dyn Fn(&str) -> bool) -> Declared {
         (to.kind == 4 && !to.name.is_empty()).then(|| to.name.clone())
     };
     let mut declared = Declared::new();
+    let mut seen = 0;
     let mut patch = |at: usize, owner: &str, member: String, to: String| {
+        seen += 1;
+        if only.is_some_and(|nth| nth + 1 != seen) {
+            return;
+        }
         elf[from as usize + at..][..4].copy_from_slice(&long.to_le_bytes());
         declared.insert((owner.to_owned(), member), to);
     };
@@ -124,10 +130,27 @@ fn hide(elf: &mut [u8], is_kernels: &dyn Fn(&str) -> bool) -> Declared {
 struct Score {
     hidden: usize,
     found: usize,
+    /// Found when nothing else was hidden.
+    alone: usize,
     missed: Vec<String>,
     wrong: Vec<String>,
     /// Numbers in the source that lead somewhere: nothing says whether that is true.
     more: Vec<String>,
+}
+
+/// Whether the declared type of that number is found when only it is hidden.
+fn alone(sound: &[u8], nth: usize, is_kernels: &dyn Fn(&str) -> bool, wrong: &mut Vec<String>) -> bool {
+    let mut elf = sound.to_vec();
+    let Some(((owner, member), truth)) = hide(&mut elf, Some(nth), is_kernels).into_iter().next() else {
+        return false;
+    };
+    let code = object::parse("hidden", &elf).expect("only a type was changed");
+    let found = casts(&code, is_kernels).into_iter().find(|(o, m, _)| *o == owner && *m == member);
+    let Some((_, _, to)) = found else { return false };
+    if to != truth {
+        wrong.push(format!("{owner}.{member} -> {to}, declared as {truth}"));
+    }
+    to == truth
 }
 
 fn score(path: &PathBuf, kernel: &HashSet<String>) -> Score {
@@ -139,7 +162,10 @@ fn score(path: &PathBuf, kernel: &HashSet<String>) -> Score {
         if object::parse("hidden", &elf).is_err() {
             continue;
         }
-        let declared = hide(&mut elf, &is_kernels);
+        let sound = elf.clone();
+        let declared = hide(&mut elf, None, &is_kernels);
+        score.alone +=
+            (0..declared.len()).filter(|nth| alone(&sound, *nth, &is_kernels, &mut score.wrong)).count();
         let code = object::parse("hidden", &elf).expect("only types were changed");
         score.hidden += declared.len();
         let mut found = casts(&code, &is_kernels);
@@ -182,12 +208,14 @@ fn what_is_found_is_what_was_declared() {
     }
     for path in &paths {
         let score = score(path, &kernel);
-        let Score { hidden, found, missed, wrong, more } = &score;
-        println!("{}: {found} of {hidden} found, {} wrong", path.display(), wrong.len());
+        let Score { hidden, found, alone, missed, wrong, more } = &score;
+        let path = path.display();
+        println!(
+            "{path}: of {hidden} found {alone} each by itself, {found} all at once, {} wrong",
+            wrong.len()
+        );
         println!("  missed: {missed:?}\n  numbers in the source that are pointers: {more:?}");
         assert!(wrong.is_empty(), "{wrong:#?}");
-        assert!(*hidden > 0, "{} declares pointers", path.display());
+        assert!(*hidden > 0, "{path} declares pointers");
     }
-    let own = score(&paths[0], &kernel);
-    assert!(own.found * 2 >= own.hidden, "{own:?}");
 }
