@@ -2,6 +2,7 @@
 //! store through the executables, the terminal. No kernel boots here; the
 //! shell talks to a stand-in for the orchestrator (`session`).
 
+mod commands;
 mod session;
 
 use std::fs;

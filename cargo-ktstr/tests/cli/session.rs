@@ -21,15 +21,17 @@ use nix::sys::signal::{Signal, kill};
 use nix::sys::termios::{self, LocalFlags};
 use nix::unistd::Pid;
 
+use crate::commands::report;
+
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A kernel entry that satisfies the store; nothing boots it.
-fn plant_kernel(home: &Path) {
-    let dir = home.join(".cache/ktstr/kernels/k");
+pub fn plant_kernel(home: &Path, key: &str, release: &str) {
+    let dir = home.join(".cache/ktstr/kernels").join(key);
     fs::create_dir_all(&dir).unwrap();
     fs::write(dir.join("vmlinux"), "elf").unwrap();
     let metadata = serde_json::json!({
-        "format": 1, "key": "k", "release": "7.2.0", "version": "7.2.0", "series": "7.2",
+        "format": 1, "key": key, "release": release, "version": release, "series": "",
         "arch": std::env::consts::ARCH, "source": {"kind": "package_files", "paths": ["/x"]},
         "sched_ext": true, "btf": true, "modules": [], "created": "", "ktstr": "",
         "files": {"vmlinux": {"size": 3, "sha256": ""}},
@@ -50,7 +52,7 @@ impl Session {
     /// Starts the shell and takes its submission.
     fn start(args: &[&str]) -> Self {
         let home = tempfile::tempdir().unwrap();
-        plant_kernel(home.path());
+        plant_kernel(home.path(), "k", "7.2.0");
         let socket = home.path().join("orch.sock");
         let listener = UnixListener::bind(&socket).unwrap();
         let pty = nix::pty::openpty(None, None).unwrap();
@@ -113,34 +115,9 @@ impl Session {
     }
 
     fn report(&self, outcome: Outcome, cause: Option<Cause>, exit_status: Option<i32>) -> ClientEvent {
-        ClientEvent::Finished(RunReport {
-            run_id: RunId("r".into()),
-            run_dir: "/runs/r".into(),
-            name: "shell".into(),
-            outcome,
-            infrastructure: false,
-            cause,
-            result: None,
-            timeline: Vec::new(),
-            captures: Vec::new(),
-            assert: None,
-            monitor: None,
-            host: None,
-            notes: Vec::new(),
-            scheduler_log: Vec::new(),
-            console_tail: vec!["the last line".into()],
-            accel: None,
-            accel_detail: String::new(),
-            kernel: "7.2.0".into(),
-            scheduler: "EEVDF".into(),
-            topology: self.spec.topology,
-            exit_status,
-            seed: 0,
-            replay: String::new(),
-            host_ms: (0, 0),
-            boot: Default::default(),
-            allow_inconclusive: false,
-        })
+        let report = report("shell", outcome, cause);
+        let topology = self.spec.topology;
+        ClientEvent::Finished(RunReport { topology, exit_status, replay: String::new(), ..report })
     }
 
     /// Waits for the end: code, stdout, stderr, and whether the terminal is
@@ -247,6 +224,6 @@ fn a_guest_that_panics_is_explained() {
     session.send(&session.report(Outcome::Fail, Some(cause), None), Fds::default());
     let (code, _, err, _) = session.end();
     assert_eq!(code, Some(1));
-    let expected = "error: the guest kernel panicked: Attempted to kill init\n  console: the last line\nrun directory: /runs/r\n";
+    let expected = "error: the guest kernel panicked: Attempted to kill init\n  console: the last line\nrun directory: /runs/shell-1\n";
     assert_eq!(err, expected);
 }

@@ -1,0 +1,250 @@
+//! `test`, `list`, `run`, `cleanup`, `show-thresholds`: what they ask of others, played by small scripts,
+//! and what they make of the answers. No test and no scenario runs here.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
+use ktstr_proto::verdict::{AssertResult, Cause, DetailKind, Outcome, RunReport};
+use ktstr_proto::{RunId, Topology};
+
+use crate::session::plant_kernel;
+use crate::{KTSTR, command, home, text};
+
+/// A report as an orchestrator or a test would write it.
+pub fn report(name: &str, outcome: Outcome, cause: Option<Cause>) -> RunReport {
+    RunReport {
+        run_id: RunId(format!("{name}-1")),
+        run_dir: format!("/runs/{name}-1").into(),
+        name: name.into(),
+        outcome,
+        infrastructure: false,
+        cause,
+        result: None,
+        timeline: Vec::new(),
+        captures: Vec::new(),
+        assert: None,
+        monitor: None,
+        host: None,
+        notes: Vec::new(),
+        scheduler_log: Vec::new(),
+        console_tail: vec!["the last line".into()],
+        accel: None,
+        accel_detail: String::new(),
+        kernel: "7.2.0".into(),
+        scheduler: "EEVDF".into(),
+        topology: Topology::new(1, 1, 1, 1).unwrap(),
+        exit_status: None,
+        seed: 0,
+        replay: format!("cargo nextest run -E 'test(={name})'"),
+        host_ms: (0, 0),
+        boot: Default::default(),
+        allow_inconclusive: false,
+    }
+}
+
+fn script(path: &Path, body: &str) -> PathBuf {
+    fs::write(path, format!("#!/bin/sh\n{body}")).unwrap();
+    fs::set_permissions(path, fs::Permissions::from_mode(0o755)).unwrap();
+    path.to_owned()
+}
+
+/// A cargo whose nextest leaves these reports and ends with this code. What it was told is in `told`.
+fn test(home: &Path, reports: &[RunReport], code: i32, args: &[&str], env: &[(&str, &str)]) -> Output {
+    let prepared = home.join("prepared");
+    for report in reports {
+        let dir = prepared.join(&report.run_id.0);
+        fs::create_dir_all(&dir).unwrap();
+        fs::write(dir.join("sidecar.json"), serde_json::to_vec(report).unwrap()).unwrap();
+    }
+    fs::create_dir_all(&prepared).unwrap();
+    let body = format!(
+        "[ \"$2\" = --version ] && exit 0\necho \"$@\" > '{0}/told'\nenv >> '{0}/told'\n\
+         cp -r '{1}/.' \"$KTSTR_RUNS_ROOT\"\nexit {code}\n",
+        home.display(),
+        prepared.display()
+    );
+    let cargo = script(&home.join("cargo"), &body);
+    let mut command = command(KTSTR, home);
+    command.arg("test").args(args).env("CARGO", cargo).env("KTSTR_RUNS_ROOT", home.join("runs"));
+    command.envs(env.iter().copied()).output().unwrap()
+}
+
+fn told(home: &Path) -> String {
+    fs::read_to_string(home.join("told")).unwrap()
+}
+
+#[test]
+fn reports_decide_the_code_of_a_test_run() {
+    use Outcome::{Fail, Inconclusive, NotRun, Pass};
+    let open = || report("open", Inconclusive, Some(Cause::Assertion));
+    let broken = RunReport { infrastructure: true, ..report("broken", Fail, Some(Cause::Cancelled)) };
+    let missing = || report("missing", NotRun, Some(Cause::Missing { reason: "no emulator".into() }));
+    let pass = || report("fine", Pass, None);
+    let stall = Cause::SchedulerStall { reason: "stall".into() };
+    for (reports, nextest, args, code) in [
+        (vec![pass(), missing()], 0, &[][..], 0),
+        (vec![pass(), missing()], 0, &["--deny", "not-run"][..], 3),
+        (vec![pass(), open()], 100, &[], 2),
+        (vec![pass(), RunReport { allow_inconclusive: true, ..open() }], 0, &[], 0),
+        (vec![pass(), broken.clone()], 100, &[], 4),
+        (vec![report("bad", Fail, Some(stall)), broken, open()], 100, &[], 1),
+        (vec![pass()], 100, &[], 1),
+    ] {
+        let home = home();
+        let output = test(home.path(), &reports, nextest, args, &[]);
+        let said = text(&output.stderr);
+        assert_eq!(output.status.code(), Some(code), "{said}");
+        assert!(said.contains("ktstr: ") && said.contains(" passed, "), "{said}");
+        for report in reports.iter().filter(|report| report.outcome != Pass) {
+            assert!(said.contains(&format!(": {}: ", report.name)), "{said}");
+        }
+        assert!(!said.contains('\x1b'), "nobody has a terminal: {said}");
+        assert!(told(home.path()).contains("KTSTR_COLOR=never"));
+    }
+}
+
+#[test]
+fn what_is_chosen_reaches_the_tests() {
+    let home = home();
+    plant_kernel(home.path(), "k-new", "7.2.0");
+    plant_kernel(home.path(), "k-old", "6.18.3");
+    let args = ["--accel", "det", "--seed", "7", "--seeds", "3", "--kernel", "7.2", "--", "-E", "test(x)"];
+    let output = test(home.path(), &[], 0, &args, &[("KTSTR_COLOR", "always")]);
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let one = told(home.path());
+    assert!(one.starts_with("nextest run -E test(x)\n"), "{one}");
+    for set in
+        ["KTSTR_ACCEL=det", "KTSTR_SEED=7", "KTSTR_SEEDS=3", "KTSTR_KERNEL=k-new", "KTSTR_COLOR=always"]
+    {
+        assert!(one.lines().any(|line| line == set), "{set}: {one}");
+    }
+    assert!(!one.contains("KTSTR_KERNELS="), "{one}");
+    assert!(text(&output.stderr).contains("\x1b[1mktstr: 0 passed"), "{}", text(&output.stderr));
+    // Both names of one kernel are one; each test is told what was found under which name.
+    let several = ["--kernel", "7.2", "--kernel", "6.18", "--kernel", "k-new"];
+    test(home.path(), &[], 0, &several, &[]);
+    let told = told(home.path());
+    assert!(told.lines().any(|line| line == "KTSTR_KERNELS=7.2=k-new,6.18=k-old"), "{told}");
+}
+
+#[test]
+fn without_a_kernel_or_nextest_nothing_is_run() {
+    let home = home();
+    let output = test(home.path(), &[], 0, &["--kernel", "9.9"], &[]);
+    assert_eq!(output.status.code(), Some(3), "{}", text(&output.stderr));
+    assert!(!home.path().join("told").exists());
+    let cargo = script(&home.path().join("bare-cargo"), "exit 101\n");
+    let output = command(KTSTR, home.path()).arg("test").env("CARGO", cargo).output().unwrap();
+    assert_eq!(output.status.code(), Some(3));
+    assert!(text(&output.stderr).contains("cargo install --locked cargo-nextest"));
+}
+
+/// A copy of the command with a stand-in for the guest's program beside it, which is found first.
+fn with_scenarios(home: &Path) -> PathBuf {
+    let ktstr = home.join("ktstr");
+    fs::copy(KTSTR, &ktstr).unwrap();
+    let scenario = |name: &str, group: &str, flags: &[&str]| serde_json::json!({"name": name, "group": group, "question": format!("Is {name} so?"), "flags": flags});
+    let list = serde_json::json!([
+        scenario("calm", "basic", &[]),
+        scenario("torn", "basic", &["llc", "steal"]),
+        scenario("wild", "stress", &[]),
+    ]);
+    fs::write(home.join("list.json"), list.to_string()).unwrap();
+    let mut torn = AssertResult::fail(DetailKind::Gap, "tid 7 stuck");
+    torn.push(DetailKind::Note, Outcome::Pass, "it was Tuesday");
+    for (name, result) in [("calm", AssertResult::pass()), ("torn", torn)] {
+        fs::write(home.join(format!("{name}.json")), serde_json::to_vec(&result).unwrap()).unwrap();
+    }
+    script(
+        &home.join("ktstr-guest"),
+        "cd \"$(dirname \"$0\")\"\ncase \"$1\" in\nlist) cat list.json;;\n\
+         run) cat \"$2.json\" || { echo no cgroups here >&2; exit 1; };;\nesac\n",
+    );
+    ktstr
+}
+
+#[test]
+fn scenarios_are_listed_by_group() {
+    let home = home();
+    let ktstr = with_scenarios(home.path());
+    let run = |args: &[&str]| {
+        command(ktstr.to_str().unwrap(), home.path()).arg("list").args(args).output().unwrap()
+    };
+    let all = text(&run(&[]).stdout);
+    let expected = "basic:\n  calm\n      Is calm so?\n  torn [llc+steal]\n      Is torn so?\nstress:\n  wild\n      Is wild so?\n3 scenarios\n";
+    assert_eq!(all, expected);
+    assert!(text(&run(&["--filter", "il"]).stdout).ends_with("wild\n      Is wild so?\n1 scenarios\n"));
+    let json: serde_json::Value = serde_json::from_slice(&run(&["--json"]).stdout).unwrap();
+    assert_eq!(json[1]["flags"], serde_json::json!(["llc", "steal"]));
+}
+
+#[test]
+fn scenarios_on_this_host_say_which_finding_failed() {
+    let home = home();
+    let ktstr = with_scenarios(home.path());
+    let run =
+        |args: &[&str]| command(ktstr.to_str().unwrap(), home.path()).arg("run").args(args).output().unwrap();
+    let calm = run(&["--filter", "calm"]);
+    assert_eq!((calm.status.code(), text(&calm.stdout).starts_with("PASS")), (Some(0), true));
+    let torn = run(&["--filter", "torn"]);
+    let said = text(&torn.stdout);
+    assert_eq!(torn.status.code(), Some(1), "{said}");
+    assert!(said.contains("    failed: tid 7 stuck\n    note: it was Tuesday\n"), "{said}");
+    let wild = run(&["--filter", "wild"]);
+    assert_eq!(wild.status.code(), Some(4), "{}", text(&wild.stderr));
+    assert!(text(&wild.stderr).contains("wild: ") && text(&wild.stderr).contains("no cgroups here"));
+    let none = run(&["--filter", "nothing"]);
+    assert_eq!(none.status.code(), Some(1));
+    assert!(text(&none.stderr).contains("no scenario has `nothing` in its name"));
+    let json: serde_json::Value = serde_json::from_slice(&run(&["--json"]).stdout).unwrap();
+    assert_eq!(json.as_array().map(Vec::len), Some(3));
+}
+
+#[test]
+fn cleanup_empties_a_cgroup_and_leaves_it() {
+    let home = home();
+    let parent = home.path().join("cg");
+    fs::create_dir_all(parent.join("a/b")).unwrap();
+    fs::create_dir_all(parent.join("c")).unwrap();
+    let path = parent.to_str().unwrap();
+    let output = command(KTSTR, home.path()).args(["cleanup", "--parent-cgroup", path]).output().unwrap();
+    assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+    let said = text(&output.stdout);
+    assert!(said.contains("/a: 2 cgroups removed") && said.contains("/c: 1 cgroups removed"), "{said}");
+    assert_eq!(fs::read_dir(&parent).unwrap().count(), 0);
+    let nowhere = command(KTSTR, home.path()).args(["cleanup", "--parent-cgroup", "/nonexistent"]).output();
+    assert_eq!(nowhere.unwrap().status.code(), Some(1));
+}
+
+#[test]
+fn thresholds_are_asked_of_the_test_executables() {
+    let home = home();
+    let rows = serde_json::json!({"max_gap_ms": "2000", "min_work_rate": null});
+    let judged = serde_json::json!([{
+        "test": "a::steady", "package": "p", "scheduler": "EEVDF", "own": ["max_gap_ms"],
+        "thresholds": {"kvm": rows, "tcg": rows},
+    }]);
+    fs::write(home.path().join("judged.json"), judged.to_string()).unwrap();
+    let body = "[ \"$1$KTSTR_SHOW_THRESHOLDS\" = --list1 ] && cat \"$(dirname \"$0\")/judged.json\"\n";
+    let executable = script(&home.path().join("a-test"), body);
+    let artifact = serde_json::json!({"profile": {"test": true}, "executable": executable});
+    fs::write(home.path().join("artifact.json"), artifact.to_string()).unwrap();
+    let body = "[ \"$1 $2\" = \"test --no-run\" ] && cat \"$(dirname \"$0\")/artifact.json\"\n";
+    let cargo = script(&home.path().join("cargo"), body);
+    let show = |args: &[&str]| {
+        let mut command = command(KTSTR, home.path());
+        command.arg("show-thresholds").args(args).env("CARGO", &cargo).output().unwrap()
+    };
+    let steady = show(&["steady"]);
+    let said = text(&steady.stdout);
+    assert_eq!(steady.status.code(), Some(0), "{}", text(&steady.stderr));
+    assert!(said.starts_with("a::steady (package p, scheduler EEVDF)\n"), "{said}");
+    assert!(said.contains("* max_gap_ms") && said.contains("      2000      2000"), "{said}");
+    let json: serde_json::Value = serde_json::from_slice(&show(&["steady", "--json"]).stdout).unwrap();
+    assert_eq!(json["test"], "a::steady");
+    let near = show(&["stedy"]);
+    assert_eq!(near.status.code(), Some(1));
+    assert!(text(&near.stderr).contains("did you mean `a::steady`?"), "{}", text(&near.stderr));
+}
