@@ -15,6 +15,8 @@ use super::initramfs::{Initramfs, PackError};
 
 /// What nobody has used for so long goes when another is made.
 const STALE: Duration = Duration::from_secs(14 * 24 * 3600);
+/// What is kept when another is made, bytes; beyond it goes what was used longest ago.
+const LIMIT: u64 = 1 << 30;
 
 /// Why there is no base archive.
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +59,7 @@ pub fn base(content: &Initramfs, dir: &Path) -> Result<Base, BaseError> {
         }
         Err(_) => {
             fs::create_dir_all(dir).map_err(keeping)?;
-            remove_stale(dir);
+            remove_unused(dir, LIMIT);
             let mut unfinished = tempfile::Builder::new().suffix(".tmp").tempfile_in(dir).map_err(keeping)?;
             content.write(&mut unfinished)?;
             unfinished.as_file().sync_all().map_err(keeping)?;
@@ -69,13 +71,49 @@ pub fn base(content: &Initramfs, dir: &Path) -> Result<Base, BaseError> {
     Ok(Base { file, size, digest })
 }
 
-/// What cannot be removed stays.
-fn remove_stale(dir: &Path) {
-    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
-        let used = entry.metadata().and_then(|meta| meta.modified());
-        let age = used.ok().and_then(|at| SystemTime::now().duration_since(at).ok());
-        if age.is_some_and(|age| age > STALE) {
-            let _ = fs::remove_file(entry.path());
+/// What cannot be removed stays. Whoever has a removed one open reads on.
+fn remove_unused(dir: &Path, limit: u64) {
+    let entries = fs::read_dir(dir).into_iter().flatten().flatten();
+    let mut entries: Vec<_> = entries
+        .filter_map(|entry| {
+            let meta = entry.metadata().ok()?;
+            Some((meta.modified().ok()?, meta.len(), entry.path()))
+        })
+        .collect();
+    // Latest first.
+    entries.sort_by(|a, b| b.cmp(a));
+    let mut kept = 0;
+    for (used, len, path) in entries {
+        let stale = SystemTime::now().duration_since(used).is_ok_and(|age| age > STALE);
+        // One that is being written by somebody else is the latest.
+        if stale || kept + len > limit {
+            let _ = fs::remove_file(path);
+        } else {
+            kept += len;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_used_longest_ago_goes_first() {
+        let dir = tempfile::tempdir().unwrap();
+        let ages = [("old", 30 * 24 * 3600), ("third", 300), ("second", 200), ("first", 100)];
+        for (name, age) in ages {
+            let path = dir.path().join(name);
+            fs::write(&path, [0; 100]).unwrap();
+            let file = File::options().write(true).open(&path).unwrap();
+            file.set_modified(SystemTime::now() - Duration::from_secs(age)).unwrap();
+        }
+        let left = |limit| {
+            remove_unused(dir.path(), limit);
+            let names = ages.map(|(name, _)| name);
+            names.into_iter().filter(|name| dir.path().join(name).exists()).collect::<Vec<_>>()
+        };
+        assert_eq!(left(1000), ["third", "second", "first"]);
+        assert_eq!(left(250), ["second", "first"]);
     }
 }
