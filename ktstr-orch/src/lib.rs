@@ -4,13 +4,13 @@
 //! [`server`] is the readiness loop, [`session`] the state machine of one run, [`plan`] turns a
 //! request into something that can be started, [`judge`] evidence into a verdict, [`rundir`] keeps
 //! what happened, [`timeline`] puts it on one clock. [`store`] holds kernels, [`pack`] builds initramfs
-//! archives, [`warm`] keeps machines that are ready.
+//! archives, [`warm`] keeps machines that are ready, [`host`] decides what of this host a machine gets.
 
 pub mod children;
 mod devices;
 mod disk;
 mod door;
-mod host_cpus;
+pub mod host;
 pub mod host_time;
 pub mod judge;
 mod known;

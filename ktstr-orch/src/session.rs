@@ -248,6 +248,7 @@ impl Session {
                 .map_err(|e| Stopped::BadRequest(chain(&e)))?
                 .map(|input| fds.attach(input)),
             snapshot: self.begin_from(&plan, &mut fds),
+            isolation: None,
         };
         self.record("vmm-start", &start);
         self.record("kernel-file", &plan.kernel_file());

@@ -107,6 +107,17 @@ pub struct Start {
     pub input: Option<FdSlot>,
     /// Whether the machine begins from a snapshot, or one is taken when the guest waits for its input.
     pub snapshot: Snapshot,
+    /// What the machine has of the host for itself; only with KVM.
+    pub isolation: Option<Isolation>,
+}
+
+/// What a machine has of the host for itself, beside CPUs, which the orchestrator sees to: its RAM lies in
+/// 2 MiB pages that are all there before the guest starts, a waiting vCPU keeps its host CPU, and the guest
+/// is told that no vCPU is ever without one. A host that has not got it all refuses the start.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Isolation {
+    /// The host's NUMA node for the memory of each of the guest's.
+    pub nodes: Vec<u32>,
 }
 
 /// A disk that another process serves.

@@ -169,6 +169,7 @@ fn start() -> Start {
         networks: vec![AttachNetwork { socket: FdSlot(3), config: NetConfig::new() }],
         input: Some(FdSlot(4)),
         snapshot: Snapshot::Save { file: FdSlot(5), description: "d".into() },
+        isolation: Some(Isolation { nodes: vec![0, 1] }),
     }
 }
 

@@ -46,6 +46,7 @@ fn main() -> anyhow::Result<()> {
         com2: None,
         console,
         devices: Default::default(),
+        isolation: None,
     };
     let kvm = File::options().read(true).write(true).open("/dev/kvm").context("open /dev/kvm")?;
     let start = Instant::now();

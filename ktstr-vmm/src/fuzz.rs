@@ -71,7 +71,7 @@ fn null() -> OwnedFd {
 /// Ports, device memory and queues: a guest that does as it likes.
 pub fn devices(data: &[u8]) {
     let regions = vec![RamRegion { gpa: Gpa(0), file_offset: 0, len: 2 << 20 }];
-    let ram = Arc::new(GuestRam::new(regions).expect("2 MiB of RAM").0);
+    let ram = Arc::new(GuestRam::new(regions, None).expect("2 MiB of RAM").0);
     let control = Arc::new(Control::new(1).expect("an event descriptor"));
     let com = |name| Mutex::new(Uart::new(eventfd(), Sink::new(name, None, control.clone())));
     let transport = MmioTransport::new(console::KIND, ram.clone(), eventfd(), Arc::new(eventfd()));
@@ -171,7 +171,7 @@ pub fn tables(data: &[u8]) {
 /// A kernel file: refused with a reason, or loaded where RAM is.
 pub fn kernel(data: &[u8]) {
     let memory = 32 << 20;
-    let ram = GuestRam::new(layout::ram_regions(memory).expect("32 MiB")).expect("32 MiB of RAM").0;
+    let ram = GuestRam::new(layout::ram_regions(memory).expect("32 MiB"), None).expect("32 MiB of RAM").0;
     let mut file = tempfile_of(data);
     std::io::Seek::rewind(&mut file).expect("a file");
     let spec = MachineSpec {
@@ -186,6 +186,7 @@ pub fn kernel(data: &[u8]) {
         com2: None,
         console: None,
         devices: Default::default(),
+        isolation: None,
     };
     if let Ok((_, end)) = boot::load_kernel(&spec, &ram, &layout::memory_map(&ram.regions, None)) {
         assert!(end <= memory);

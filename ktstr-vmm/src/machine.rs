@@ -11,6 +11,9 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use ktstr_proto::capture::WatchPoint;
 use ktstr_proto::device::{DiskConfig, NetConfig};
 pub use ktstr_proto::topology::{Numa, Topology};
+pub use ktstr_proto::vmm::Isolation;
+
+use crate::kvm;
 
 /// A guest-physical address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -65,6 +68,8 @@ pub struct MachineSpec {
     pub console: Option<ConsoleFds>,
     /// Disks and networks that another process serves.
     pub devices: Devices,
+    /// What it has of the host for itself.
+    pub isolation: Option<Isolation>,
 }
 
 /// Devices that another process serves: each a connected stream socket that speaks vhost-user.
@@ -155,6 +160,15 @@ pub struct MachineError {
     /// The backend's own error.
     #[source]
     pub source: Option<Box<dyn std::error::Error + Send + Sync>>,
+}
+
+impl MachineError {
+    /// Whether the host lacks something that the machine was to have of it.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        let error = self.source.as_deref().and_then(|source| source.downcast_ref::<kvm::StartError>());
+        error.is_some_and(kvm::StartError::is_refusal)
+    }
 }
 
 /// A started machine, whichever backend runs it.

@@ -95,6 +95,12 @@ pub enum RefusedStart {
         "accelerator det needs a linear ring and its job in the initramfs: nothing is written by the host"
     )]
     WrappingDet,
+    /// An emulated machine on CPUs of its own is still no fast one.
+    #[error("accelerator {accel} isolates no machine: what it measures is the emulator")]
+    Isolation {
+        /// The accelerator.
+        accel: AccelKind,
+    },
     /// The topology cannot be built.
     #[error("start a machine")]
     Topology {
@@ -146,7 +152,9 @@ impl RefusedStart {
                 ErrorCode::BadRequest
             }
             Self::Ring { .. } => ErrorCode::BadRequest,
+            Self::Isolation { .. } => ErrorCode::Unavailable,
             Self::Jail { .. } => ErrorCode::Jail,
+            Self::Machine { source } if source.is_refusal() => ErrorCode::Unavailable,
             Self::Console { .. } | Self::Port { .. } | Self::Machine { .. } => ErrorCode::Infrastructure,
         }
     }
@@ -341,6 +349,9 @@ fn launch(start: &Start, mut fds: Fds, attached: &mut Fds) -> Result<(Session, S
     if start.accel == AccelKind::Det && (start.ring.mode != RingMode::Linear || given_later) {
         return Err(RefusedStart::WrappingDet);
     }
+    if start.isolation.is_some() && start.accel != AccelKind::Kvm {
+        return Err(RefusedStart::Isolation { accel: start.accel });
+    }
     let backend = backend(start)?;
     let (com1, com1_sink) = PortOutput::new("com1")?;
     let (com2, com2_sink) = PortOutput::new("com2")?;
@@ -358,6 +369,7 @@ fn launch(start: &Start, mut fds: Fds, attached: &mut Fds) -> Result<(Session, S
         com2: Some(com2_sink),
         console,
         devices: devices(start, &mut fds)?,
+        isolation: start.isolation.clone(),
     };
     let (origin, keep) = match &start.snapshot {
         Snapshot::Unused => (Origin::Boot, None),

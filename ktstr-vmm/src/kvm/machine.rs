@@ -10,9 +10,9 @@ use std::thread::JoinHandle;
 use ktstr_proto::capture::WatchPoint;
 use ktstr_proto::topology::{TopologyError, numa::NumaError};
 use kvm_bindings::{
-    KVM_API_VERSION, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_MAX_CPUID_ENTRIES,
-    KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS, kvm_enable_cap,
-    kvm_userspace_memory_region,
+    KVM_API_VERSION, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_CAP_X86_DISABLE_EXITS,
+    KVM_MAX_CPUID_ENTRIES, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
+    KVM_X86_DISABLE_EXITS_HLT, KVM_X86_DISABLE_EXITS_PAUSE, kvm_enable_cap, kvm_userspace_memory_region,
 };
 use kvm_ioctls::{Cap, IoEventAddress, Kvm, NoDatamatch, VmFd};
 use vm_memory::{GuestAddress, GuestMemoryBackend};
@@ -25,7 +25,7 @@ use super::devices::serial::{Sink, Uart};
 use super::devices::virtio::{MmioTransport, QUEUE_NOTIFY};
 use super::devices::{self, Devices};
 use super::io_thread::IoThread;
-use super::memory::{GuestRam, RamError};
+use super::memory::{Binding, GuestRam, RamError};
 use super::port_ring::PortRing;
 use super::vcpu::{Departure, Vcpu, VcpuError};
 use super::x86_64::acpi::Description;
@@ -33,8 +33,8 @@ use super::x86_64::boot::{self, BootError, Entry};
 use super::x86_64::cpuid;
 use super::x86_64::layout::{self, LayoutError};
 use crate::apic::ApicIds;
-use crate::machine::{Event, Exit, MachineError, MachineSpec, Ram, Running};
-use crate::nodes;
+use crate::machine::{Event, Exit, Isolation, MachineError, MachineSpec, Ram, Running};
+use crate::nodes::{self, Node};
 
 /// Why a machine did not start.
 #[derive(Debug, thiserror::Error)]
@@ -77,6 +77,14 @@ pub enum StartError {
         /// Possible.
         limit: usize,
     },
+    /// A vCPU that waits would leave its host CPU.
+    #[error(
+        "exit suppression: KVM on this host lets {which} leave the guest (KVM_CAP_X86_DISABLE_EXITS; the module parameter mitigate_smt_rsb and old kernels forbid it)"
+    )]
+    Exits {
+        /// The instructions.
+        which: &'static str,
+    },
     /// An ioctl failed.
     #[error("{action}")]
     Kvm {
@@ -98,6 +106,14 @@ pub enum StartError {
     /// A virtio device could not be built.
     #[error("build the virtio console")]
     Virtio(#[source] virtio_queue::Error),
+}
+
+impl StartError {
+    /// Whether the host lacks something that an isolated machine was to have of it.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        matches!(self, Self::Exits { .. } | Self::Ram(RamError::LargePages { .. } | RamError::Bind { .. }))
+    }
 }
 
 fn kvm(action: &'static str) -> impl FnOnce(vmm_sys_util::errno::Error) -> StartError {
@@ -132,14 +148,18 @@ impl KvmMachine {
         let vm = kvm_fd.create_vm().map_err(kvm("create the VM"))?;
         vm.set_identity_map_address(layout::KVM_IDENTITY_MAP).map_err(kvm("place KVM's identity map"))?;
         vm.set_tss_address(layout::KVM_TSS as usize).map_err(kvm("place KVM's task state segment"))?;
+        if spec.isolation.is_some() {
+            suppress_exits(&vm)?;
+        }
         let vm = Arc::new(vm);
         let ioapic = create_interrupt_controllers(&vm, ids.need_x2apic())?;
 
-        let (guest_ram, ram) = GuestRam::new(regions)?;
+        let nodes = nodes::divide(&spec.topology, &spec.numa, spec.memory)?;
+        let bindings = spec.isolation.as_ref().map(|isolation| bindings(&nodes, isolation));
+        let (guest_ram, ram) = GuestRam::new(regions, bindings.as_deref())?;
         let guest_ram = Arc::new(guest_ram);
         map_ram(&vm, &guest_ram)?;
         let virtio = usize::from(spec.console.is_some());
-        let nodes = nodes::divide(&spec.topology, &spec.numa, spec.memory)?;
         let description = Description {
             topology: spec.topology,
             numa: &spec.numa,
@@ -149,7 +169,7 @@ impl KvmMachine {
             virtio,
         };
         let entry = boot::load(&spec, &guest_ram, &description)?;
-        let vcpus = create_vcpus(&kvm_fd, &vm, &ids, spec.topology.cpus(), entry)?;
+        let vcpus = create_vcpus(&kvm_fd, &vm, &ids, &spec, entry)?;
 
         let control =
             Arc::new(Control::new(spec.topology.cpus()).map_err(host("create the event descriptor"))?);
@@ -319,6 +339,24 @@ fn create_interrupt_controllers(vm: &VmFd, x2apic: bool) -> Result<Option<Ioapic
     Ok(Some(Ioapic::default()))
 }
 
+/// Guest instructions that wait do so on the host CPU, which is the vCPU's alone.
+fn suppress_exits(vm: &VmFd) -> Result<(), StartError> {
+    let allowed = vm.check_extension_raw(KVM_CAP_X86_DISABLE_EXITS.into()).max(0) as u32;
+    let wanted = [(KVM_X86_DISABLE_EXITS_HLT, "HLT"), (KVM_X86_DISABLE_EXITS_PAUSE, "PAUSE")];
+    if let Some((_, which)) = wanted.iter().find(|(bit, _)| allowed & bit == 0) {
+        return Err(StartError::Exits { which });
+    }
+    let mut request = kvm_enable_cap { cap: KVM_CAP_X86_DISABLE_EXITS, ..Default::default() };
+    request.args[0] = wanted.iter().map(|(bit, _)| u64::from(*bit)).sum();
+    vm.enable_cap(&request).map_err(kvm("keep waiting vCPUs in the guest"))
+}
+
+/// Where the memory of each guest node lies, and the host node it is to be on.
+fn bindings(nodes: &[Node], isolation: &Isolation) -> Vec<Binding> {
+    let bound = nodes.iter().zip(&isolation.nodes);
+    bound.map(|(n, node)| Binding { file_offset: n.file_offset, len: n.len, node: *node }).collect()
+}
+
 fn map_ram(vm: &VmFd, ram: &GuestRam) -> Result<(), StartError> {
     for (slot, region) in ram.regions.iter().enumerate() {
         let pointer = ram.memory.get_host_address(GuestAddress(region.gpa.0));
@@ -340,14 +378,17 @@ fn create_vcpus(
     kvm_fd: &Kvm,
     vm: &VmFd,
     ids: &ApicIds,
-    cpus: u32,
+    spec: &MachineSpec,
     entry: Entry,
 ) -> Result<Vec<Vcpu>, StartError> {
     let supported =
         kvm_fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm("ask KVM for its CPUID table"))?;
     let mut vcpus = Vec::new();
-    for cpu in 0..cpus {
-        let table = cpuid::for_cpu(supported.as_slice(), ids, cpu);
+    for cpu in 0..spec.topology.cpus() {
+        let mut table = cpuid::for_cpu(supported.as_slice(), ids, cpu);
+        if spec.isolation.is_some() {
+            cpuid::promise_time(&mut table);
+        }
         vcpus.push(Vcpu::create(
             vm,
             cpu,

@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
@@ -45,12 +45,43 @@ pub enum RamError {
         #[source]
         source: nix::Error,
     },
+    /// There are not enough large pages.
+    #[error(
+        "hugepages: back {bytes} bytes of guest RAM with 2 MiB pages; `sysctl vm.nr_hugepages=N` reserves them"
+    )]
+    LargePages {
+        /// Bytes wanted.
+        bytes: u64,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// Memory cannot be tied to a node.
+    #[error("NUMA: bind guest RAM to node {node} of the host")]
+    Bind {
+        /// The host's node.
+        node: u32,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
     /// The mappings do not make an address space.
     #[error("arrange the mapped RAM: {detail}")]
     Arrange {
         /// Why not.
         detail: String,
     },
+}
+
+/// A part of the RAM file, and the host's NUMA node for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Binding {
+    /// First byte.
+    pub file_offset: u64,
+    /// Length in bytes.
+    pub len: u64,
+    /// Number of the node.
+    pub node: u32,
 }
 
 /// Size of a large page.
@@ -101,6 +132,8 @@ impl Drop for Mapping {
 pub struct GuestRam {
     /// For volatile access; clones share the mapping.
     pub memory: GuestMemoryMmap,
+    /// Whether all of it lies in large pages already.
+    large: bool,
     /// Where it lies.
     pub regions: Vec<RamRegion>,
     /// What `memory` points into.
@@ -108,11 +141,18 @@ pub struct GuestRam {
 }
 
 impl GuestRam {
-    /// Creates, seals and maps RAM; the second value is what others may map.
-    pub fn new(regions: Vec<RamRegion>) -> Result<(Self, Ram), RamError> {
+    /// Creates, seals and maps RAM; the second value is what others may map. With `bindings` all of it lies
+    /// in large pages of these nodes when this returns.
+    pub fn new(regions: Vec<RamRegion>, bindings: Option<&[Binding]>) -> Result<(Self, Ram), RamError> {
         let bytes = regions.iter().map(|r| r.len).sum();
-        let memfd = memfd_create(c"ktstr-ram", MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING)
-            .map_err(RamError::Create)?;
+        let mut flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
+        if bindings.is_some() {
+            flags |= MFdFlags::MFD_HUGETLB | MFdFlags::MFD_HUGE_2MB;
+        }
+        let memfd = memfd_create(c"ktstr-ram", flags).map_err(|errno| match bindings {
+            Some(_) => RamError::LargePages { bytes, source: errno.into() },
+            None => RamError::Create(errno),
+        })?;
         let file = File::from(memfd);
         file.set_len(bytes).map_err(|source| RamError::Size { bytes, source })?;
         let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
@@ -136,13 +176,25 @@ impl GuestRam {
         }
         let memory =
             GuestMemoryMmap::from_regions(mapped).map_err(|e| RamError::Arrange { detail: e.to_string() })?;
+        if let Some(bindings) = bindings {
+            for binding in bindings {
+                bind(&regions, &mappings, binding)
+                    .map_err(|source| RamError::Bind { node: binding.node, source })?;
+            }
+            // The kernel puts what is missing where the bindings say, or has none left.
+            fallocate(&file, FallocateFlags::empty(), 0, bytes as i64)
+                .map_err(|errno| RamError::LargePages { bytes, source: errno.into() })?;
+        }
         let ram = Ram { memfd: OwnedFd::from(file), regions: regions.clone() };
-        Ok((Self { memory, regions, _mappings: Arc::new(mappings) }, ram))
+        Ok((Self { memory, large: bindings.is_some(), regions, _mappings: Arc::new(mappings) }, ram))
     }
 
     /// Backs this part of RAM with large pages where the host can; it will be used soon and densely.
     /// Without them everything works, only slower, so failures are not reported.
     pub fn back_with_large_pages(&self, start: Gpa, end: Gpa) {
+        if self.large {
+            return;
+        }
         let mut at = start.0 & !(LARGE_PAGE - 1);
         while at < end.0 {
             if let Ok(pointer) = self.memory.get_host_address(GuestAddress(at))
@@ -158,6 +210,37 @@ impl GuestRam {
     }
 }
 
+/// Highest node number that a binding may name (kernel: MAX_NUMNODES of the largest configurations).
+const NODES: usize = 1024;
+
+/// Ties a part of the RAM file to a node, through whatever mappings show it: mbind(2).
+fn bind(regions: &[RamRegion], mappings: &[Mapping], binding: &Binding) -> io::Result<()> {
+    const WORD: usize = u64::BITS as usize;
+    let node = binding.node as usize;
+    if node >= NODES {
+        return Err(io::ErrorKind::InvalidInput.into());
+    }
+    let mut mask = [0u64; NODES / WORD];
+    mask[node / WORD] = 1 << (node % WORD);
+    for (region, mapping) in regions.iter().zip(mappings) {
+        let from = binding.file_offset.max(region.file_offset);
+        let to = (binding.file_offset + binding.len).min(region.file_offset + region.len);
+        if from >= to {
+            continue;
+        }
+        let at = mapping.start.as_ptr().wrapping_byte_add((from - region.file_offset) as usize);
+        // SAFETY: an address range inside a mapping of ours; where its pages lie changes no contents. The
+        // kernel takes one bit less than it is told.
+        let result = unsafe {
+            libc::syscall(libc::SYS_mbind, at, to - from, libc::MPOL_BIND, mask.as_ptr(), NODES + 1, 0)
+        };
+        if result != 0 {
+            return Err(io::Error::last_os_error());
+        }
+    }
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::os::unix::fs::FileExt;
@@ -170,7 +253,7 @@ mod tests {
             RamRegion { gpa: Gpa(0), file_offset: 0, len: 0x20_0000 },
             RamRegion { gpa: Gpa(0x1_0000_0000), file_offset: 0x20_0000, len: 0x20_0000 },
         ];
-        let (guest, ram) = GuestRam::new(regions).unwrap();
+        let (guest, ram) = GuestRam::new(regions, None).unwrap();
         guest.back_with_large_pages(Gpa(0x1_0000_0000), Gpa(0x1_0040_0000));
         guest.memory.write_slice(b"high", GuestAddress(0x1_0000_1000)).unwrap();
         let file = File::from(ram.memfd);
@@ -179,5 +262,57 @@ mod tests {
         assert_eq!(&seen, b"high");
         assert!(file.set_len(0x1000).is_err(), "sealed against shrinking");
         assert!(file.set_len(0x80_0000).is_err(), "sealed against growing");
+    }
+    /// `MPOL_F_ADDR`: the policy of an address (include/uapi/linux/mempolicy.h).
+    const OF_ADDRESS: libc::c_ulong = 1 << 1;
+
+    fn region(file_offset: u64, len: u64) -> RamRegion {
+        RamRegion { gpa: Gpa(file_offset), file_offset, len }
+    }
+
+    #[test]
+    fn parts_are_tied_to_nodes_and_one_that_is_not_there_is_refused() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(4 * LARGE_PAGE).unwrap();
+        let regions = [region(0, 2 * LARGE_PAGE), region(2 * LARGE_PAGE, 2 * LARGE_PAGE)];
+        let mappings: Vec<_> = regions.iter().map(|r| Mapping::of(&file, r).unwrap()).collect();
+        // It lies in both mappings.
+        let part = Binding { file_offset: LARGE_PAGE, len: 2 * LARGE_PAGE, node: 0 };
+        bind(&regions, &mappings, &part).unwrap();
+        for (mapping, first) in [(&mappings[0], LARGE_PAGE), (&mappings[1], 0)] {
+            let mut mode: libc::c_int = -1;
+            let at = mapping.start.as_ptr().wrapping_byte_add(first as usize);
+            // SAFETY: writes one integer; the address is only looked up.
+            let result = unsafe {
+                libc::syscall(
+                    libc::SYS_get_mempolicy,
+                    &raw mut mode,
+                    std::ptr::null::<u64>(),
+                    0,
+                    at,
+                    OF_ADDRESS,
+                )
+            };
+            assert_eq!((result, mode), (0, libc::MPOL_BIND));
+        }
+        assert!(bind(&regions, &mappings, &Binding { node: 1000, ..part }).is_err());
+        assert!(bind(&regions, &mappings, &Binding { node: 5000, ..part }).is_err());
+    }
+
+    /// Whichever the host has: pages that are all there at once, or an error that says what is missing.
+    #[test]
+    fn large_pages_are_there_from_the_start_or_are_refused_by_name() {
+        let len = 2 * LARGE_PAGE;
+        match GuestRam::new(vec![region(0, len)], Some(&[Binding { file_offset: 0, len, node: 0 }])) {
+            Ok((_guest, ram)) => {
+                let blocks =
+                    std::os::unix::fs::MetadataExt::blocks(&File::from(ram.memfd).metadata().unwrap());
+                assert_eq!(blocks * 512, len);
+            }
+            Err(error) => {
+                assert!(matches!(error, RamError::LargePages { .. }), "{error:?}");
+                assert!(error.to_string().starts_with("hugepages: "), "{error}");
+            }
+        }
     }
 }

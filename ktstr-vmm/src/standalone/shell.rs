@@ -209,6 +209,7 @@ fn boot(options: &ShellOptions, accel: AccelKind) -> Result<(Session, Option<Uni
         com2: Some(com2_sink),
         console,
         devices: Default::default(),
+        isolation: None,
     };
     let started = Ready::prepare(&backend, spec)?.start(&confine::this_process()?)?;
     Ok((Session::new(started.machine, com1, com2, &ring)?, ours))

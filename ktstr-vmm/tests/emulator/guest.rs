@@ -168,6 +168,7 @@ impl<'a> Boot<'a> {
             com2: Some(com2.try_clone().unwrap().into()),
             console: None,
             devices: Default::default(),
+            isolation: None,
         };
         let emulator = EmulatorSpec {
             program: QEMU.into(),

@@ -90,6 +90,7 @@ impl Role {
             networks: Vec::new(),
             input: None,
             snapshot: ktstr_proto::vmm::Snapshot::Unused,
+            isolation: None,
         };
         self.call(start, fds)
     }
@@ -358,6 +359,7 @@ fn what_cannot_be_started_says_why() {
         networks: Vec::new(),
         input: None,
         snapshot: ktstr_proto::vmm::Snapshot::Unused,
+        isolation: None,
     };
     let refused = |start, fds| match Role::spawn().call(start, fds) {
         Err(error) => ktstr_proto::link::chain(&error),
@@ -370,4 +372,7 @@ fn what_cannot_be_started_says_why() {
     assert!(wrapping.contains("linear ring"), "{wrapping}");
     let no_fds = refused(start(AccelKind::Tcg, Mode::Wrap, 512), Fds::default());
     assert!(no_fds.contains("descriptor 0 for kernel"), "{no_fds}");
+    let isolation = Some(ktstr_proto::vmm::Isolation { nodes: vec![0] });
+    let isolated = refused(Start { isolation, ..start(AccelKind::Tcg, Mode::Wrap, 512) }, Fds::default());
+    assert!(isolated.contains("accelerator tcg isolates no machine"), "{isolated}");
 }

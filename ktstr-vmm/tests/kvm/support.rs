@@ -148,6 +148,7 @@ impl<'a> Boot<'a> {
             com2: Some(com2.try_clone().unwrap().into()),
             console: self.console,
             devices: Default::default(),
+            isolation: None,
         };
         let kvm = File::options().read(true).write(true).open("/dev/kvm").unwrap();
         let started = Instant::now();

@@ -160,7 +160,7 @@ mod tests {
     impl Driver {
         fn new(queue: u32, addresses: [u64; 3]) -> Self {
             let regions = vec![RamRegion { gpa: Gpa(0), file_offset: 0, len: 2 << 20 }];
-            let ram = Arc::new(GuestRam::new(regions).unwrap().0);
+            let ram = Arc::new(GuestRam::new(regions, None).unwrap().0);
             let irq = EventFd::new(libc::EFD_NONBLOCK).unwrap();
             let doorbell = Arc::new(EventFd::new(libc::EFD_NONBLOCK).unwrap());
             let device = MmioTransport::new(KIND, ram.clone(), irq.try_clone().unwrap(), doorbell).unwrap();

@@ -311,9 +311,10 @@ mod tests {
             com2: None,
             console: None,
             devices: Default::default(),
+            isolation: None,
         };
         change(&mut spec);
-        let (ram, _) = GuestRam::new(layout::ram_regions(spec.memory).unwrap()).unwrap();
+        let (ram, _) = GuestRam::new(layout::ram_regions(spec.memory).unwrap(), None).unwrap();
         let ids = ApicIds::new(SHAPE).unwrap();
         let nodes = &crate::nodes::divide(&SHAPE, &spec.numa, spec.memory).unwrap();
         let (ram_regions, numa) = (&ram.regions, &spec.numa);

@@ -12,6 +12,16 @@ const KVM_FEATURES: u32 = 0x4000_0001;
 /// Interrupt messages carry 15 bits of destination; `devices::ioapic` passes them on.
 const MSI_EXT_DEST_ID: u32 = 1 << 15;
 
+/// EDX of that leaf: no vCPU is ever kept off its host CPU, so waiting for one may be spinning.
+const HINTS_REALTIME: u32 = 1 << 0;
+
+/// Tells the guest that its vCPUs have host CPUs of their own.
+pub fn promise_time(table: &mut [kvm_cpuid_entry2]) {
+    for entry in table.iter_mut().filter(|entry| entry.function == KVM_FEATURES) {
+        entry.edx |= HINTS_REALTIME;
+    }
+}
+
 #[derive(Clone, Copy, PartialEq)]
 enum Vendor {
     Intel,
