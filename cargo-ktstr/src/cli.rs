@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use ktstr_proto::{Accel, device::DiskConfig, topology::Shape};
+use ktstr_proto::{Accel, device::DiskConfig, run::Performance, topology::Shape};
 
 /// Test harness for Linux process schedulers.
 #[derive(Debug, Parser)]
@@ -33,6 +33,8 @@ pub enum Command {
     Attach(MonitorArgs),
     /// Show the host's CPUs, last-level caches and NUMA nodes
     Topo,
+    /// List which runs hold which of the host's last-level caches
+    Locks(LocksArgs),
     /// List the ready-made scenarios with the question each asks
     List(ListArgs),
     /// Run ready-made scenarios on this host, under whatever scheduler is active
@@ -166,6 +168,50 @@ impl BeginArgs {
     }
 }
 
+/// What of the host a machine gets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Args)]
+pub struct HostArgs {
+    /// Ask nothing special of the host (pinning, large pages, real-time class), even where a test does; machines
+    /// share 30 % of its CPUs [default: with KTSTR_NO_PERF_MODE=1]
+    #[arg(long)]
+    pub no_perf_mode: bool,
+    /// Exactly so many host CPUs for a machine, from whole last-level caches [default: $KTSTR_CPU_CAP]
+    #[arg(long, value_name = "N", requires = "no_perf_mode", value_parser = clap::value_parser!(u32).range(1..))]
+    pub cpu_cap: Option<u32>,
+}
+
+impl HostArgs {
+    /// With what the environment says where no option does.
+    pub fn resolve(self, isolated: bool) -> anyhow::Result<(Performance, Option<u32>)> {
+        let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
+        let cap = match (self.cpu_cap, set("KTSTR_CPU_CAP")) {
+            (Some(cap), _) => Some(cap),
+            (None, Some(text)) => Some(text.parse().context("KTSTR_CPU_CAP is no number of host CPUs")?),
+            (None, None) => None,
+        };
+        if self.cpu_cap.is_some() && set("KTSTR_BYPASS_LLC_LOCKS").as_deref() == Some("1") {
+            anyhow::bail!(
+                "resource contract: --cpu-cap promises other runs that caches are shared fairly, and \
+                 KTSTR_BYPASS_LLC_LOCKS=1 breaks the promise; give one of them"
+            );
+        }
+        let unassisted = self.no_perf_mode || (!isolated && set("KTSTR_NO_PERF_MODE").is_some());
+        Ok(match (isolated, unassisted) {
+            (true, _) => (Performance::Isolated, None),
+            (false, true) => (Performance::Unassisted, cap),
+            (false, false) => (Performance::Usual, cap),
+        })
+    }
+}
+
+/// `locks …`.
+#[derive(Debug, Args)]
+pub struct LocksArgs {
+    /// As JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
 /// `test …`.
 #[derive(Debug, Args)]
 pub struct TestArgs {
@@ -185,6 +231,9 @@ pub struct TestArgs {
     /// How guests come to be ready.
     #[command(flatten)]
     pub begin: BeginArgs,
+    /// What of the host machines get.
+    #[command(flatten)]
+    pub host: HostArgs,
     /// Exit with an error when such verdicts occur
     #[arg(long, value_enum, value_name = "VERDICT")]
     pub deny: Vec<Deny>,
@@ -229,6 +278,9 @@ pub struct ShellArgs {
     /// With a file system it is mounted on /mnt/disk0: 64,fs=ext4,iops=200
     #[arg(long, value_name = "SPEC")]
     pub disk: Option<DiskConfig>,
+    /// A network interface with so many pairs of queues, whose frames come back to it; up to four of them
+    #[arg(long, value_name = "PAIRS", value_parser = clap::value_parser!(u16).range(1..=8))]
+    pub network: Vec<u16>,
     /// Show the kernel's console on stderr
     #[arg(long)]
     pub dmesg: bool,
@@ -241,6 +293,12 @@ pub struct ShellArgs {
     /// How guests come to be ready.
     #[command(flatten)]
     pub begin: BeginArgs,
+    /// A machine with host CPUs and memory of its own; only with kvm, and NOT RUN where the host refuses
+    #[arg(long, conflicts_with_all = ["no_perf_mode", "cpu_cap"])]
+    pub perf_mode: bool,
+    /// What of the host it gets.
+    #[command(flatten)]
+    pub host: HostArgs,
 }
 
 /// `completions …`.
@@ -273,6 +331,21 @@ mod tests {
     #[test]
     fn definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn a_cap_is_for_machines_without_claims() {
+        let refused = |words: &[&str]| {
+            let words = ["ktstr", "shell"].iter().chain(words);
+            Cli::try_parse_from(words).expect_err("a contradiction").kind()
+        };
+        use clap::error::ErrorKind;
+        assert_eq!(refused(&["--cpu-cap", "2"]), ErrorKind::MissingRequiredArgument);
+        assert_eq!(refused(&["--perf-mode", "--no-perf-mode"]), ErrorKind::ArgumentConflict);
+        assert_eq!(refused(&["--no-perf-mode", "--cpu-cap", "0"]), ErrorKind::ValueValidation);
+        let host = HostArgs { no_perf_mode: true, cpu_cap: Some(3) };
+        assert_eq!(host.resolve(false).unwrap(), (Performance::Unassisted, Some(3)));
+        assert_eq!(HostArgs::default().resolve(true).unwrap(), (Performance::Isolated, None));
     }
 
     #[test]

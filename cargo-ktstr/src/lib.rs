@@ -9,6 +9,7 @@ pub mod cli;
 mod client;
 pub mod exit;
 mod kernel;
+mod locks;
 mod observe;
 mod progress;
 mod scenarios;
@@ -54,6 +55,7 @@ fn dispatch(parsed: cli::Cli, plugin: bool) -> anyhow::Result<ExitCode> {
         Command::Capture(args) => observe::run("capture", &args),
         Command::Attach(args) => observe::run("attach", &args),
         Command::Topo => topo::run(),
+        Command::Locks(args) => locks::run(&args),
         Command::List(args) => scenarios::list(&args),
         Command::Run(args) => scenarios::run(&args),
         Command::Cleanup(args) => scenarios::cleanup(&args),

@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use ktstr_proto::client::{ClientEvent, Submitted};
+use ktstr_proto::device::NetConfig;
 use ktstr_proto::guest::LogSource;
 use ktstr_proto::run::{Job, RunSpec, ShellJob, Term};
 use ktstr_proto::verdict::{Cause, RunReport};
@@ -72,6 +73,7 @@ fn spec(args: &ShellArgs) -> anyhow::Result<RunSpec> {
         let term = std::env::var("TERM").unwrap_or_else(|_| "vt100".to_owned());
         Term { term, colorterm: std::env::var("COLORTERM").ok(), rows, cols }
     });
+    let (performance, cpu_budget) = args.host.resolve(args.perf_mode)?;
     let mut replay =
         format!("ktstr shell --kernel {{kernel}} --accel {{accel}} --topology {}", args.topology);
     if let Some(command) = &args.exec {
@@ -97,12 +99,22 @@ fn spec(args: &ShellArgs) -> anyhow::Result<RunSpec> {
         snapshots: 0,
         env: Vec::new(),
         disk: args.disk,
-        networks: Vec::new(),
-        performance: Default::default(),
-        cpu_budget: None,
+        networks: networks(&args.network),
+        performance,
+        cpu_budget,
         cleanup_budget_ms: None,
         watches: Vec::new(),
     })
+}
+
+/// Interfaces with addresses of their own.
+fn networks(pairs: &[u16]) -> Vec<NetConfig> {
+    let numbered = pairs.iter().zip(0u8..).map(|(pairs, number)| {
+        let mut config = NetConfig::new().queue_pairs(*pairs);
+        config.mac[5] = config.mac[5].wrapping_add(number);
+        config
+    });
+    numbered.collect()
 }
 
 /// The orchestrator may have another working directory. Bare names stay: they

@@ -11,7 +11,7 @@ use std::process::{Command, ExitCode, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
-use ktstr_proto::verdict::Outcome;
+use ktstr_proto::{run::Performance, verdict::Outcome};
 
 use crate::cli::{Deny, TestArgs};
 use crate::exit::{Exit, coded};
@@ -37,6 +37,13 @@ pub fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     }
     if args.begin.warm {
         command.env_remove("KTSTR_COLD");
+    }
+    let (performance, cap) = args.host.resolve(false)?;
+    if performance == Performance::Unassisted {
+        command.env("KTSTR_NO_PERF_MODE", "1");
+    }
+    if let Some(cap) = cap {
+        command.env("KTSTR_CPU_CAP", cap.to_string());
     }
     let root = runs_root()?;
     command.env("KTSTR_RUNS_ROOT", &root);

@@ -1,14 +1,20 @@
 //! The process that serves a machine's disks and networks: its sockets, its start.
 //!
-//! Each device has a listening socket with one connection waiting in it. The listener goes to the
-//! device process, the connection to the VMM; the path between them lies in a directory that nobody
-//! else can enter and is gone before either gets its end.
+//! Each device has a listening socket, which goes to the device process. A disk's has one connection
+//! waiting in it, whose other end goes to the VMM. A network's is opened by its user: the emulator
+//! passes descriptors over sockets of its own making only, so the VMM gets the listener's place as a
+//! descriptor. The path lies in a directory that nobody else can enter and is gone before anybody gets
+//! an end.
 
 use std::{
+    fs::OpenOptions,
     io,
     os::{
         fd::OwnedFd,
-        unix::net::{UnixListener, UnixStream},
+        unix::{
+            fs::OpenOptionsExt,
+            net::{UnixListener, UnixStream},
+        },
     },
 };
 
@@ -65,7 +71,7 @@ pub fn start(
         attached.disk = Some(AttachDisk { socket: fds.attach(user), config });
     }
     for config in &spec.networks {
-        let (listener, user) = pair().map_err(DevicesError::Socket)?;
+        let (listener, user) = door().map_err(DevicesError::Socket)?;
         serve.networks.push(ServeNetwork { listener: own.attach(listener), config: *config });
         attached.networks.push(AttachNetwork { socket: fds.attach(user), config: *config });
     }
@@ -82,4 +88,28 @@ fn pair() -> io::Result<(OwnedFd, OwnedFd)> {
     let listener = UnixListener::bind(&path)?;
     let user = UnixStream::connect(&path)?;
     Ok((listener.into(), user.into()))
+}
+
+/// A listener and its place, which can be connected to through the descriptor and by no name.
+fn door() -> io::Result<(OwnedFd, OwnedFd)> {
+    let directory = tempfile::Builder::new().prefix("ktstr-").tempdir()?;
+    let path = directory.path().join("s");
+    let listener = UnixListener::bind(&path)?;
+    let place = OpenOptions::new().read(true).custom_flags(libc::O_PATH | libc::O_CLOEXEC).open(&path)?;
+    Ok((listener.into(), place.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsRawFd;
+
+    use super::*;
+
+    #[test]
+    fn a_door_is_found_by_descriptor_alone() {
+        let (listener, place) = door().unwrap();
+        let listener = UnixListener::from(listener);
+        let _user = UnixStream::connect(format!("/proc/self/fd/{}", place.as_raw_fd())).unwrap();
+        listener.accept().unwrap();
+    }
 }

@@ -21,14 +21,15 @@ use ktstr_proto::{
     device::MAX_NETWORKS,
     guest::{BASE_PATH, ENTROPY_PATH, GuestBase, GuestJob, GuestScheduler, GuestTask, GuestTest},
     ring::{Mode, RingRegion},
-    run::{Job, Performance, RunSpec, SchedulerJob, SchedulerSource},
+    run::{Job, RunSpec, SchedulerJob, SchedulerSource},
     verdict::Assert,
     vmm::Emulator,
 };
 
 use crate::{
     children::find_executable,
-    devices, disk, host_cpus,
+    devices, disk,
+    host::Grant,
     known::Known,
     pack::{self, Initramfs, LibraryPath, memory},
     store::{Kernel, Store, store_root},
@@ -61,6 +62,8 @@ pub struct Plan {
     pub run_limit: Duration,
     /// Lines for people.
     pub notes: Vec<String>,
+    /// What the machine gets of this host.
+    pub grant: Grant,
     /// Where the machine may begin, if it waits for its job.
     pub warm: Option<Warm>,
     disk: Option<OwnedFd>,
@@ -166,15 +169,6 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
         return Err(PlanError::InteractiveDet);
     }
     check_devices(spec, accel, &kernel)?;
-    if let Some(wanted) = spec.cpu_budget {
-        let allowed = host_cpus::allowed().len();
-        if allowed < wanted as usize {
-            return Err(PlanError::CpuBudget { wanted, allowed });
-        }
-    }
-    if spec.performance == Performance::Isolated {
-        return Err(PlanError::Isolation { why: "this version gives no vCPU a host CPU of its own".into() });
-    }
     match (spec.watchdog_ms, accel) {
         (Some(_), AccelKind::Det) => {
             return Err(PlanError::Watchdog { why: "under det nothing on the host may write there" });
@@ -205,6 +199,7 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
         cpus: spec.topology.cpus(),
     };
     let memory_mb = memory_mb(spec, &load, may_wait)?;
+    let grant = Grant::decide(spec, accel, memory_mb, &mut notes)?;
     notes.extend(sound_emulator_note(emulator.as_ref()));
     let (boot_limit, run_limit) = limits(spec, accel);
     let disks = store.root().parent().unwrap_or(store.root()).join("disks");
@@ -227,6 +222,7 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
         words.extend(clock_words(accel, kernel_hz(&kernel)));
     }
     Ok(Plan {
+        grant,
         disk,
         cmdline: words.join(" "),
         warm,
@@ -327,13 +323,11 @@ fn check_devices(spec: &RunSpec, accel: AccelKind, kernel: &Kernel) -> Result<()
     }
     // The emulator passes descriptors to a network's server only over a socket that it has opened itself,
     // which its jail forbids.
-    let without = match (accel, spec.networks.is_empty()) {
-        (_, false) => Some("network"),
-        (AccelKind::Kvm, _) => Some("disk"),
-        _ => None,
-    };
-    if let Some(device) = without {
-        return Err(PlanError::NoFront { accel, device });
+    if accel == AccelKind::Tcg && !spec.networks.is_empty() {
+        return Err(PlanError::NoFront { accel, device: "network" });
+    }
+    if accel == AccelKind::Kvm && spec.networks.iter().any(|network| network.queue_pairs > 1) {
+        return Err(PlanError::NoFront { accel, device: "network with several pairs of queues" });
     }
     let options = kernel.config().and_then(|config| fs::read_to_string(config).ok()).unwrap_or_default();
     for module in device_modules(spec) {

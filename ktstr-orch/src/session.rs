@@ -14,6 +14,7 @@ mod beginning;
 mod device;
 mod errands;
 mod observer;
+mod share;
 mod watch;
 
 use std::{
@@ -37,7 +38,7 @@ use ktstr_proto::{
 
 use crate::{
     children::{Child, describe},
-    devices, host_cpus,
+    devices,
     host_time::HostWatch,
     judge::{Evidence, Stopped, unregistered},
     plan::{Plan, PlanError},
@@ -96,6 +97,8 @@ pub struct Session {
     errands: errands::Errands,
     watches: watch::Watches,
     timeline: Timeline,
+    /// Every vCPU is on the host CPU that is its own.
+    isolated: bool,
     /// How the guest came to be ready.
     boot: Boot,
     /// The snapshot that is being written.
@@ -140,6 +143,7 @@ impl Session {
             errands: errands::Errands::default(),
             watches: watch::Watches::default(),
             timeline: Timeline::default(),
+            isolated: false,
             boot: Boot::Cold,
             unfinished: None,
             retired: None,
@@ -225,7 +229,7 @@ impl Session {
         let died = |e: &dyn std::error::Error| Stopped::Died(Process::Vmm, chain(e));
         let mut vmm =
             Child::<VmmLink>::spawn("ktstr-vmm", &[], self.dir.log_file("vmm.log")).map_err(|e| died(&e))?;
-        self.hold_to_budget(vmm.pid())?;
+        self.hold_to_share(&plan, vmm.pid())?;
         let mut fds = Fds::default();
         let (disk, networks) = self.start_devices(&plan, &mut fds)?;
         let start = Start {
@@ -248,7 +252,7 @@ impl Session {
                 .map_err(|e| Stopped::BadRequest(chain(&e)))?
                 .map(|input| fds.attach(input)),
             snapshot: self.begin_from(&plan, &mut fds),
-            isolation: None,
+            isolation: share::isolation(&plan),
         };
         self.record("vmm-start", &start);
         self.record("kernel-file", &plan.kernel_file());
@@ -266,17 +270,6 @@ impl Session {
         Ok(())
     }
 
-    /// A machine that may use only some of the host's CPUs is held to them before it is built.
-    fn hold_to_budget(&mut self, vmm: u32) -> Result<(), Stopped> {
-        let Some(count) = self.spec.cpu_budget else { return Ok(()) };
-        let chosen = host_cpus::choose(&host_cpus::allowed(), count, std::process::id() as usize);
-        let cpus = chosen.ok_or_else(|| Stopped::BadRequest("the host CPUs changed meanwhile".into()))?;
-        host_cpus::hold(vmm, &cpus)
-            .map_err(|e| Stopped::BadRequest(format!("cannot hold the VMM to CPUs {cpus:?}: {e}")))?;
-        self.notice(format!("cpu_budget: the machine runs on the host's CPUs {cpus:?}"));
-        Ok(())
-    }
-
     /// Starts what serves the machine's disks and networks, if it has any.
     fn start_devices(
         &mut self,
@@ -289,6 +282,7 @@ impl Session {
         let image = plan.open_disk().map_err(|e| Stopped::BadRequest(chain(&e)))?;
         let (device, attached) = devices::start(&self.spec, image, self.dir.log_file("device.log"), fds)
             .map_err(|e| Stopped::Died(Process::Device, chain(&e)))?;
+        self.hold_to_share(plan, device.pid())?;
         self.record("device-pid", &device.pid());
         self.device = Some(device);
         Ok((attached.disk, attached.networks))
@@ -397,6 +391,7 @@ impl Session {
             }
             VmmEvent::Saved(saved) => self.saved(saved),
             VmmEvent::Written { place, cpu } => self.place_written(place, cpu),
+            VmmEvent::Statistics(counted) => self.keep(|dir| dir.write_json("kvm-statistics.json", &counted)),
             VmmEvent::Exited(exit @ (VmExit::EmulatorDied { .. } | VmExit::InternalError { .. }))
                 if self.device_is_gone() =>
             {
@@ -454,7 +449,10 @@ impl Session {
                         GuestFrame::TestEnded(end) if self.fails_with_scheduler(end) => {
                             self.capture_if_none("the test failed");
                         }
-                        GuestFrame::Phase(Phase::TestStarted) => self.window(Window::Restart),
+                        GuestFrame::Phase(Phase::TestStarted) => {
+                            self.isolate(true);
+                            self.window(Window::Restart);
+                        }
                         GuestFrame::Phase(phase @ Phase::ScenarioStarted) => {
                             self.scenario_began(*phase);
                             let first = !std::mem::replace(&mut self.in_scenarios, true);
@@ -500,6 +498,7 @@ impl Session {
     pub fn tick(&mut self, now: Instant) {
         if self.state == State::Running {
             self.look_at_host(now);
+            self.isolate(false);
         }
         self.errands_tick(now);
         self.watches_tick(now);
@@ -573,6 +572,7 @@ impl Session {
         self.vmm = None;
         self.monitor = None;
         self.device = None;
+        self.release_share();
         self.unfinished = None;
         self.ram = None;
         self.give_up = None;

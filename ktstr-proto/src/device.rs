@@ -301,7 +301,7 @@ pub struct ServeDisk {
 /// A network to be served.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ServeNetwork {
-    /// A listening socket with the one connection of its user waiting.
+    /// A listening socket that its one user connects to.
     pub listener: FdSlot,
     /// What was asked for.
     pub config: NetConfig,

@@ -132,7 +132,7 @@ pub struct AttachDisk {
 /// A network that another process serves.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AttachNetwork {
-    /// A connected stream socket to its server, which speaks vhost-user.
+    /// The place of its server's listening socket (`O_PATH`), which speaks vhost-user to whoever connects.
     pub socket: FdSlot,
     /// What was asked for.
     pub config: NetConfig,
@@ -250,6 +250,16 @@ pub enum VmmEvent {
         /// The CPU.
         cpu: u32,
     },
+    /// What KVM counted for each vCPU, by number; the end of the machine follows.
+    Statistics(Vec<VcpuStatistics>),
+}
+
+/// Counters of one vCPU: exits by reason, halts, polls; see KVM_GET_STATS_FD in
+/// Documentation/virt/kvm/api.rst.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct VcpuStatistics {
+    /// The kernel's names and the values when the machine ended.
+    pub counters: Vec<(String, u64)>,
 }
 
 /// A snapshot that was written, not yet to the disk itself.

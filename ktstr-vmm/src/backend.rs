@@ -3,13 +3,15 @@
 //! [`Ready::prepare`] does everything that needs the host (opening `/dev/kvm`, starting the emulator
 //! child); then the process confines itself; then [`Ready::start`] lets the guest run.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
 
 use ktstr_jail::Confined;
 
 use crate::emulator::{EmulatorSpec, Origin, Prepared};
 use crate::kvm::KvmMachine;
-use crate::machine::{MachineError, MachineSpec, Running};
+use crate::machine::{Devices, MachineError, MachineSpec, Running};
 
 /// What runs the vCPUs.
 #[derive(Clone, Debug)]
@@ -57,6 +59,7 @@ impl Ready {
                 source: None,
             }),
             Backend::Kvm => {
+                let spec = MachineSpec { devices: attach(spec.devices)?, ..spec };
                 let kvm =
                     std::fs::File::options().read(true).write(true).open("/dev/kvm").map_err(|source| {
                         MachineError {
@@ -89,4 +92,29 @@ impl Ready {
             }
         }
     }
+}
+
+/// How long the server of a device may take to answer. Whoever waits is a vCPU, which cannot be stopped then.
+const ANSWER_LIMIT: Duration = Duration::from_secs(5);
+
+/// Connections with a limit, made while there are paths to connect to.
+fn attach(devices: Devices) -> Result<Devices, MachineError> {
+    let limited = |stream: UnixStream| -> std::io::Result<OwnedFd> {
+        stream.set_read_timeout(Some(ANSWER_LIMIT))?;
+        stream.set_write_timeout(Some(ANSWER_LIMIT))?;
+        Ok(stream.into())
+    };
+    let connected = |place: &OwnedFd| {
+        UnixStream::connect(format!("/proc/self/fd/{}", place.as_raw_fd())).and_then(limited)
+    };
+    let attached = || -> std::io::Result<Devices> {
+        let disk =
+            devices.disk.map(|(socket, config)| Ok::<_, std::io::Error>((limited(socket.into())?, config)));
+        let networks = devices.networks.iter().map(|(place, config)| Ok((connected(place)?, *config)));
+        Ok(Devices { disk: disk.transpose()?, networks: networks.collect::<std::io::Result<_>>()? })
+    };
+    attached().map_err(|source| MachineError {
+        action: "connect to the server of a disk or network".to_owned(),
+        source: Some(Box::new(source)),
+    })
 }

@@ -11,7 +11,7 @@ use std::os::fd::{BorrowedFd, OwnedFd};
 use ktstr_proto::capture::WatchPoint;
 use ktstr_proto::device::{DiskConfig, NetConfig};
 pub use ktstr_proto::topology::{Numa, Topology};
-pub use ktstr_proto::vmm::Isolation;
+pub use ktstr_proto::vmm::{Isolation, VcpuStatistics};
 
 use crate::kvm;
 
@@ -72,7 +72,8 @@ pub struct MachineSpec {
     pub isolation: Option<Isolation>,
 }
 
-/// Devices that another process serves: each a connected stream socket that speaks vhost-user.
+/// Devices that another process serves over vhost-user: the disk's connected stream socket, and the places
+/// (`O_PATH`) of the networks' listening ones.
 #[derive(Debug, Default)]
 pub struct Devices {
     /// The disk, and what it is like.
@@ -198,6 +199,11 @@ pub trait Running: Send {
                 .to_owned(),
             source: None,
         })
+    }
+
+    /// What was counted for each vCPU; told once, after the machine has ended.
+    fn statistics(&mut self) -> Vec<VcpuStatistics> {
+        Vec::new()
     }
 
     /// Ends the machine now and waits until nothing of it runs. Idempotent.

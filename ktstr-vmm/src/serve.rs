@@ -252,6 +252,7 @@ impl Server {
                 Output::RingBroken(reason) => VmmEvent::RingBroken(reason),
                 Output::Saved(saved) => VmmEvent::Saved(saved),
                 Output::Written { place, cpu } => VmmEvent::Written { place, cpu },
+                Output::Statistics(counted) => VmmEvent::Statistics(counted),
                 Output::Exited(exit) => VmmEvent::Exited(exit_on_the_wire(exit)),
             };
             self.channel.queue_event(&event, Fds::default())?;

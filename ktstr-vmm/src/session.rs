@@ -15,7 +15,7 @@ use ktstr_proto::vmm::Saved;
 
 use crate::console::{ConsoleError, PortOutput};
 use crate::handover::{Handover, Keep};
-use crate::machine::{Event, Exit, MachineError, Ram, Running};
+use crate::machine::{Event, Exit, MachineError, Ram, Running, VcpuStatistics};
 use crate::ring::{GuestRing, RingMapError};
 use crate::snapshot;
 
@@ -33,6 +33,8 @@ pub enum Output {
     Ring(Vec<u8>),
     /// The guest broke the ring's rules; no more ring bytes follow.
     RingBroken(String),
+    /// What was counted for each vCPU; the end follows.
+    Statistics(Vec<VcpuStatistics>),
     /// The machine is gone; nothing follows.
     Exited(Exit),
     /// The snapshot asked for was written, or why not.
@@ -237,6 +239,12 @@ impl Session {
         }
         if !self.com1.is_drained() || !self.com2.is_drained() {
             return Ok(None);
+        }
+        if self.exit.is_some() {
+            let counted = self.machine.statistics();
+            if !counted.is_empty() {
+                return Ok(Some(Output::Statistics(counted)));
+            }
         }
         let exit = self.exit.take();
         self.ended = exit.is_some();

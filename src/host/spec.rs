@@ -3,7 +3,7 @@
 //! Read from the environment: `KTSTR_KERNEL` (or `KTSTR_TEST_KERNEL`, which wins), `KTSTR_ACCEL`,
 //! `KTSTR_SEED`, `KTSTR_VARY` (1: the seed also decides speed and boot, as it does among many), `KTSTR_SCHEDULER`, `KTSTR_OBSERVE` (0: no monitor), `KTSTR_SNAPSHOTS` (captures per scenario),
 //! `KTSTR_COLD` (1: never begin from a snapshot of a ready machine), `KTSTR_NO_PERF_MODE` (1: no test isolates
-//! its machine),
+//! its machine), `KTSTR_CPU_CAP` (host CPUs of each machine),
 //! `KTSTR_RUNS_ROOT` (or `KTSTR_RUNS_DIR`), `RUST_LOG` for the guest, `KTSTR_GUEST_ENV` (`A=b,C=d`: more
 //! variables for the guest).
 
@@ -55,6 +55,12 @@ pub enum SpecError {
         value: String,
         /// Why.
         reason: String,
+    },
+    /// The CPU cap is wrong.
+    #[error("KTSTR_CPU_CAP=`{value}` is no number of host CPUs")]
+    CpuCap {
+        /// Value of the variable.
+        value: String,
     },
     /// The test cannot be run as it is written.
     #[error("test `{test}` cannot be run as it is written")]
@@ -168,7 +174,7 @@ pub fn spec_of_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<RunS
         networks: entry.networks.to_vec(),
         watches: entry.watch_bpf_maps.iter().map(WatchBpfMap::wanted).collect(),
         performance: performance(entry),
-        cpu_budget: entry.cpu_budget,
+        cpu_budget: cpu_budget(entry)?,
         cleanup_budget_ms: entry.cleanup_budget_ms.map(u64::from),
     })
 }
@@ -279,6 +285,14 @@ fn performance(entry: &KtstrTestEntry) -> Performance {
         (_, true) => Performance::Unassisted,
         (true, false) => Performance::Isolated,
         (false, false) => Performance::Usual,
+    }
+}
+
+/// The environment knows the host better than the test does.
+fn cpu_budget(entry: &KtstrTestEntry) -> Result<Option<u32>, SpecError> {
+    match set("KTSTR_CPU_CAP") {
+        Some(value) => value.parse().map(Some).map_err(|_| SpecError::CpuCap { value }),
+        None => Ok(entry.cpu_budget),
     }
 }
 

@@ -9,6 +9,7 @@ mod death;
 mod disk;
 mod gauntlet;
 mod harness;
+mod host;
 mod maps;
 mod matrix;
 mod observe;

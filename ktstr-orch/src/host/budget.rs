@@ -40,23 +40,29 @@ pub struct Budget {
     pub llcs: BTreeSet<usize>,
 }
 
+/// How many CPUs: as many as were asked for, or a share of those allowed, rounded up.
+pub fn number(host: &HostTopology, allowed: &CpuSet, cap: Option<u32>) -> Result<u32, BudgetError> {
+    let count = host.cpus().intersection(allowed).count();
+    match cap {
+        Some(0) => Err(BudgetError::Zero),
+        Some(wanted) => Ok(wanted),
+        None => Ok((count * DEFAULT_SHARE_PCT).div_ceil(100).max(1) as u32),
+    }
+}
+
 /// Chooses. `shared` says how many others hold each LLC with a budget of theirs.
 pub fn choose(
     host: &HostTopology,
     allowed: &CpuSet,
     shared: &BTreeMap<usize, usize>,
-    cap: Option<u32>,
+    number: u32,
 ) -> Result<Budget, BudgetError> {
     let allowed: CpuSet = host.cpus().intersection(allowed).copied().collect();
-    let number = match cap {
-        Some(0) => return Err(BudgetError::Zero),
-        Some(wanted) if wanted as usize > allowed.len() => {
-            let (count, cpus) = (allowed.len(), format_list(&allowed));
-            return Err(BudgetError::TooMany { wanted, allowed: count, cpus });
-        }
-        Some(wanted) => wanted as usize,
-        None => (allowed.len() * DEFAULT_SHARE_PCT).div_ceil(100).max(1),
-    };
+    if number as usize > allowed.len() {
+        let (count, cpus) = (allowed.len(), format_list(&allowed));
+        return Err(BudgetError::TooMany { wanted: number, allowed: count, cpus });
+    }
+    let number = number as usize;
     let usable = |llc: usize| -> Vec<u32> {
         // Threads of one core stay together.
         host.llcs[llc].cores.iter().flatten().copied().filter(|cpu| allowed.contains(cpu)).collect()
@@ -98,7 +104,7 @@ mod tests {
     };
 
     fn chosen(host: &HostTopology, cap: Option<u32>) -> Budget {
-        choose(host, &host.cpus(), &BTreeMap::new(), cap).unwrap()
+        choose(host, &host.cpus(), &BTreeMap::new(), number(host, &host.cpus(), cap).unwrap()).unwrap()
     }
 
     #[test]
@@ -125,21 +131,21 @@ mod tests {
     fn what_others_share_already_comes_first_and_nodes_are_not_mixed_needlessly() {
         let host = recorded::written(SERVER);
         let shared = BTreeMap::from([(6, 2), (1, 1)]);
-        let budget = choose(&host, &host.cpus(), &shared, Some(16)).unwrap();
+        let budget = choose(&host, &host.cpus(), &shared, 16).unwrap();
         assert_eq!(budget.llcs, BTreeSet::from([6]));
-        let budget = choose(&host, &host.cpus(), &shared, Some(32)).unwrap();
+        let budget = choose(&host, &host.cpus(), &shared, 32).unwrap();
         assert_eq!(budget.llcs, BTreeSet::from([4, 6]));
         // Only the first node has room for all of it within the mask.
         let allowed: CpuSet = (0..40).collect();
-        let budget = choose(&host, &allowed, &shared, Some(20)).unwrap();
+        let budget = choose(&host, &allowed, &shared, 20).unwrap();
         assert_eq!(budget.llcs, BTreeSet::from([0, 1, 2]));
     }
 
     #[test]
     fn too_much_and_nothing_are_refused() {
         let host = recorded::host(TWO_CORES);
-        assert_eq!(choose(&host, &host.cpus(), &BTreeMap::new(), Some(0)), Err(BudgetError::Zero));
-        let error = choose(&host, &host.cpus(), &BTreeMap::new(), Some(3)).unwrap_err();
+        assert_eq!(number(&host, &host.cpus(), Some(0)), Err(BudgetError::Zero));
+        let error = choose(&host, &host.cpus(), &BTreeMap::new(), 3).unwrap_err();
         assert_eq!(
             error.to_string(),
             "a CPU cap of 3 where this process may use 2 CPUs (0-1): give at most 2"
@@ -156,7 +162,7 @@ mod tests {
             static HOST: LazyLock<HostTopology> = LazyLock::new(|| recorded::written(SERVER));
             let host = &*HOST;
             let cap = 1 + share * (mask.len() as u32 - 1) / 99;
-            let budget = choose(host, &mask, &shared, Some(cap)).unwrap();
+            let budget = choose(host, &mask, &shared, cap).unwrap();
             prop_assert_eq!(budget.cpus.len(), cap as usize);
             prop_assert!(budget.cpus.is_subset(&mask));
             prop_assert_eq!(&budget.llcs, &host.llcs_of(&budget.cpus));

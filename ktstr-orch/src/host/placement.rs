@@ -92,7 +92,7 @@ pub enum Refusal {
     },
     /// The guest's memory cannot be divided.
     #[error("NUMA: {0}")]
-    Nodes(#[from] NumaError),
+    Nodes(NumaError),
 }
 
 /// All that a host refuses, in one line.
@@ -272,7 +272,7 @@ fn large_pages(
                 *wanted.entry(*node).or_insert(0) += u64::from(share.div_ceil(2));
             }
         }
-        Err(error) => refusals.push(error.into()),
+        Err(error) => refusals.push(Refusal::Nodes(error)),
     }
     for (&node, &wanted) in &wanted {
         let free = host.nodes.get(&node).map_or(0, |node| node.free_large_pages);

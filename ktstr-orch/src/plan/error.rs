@@ -8,6 +8,7 @@ use super::accelerator::SOUND_EMULATOR;
 use crate::{
     children::SpawnError,
     disk::DiskError,
+    host::GrantError,
     pack::{self, PackError, memory},
     store::{KernelUnfit, NoRange, ResolveError, RootError, StoreError},
 };
@@ -145,20 +146,9 @@ pub enum PlanError {
         /// Why it does not.
         why: &'static str,
     },
-    /// The host cannot keep others away from the machine.
-    #[error("performance_mode: {why}; KTSTR_NO_PERF_MODE=1 runs the test without")]
-    Isolation {
-        /// What is missing.
-        why: String,
-    },
-    /// Fewer host CPUs than the machine may use.
-    #[error("cpu_budget: {wanted} host CPUs are wanted and this process may use {allowed}")]
-    CpuBudget {
-        /// How many.
-        wanted: u32,
-        /// How many there are.
-        allowed: usize,
-    },
+    /// The host does not give what was asked of it.
+    #[error(transparent)]
+    Grant(#[from] GrantError),
     /// A file cannot be used.
     #[error("cannot {action} {path}")]
     File {
@@ -183,8 +173,10 @@ pub enum PlanError {
 impl PlanError {
     /// Whether something is merely missing here, so that the run counts as not run.
     pub fn is_missing(&self) -> bool {
-        if let Self::Disk(error) = self {
-            return error.is_missing();
+        match self {
+            Self::Disk(error) => return error.is_missing(),
+            Self::Grant(error) => return error.is_missing(),
+            _ => {}
         }
         matches!(
             self,
@@ -198,8 +190,6 @@ impl PlanError {
                 | Self::NoEmulator { .. }
                 | Self::NoKvm { .. }
                 | Self::Watchdog { .. }
-                | Self::Isolation { .. }
-                | Self::CpuBudget { .. }
         )
     }
 }

@@ -179,7 +179,7 @@ fn confine_and_serve(wanted: &Serve, mut fds: Fds) -> Result<Served, Refused> {
     Ok(Served { _disk: disk, _networks: networks, faults })
 }
 
-/// Takes the connection that waits in `listener` and serves `backend` on it.
+/// Takes the one connection of `listener`, waiting for it if it must, and serves `backend` on it.
 fn daemon<T>(
     _confined: &Confined,
     device: String,

@@ -104,7 +104,7 @@ pub struct Inherited<'a> {
     pub console: Option<BorrowedFd<'a>>,
     /// To the server of the disk: a stream socket.
     pub disk: Option<BorrowedFd<'a>>,
-    /// To those of the networks.
+    /// The places of the networks' servers.
     pub networks: &'a [(OwnedFd, NetConfig)],
     /// Where the state of its devices goes to or comes from.
     pub state: Option<BorrowedFd<'a>>,
@@ -188,7 +188,7 @@ pub fn compose(machine: &Machine<'_>) -> Vec<String> {
 /// An interface, its address and its queues; a pair takes two interrupts, control and changes one each.
 fn network(index: usize, socket: BorrowedFd<'_>, config: &NetConfig, push: &mut impl FnMut(&str, String)) {
     let (pairs, mac) = (config.queue_pairs, config.mac.map(|byte| format!("{byte:02x}")).join(":"));
-    push("-chardev", format!("socket,id=net{index},fd={}", socket.as_raw_fd()));
+    push("-chardev", format!("socket,id=net{index},path={}", path(socket)));
     push("-netdev", format!("vhost-user,id=loop{index},chardev=net{index},queues={pairs}"));
     let several = if pairs > 1 { format!(",mq=on,vectors={}", 2 * pairs + 2) } else { String::new() };
     push("-device", format!("virtio-net-pci,netdev=loop{index},mac={mac},romfile={several}"));

@@ -9,6 +9,7 @@ use std::thread::JoinHandle;
 
 use ktstr_proto::capture::WatchPoint;
 use ktstr_proto::topology::{TopologyError, numa::NumaError};
+use ktstr_proto::vmm::VcpuStatistics;
 use kvm_bindings::{
     KVM_API_VERSION, KVM_CAP_SPLIT_IRQCHIP, KVM_CAP_X2APIC_API, KVM_CAP_X86_DISABLE_EXITS,
     KVM_MAX_CPUID_ENTRIES, KVM_X2APIC_API_DISABLE_BROADCAST_QUIRK, KVM_X2APIC_API_USE_32BIT_IDS,
@@ -21,12 +22,14 @@ use vmm_sys_util::eventfd::EventFd;
 use super::control::Control;
 use super::devices::console::{self, Console};
 use super::devices::ioapic::{Ioapic, PINS};
+use super::devices::remote::{Remote, RemoteError};
 use super::devices::serial::{Sink, Uart};
 use super::devices::virtio::{MmioTransport, QUEUE_NOTIFY};
 use super::devices::{self, Devices};
 use super::io_thread::IoThread;
 use super::memory::{Binding, GuestRam, RamError};
 use super::port_ring::PortRing;
+use super::statistics::Source;
 use super::vcpu::{Departure, Vcpu, VcpuError};
 use super::x86_64::acpi::Description;
 use super::x86_64::boot::{self, BootError, Entry};
@@ -104,8 +107,11 @@ pub enum StartError {
         source: std::io::Error,
     },
     /// A virtio device could not be built.
-    #[error("build the virtio console")]
+    #[error("build a virtio device")]
     Virtio(#[source] virtio_queue::Error),
+    /// A device that another process serves has no front.
+    #[error("attach a device that another process serves")]
+    Remote(#[from] RemoteError),
 }
 
 impl StartError {
@@ -134,6 +140,8 @@ pub struct KvmMachine {
     doorbell: Arc<EventFd>,
     stop_io: Arc<AtomicBool>,
     vcpus: Vec<JoinHandle<()>>,
+    counting: Vec<Source>,
+    counted: Vec<VcpuStatistics>,
     io: Option<JoinHandle<()>>,
 }
 
@@ -159,7 +167,9 @@ impl KvmMachine {
         let (guest_ram, ram) = GuestRam::new(regions, bindings.as_deref())?;
         let guest_ram = Arc::new(guest_ram);
         map_ram(&vm, &guest_ram)?;
-        let virtio = usize::from(spec.console.is_some());
+        let virtio = usize::from(spec.console.is_some())
+            + usize::from(spec.devices.disk.is_some())
+            + spec.devices.networks.len();
         let description = Description {
             topology: spec.topology,
             numa: &spec.numa,
@@ -174,12 +184,21 @@ impl KvmMachine {
         let control =
             Arc::new(Control::new(spec.topology.cpus()).map_err(host("create the event descriptor"))?);
         let doorbell = Arc::new(eventfd()?);
-        let (mut devices, console) = create_devices(&vm, spec, &control, &guest_ram, &doorbell)?;
+        let (mut devices, console) = create_devices(&vm, spec, &control, &guest_ram, &ram, &doorbell)?;
         devices.port_ring = collect_serial_writes(&vm, &vcpus[0])?;
         devices.ioapic = ioapic.map(|ioapic| (Mutex::new(ioapic), vm.clone()));
         let devices = Arc::new(devices);
-        let mut machine =
-            Self { ram, _vm: vm, control, doorbell, stop_io: Arc::default(), vcpus: Vec::new(), io: None };
+        let mut machine = Self {
+            ram,
+            _vm: vm,
+            control,
+            doorbell,
+            stop_io: Arc::default(),
+            vcpus: Vec::new(),
+            counting: vcpus.iter().filter_map(Vcpu::statistics).collect(),
+            counted: Vec::new(),
+            io: None,
+        };
         machine.spawn(vcpus, devices, console, &guest_ram)?;
         Ok(machine)
     }
@@ -239,6 +258,8 @@ impl KvmMachine {
             // A panic was turned into an exit by `Departure`.
             let _ = vcpu.join();
         }
+        // They would keep the VM alive.
+        self.counted.extend(self.counting.drain(..).filter_map(|source| source.read().ok()));
         self.stop_io_thread();
     }
 }
@@ -280,6 +301,10 @@ impl Running for KvmMachine {
         }
         self.control.watch(places);
         Ok(())
+    }
+
+    fn statistics(&mut self) -> Vec<VcpuStatistics> {
+        std::mem::take(&mut self.counted)
     }
 
     fn kill(&mut self) {
@@ -419,11 +444,28 @@ fn irq(vm: &VmFd, line: u32) -> Result<EventFd, StartError> {
     Ok(fd)
 }
 
+/// The window at this place; what the guest rings there goes to the server.
+fn front(
+    vm: &VmFd,
+    window: usize,
+    remote: Remote,
+    ram: &Arc<GuestRam>,
+    line: EventFd,
+) -> Result<MmioTransport, StartError> {
+    let base = layout::VIRTIO_MMIO + window as u64 * layout::VIRTIO_MMIO_SIZE;
+    for (queue, kick) in remote.kicks().iter().enumerate() {
+        let address = IoEventAddress::Mmio(base + QUEUE_NOTIFY);
+        vm.register_ioevent(kick, &address, queue as u32).map_err(kvm("connect a doorbell"))?;
+    }
+    MmioTransport::remote(remote, ram.clone(), line).map_err(StartError::Virtio)
+}
+
 fn create_devices(
     vm: &VmFd,
     spec: MachineSpec,
     control: &Arc<Control>,
     ram: &Arc<GuestRam>,
+    file: &Ram,
     doorbell: &Arc<EventFd>,
 ) -> Result<(Devices, Option<Console>), StartError> {
     let com = |name, line, fd| -> Result<_, StartError> {
@@ -438,6 +480,19 @@ fn create_devices(
         let line = irq(vm, layout::VIRTIO_IRQS[0])?;
         let transport = MmioTransport::new(console::KIND, ram.clone(), line, doorbell.clone());
         virtio.push(Mutex::new(transport.map_err(StartError::Virtio)?));
+    }
+    let memfd = || file.memfd.try_clone().map_err(host("duplicate the descriptor of guest RAM"));
+    if let Some((socket, _)) = spec.devices.disk {
+        let line = irq(vm, layout::VIRTIO_IRQS[virtio.len()])?;
+        let call = line.try_clone().map_err(host("duplicate an interrupt line"))?;
+        let remote = Remote::disk(socket.into(), call, memfd()?)?;
+        virtio.push(Mutex::new(front(vm, virtio.len(), remote, ram, line)?));
+    }
+    for (socket, config) in spec.devices.networks {
+        let line = irq(vm, layout::VIRTIO_IRQS[virtio.len()])?;
+        let call = line.try_clone().map_err(host("duplicate an interrupt line"))?;
+        let remote = Remote::network(socket.into(), &config, call, memfd()?)?;
+        virtio.push(Mutex::new(front(vm, virtio.len(), remote, ram, line)?));
     }
     Ok((Devices { com1, com2, virtio, ioapic: None, port_ring: None }, spec.console.map(Console::new)))
 }

@@ -15,6 +15,7 @@ use super::control::{Control, Wanted};
 use super::devices::{Devices, lock};
 use super::kick::{RunPage, ThreadId};
 use super::port_ring::PortRing;
+use super::statistics::Source;
 use super::x86_64::boot::{self, Entry};
 use super::x86_64::watch;
 use crate::machine::Exit;
@@ -187,6 +188,12 @@ impl Vcpu {
     /// The ring of collected port writes, which every vCPU shows.
     pub fn map_port_ring(&self) -> Result<PortRing, VcpuError> {
         PortRing::map(borrow(&self.fd)).map_err(failed("map the ring of port writes", self.cpu))
+    }
+
+    /// What KVM counts for it.
+    #[must_use]
+    pub fn statistics(&self) -> Option<Source> {
+        Source::of(&self.fd)
     }
 
     /// The number of this vCPU.

@@ -400,8 +400,8 @@ impl Shell {
             }
             Output::RingBroken(reason) => self.channel_lost = Some(reason),
             Output::Exited(exit) => return Ok(Some(exit)),
-            // Neither is asked for here.
-            Output::Saved(_) | Output::Written { .. } => {}
+            // None is asked for here.
+            Output::Saved(_) | Output::Written { .. } | Output::Statistics(_) => {}
         }
         Ok(None)
     }

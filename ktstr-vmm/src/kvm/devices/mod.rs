@@ -6,6 +6,7 @@
 pub mod console;
 pub mod ioapic;
 pub mod power;
+pub mod remote;
 pub mod serial;
 pub mod virtio;
 

@@ -3,7 +3,7 @@
 //!
 //! Registers are served on vCPU threads; queues are worked on the I/O thread, which a doorbell wakes.
 //! Queue addresses and everything in the rings come from the guest and are checked on each use.
-//! Next: `console` is the first device.
+//! Next: `console` is a device of this process, `remote` the front of one that another serves.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use std::sync::Arc;
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::remote::{QUEUE_SIZE, Remote};
 use super::serial::IrqLine;
 use crate::kvm::memory::GuestRam;
 use vm_superio::Trigger;
@@ -55,12 +56,14 @@ pub struct MmioTransport {
     driver_features: u64,
     status: u32,
     interrupts: u32,
+    /// Serves the queues, if another process does.
+    remote: Option<Remote>,
 }
 
 impl fmt::Debug for MmioTransport {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("MmioTransport")
-            .field("id", &self.kind.id)
+            .field("id", &self.id())
             .field("status", &self.status)
             .finish_non_exhaustive()
     }
@@ -86,7 +89,26 @@ impl MmioTransport {
             driver_features: 0,
             status: 0,
             interrupts: 0,
+            remote: None,
         })
+    }
+
+    /// A device that another process serves, in reset.
+    pub fn remote(remote: Remote, ram: Arc<GuestRam>, irq: EventFd) -> Result<Self, virtio_queue::Error> {
+        const NOTHING: DeviceKind = DeviceKind { id: 0, features: 0, queues: &[], config: &[] };
+        let queues = remote.kicks().iter().map(|_| Queue::new(QUEUE_SIZE)).collect::<Result<_, _>>()?;
+        let unused = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
+        let doorbell = Arc::new(unused.map_err(|_| virtio_queue::Error::QueueNotReady)?);
+        let transport = Self::new(NOTHING, ram, irq, doorbell)?;
+        Ok(Self { queues, remote: Some(remote), ..transport })
+    }
+
+    fn id(&self) -> u32 {
+        self.remote.as_ref().map_or(self.kind.id, |remote| remote.id)
+    }
+
+    fn config(&self) -> &[u8] {
+        self.remote.as_ref().map_or(self.kind.config, |remote| &remote.config)
     }
 
     /// The queue and the memory it lies in, when the driver is up and has set it up soundly.
@@ -117,14 +139,14 @@ impl MmioTransport {
     }
 
     fn features(&self) -> u64 {
-        self.kind.features | F_VERSION_1
+        self.remote.as_ref().map_or(self.kind.features, |remote| remote.features) | F_VERSION_1
     }
 
     /// The guest reads a register.
     pub fn read(&self, offset: u64, data: &mut [u8]) {
         if let Some(at) = offset.checked_sub(CONFIG) {
             for (index, byte) in data.iter_mut().enumerate() {
-                *byte = self.kind.config.get(at as usize + index).copied().unwrap_or(0);
+                *byte = self.config().get(at as usize + index).copied().unwrap_or(0);
             }
         } else if let Ok(word) = <&mut [u8; 4]>::try_from(data) {
             *word = self.register(offset).to_le_bytes();
@@ -136,7 +158,7 @@ impl MmioTransport {
         match offset {
             0x00 => MAGIC,
             0x04 => VERSION,
-            0x08 => self.kind.id,
+            0x08 => self.id(),
             0x0c => VENDOR,
             0x10 => match self.selected_features[0] {
                 0 => self.features() as u32,
@@ -145,7 +167,8 @@ impl MmioTransport {
             },
             0x34 => queue.map_or(0, |q| q.max_size().into()),
             0x44 => queue.is_some_and(QueueT::ready).into(),
-            0x60 => self.interrupts,
+            // A server interrupts without a word to this process, so each may be for its queues.
+            0x60 => self.interrupts | if self.remote.is_some() { INTERRUPT_QUEUE } else { 0 },
             0x70 => self.status,
             // No shared memory regions: their length reads as all ones.
             0xb0 | 0xb4 => u32::MAX,
@@ -161,7 +184,10 @@ impl MmioTransport {
             0x24 => self.selected_features[1] = value,
             0x20 => self.accept_features(value),
             0x30 => self.selected_queue = value,
-            QUEUE_NOTIFY => drop(self.doorbell.write(1)),
+            QUEUE_NOTIFY => match &self.remote {
+                Some(remote) => remote.kick(value),
+                None => drop(self.doorbell.write(1)),
+            },
             0x64 => self.interrupts &= !value,
             0x70 => self.set_status(value),
             _ => self.write_queue(offset, value),
@@ -194,6 +220,9 @@ impl MmioTransport {
 
     fn set_status(&mut self, value: u32) {
         if value == 0 {
+            if let Some(remote) = &mut self.remote {
+                remote.stop();
+            }
             self.queues.iter_mut().for_each(QueueT::reset);
             self.driver_features = 0;
             self.interrupts = 0;
@@ -202,10 +231,20 @@ impl MmioTransport {
         }
         let acceptable =
             self.driver_features & !self.features() == 0 && self.driver_features & F_VERSION_1 != 0;
+        let was_up = self.status & STATUS_DRIVER_OK != 0;
         self.status = if acceptable { value } else { value & !STATUS_FEATURES_OK };
-        if self.status & STATUS_DRIVER_OK != 0 {
+        if self.status & STATUS_DRIVER_OK == 0 {
+            return;
+        }
+        match &mut self.remote {
             // What the driver queued before it was up.
-            drop(self.doorbell.write(1));
+            None => drop(self.doorbell.write(1)),
+            Some(_) if was_up => {}
+            Some(remote) => {
+                if remote.start(&self.ram, &self.queues, self.driver_features).is_err() {
+                    self.needs_reset();
+                }
+            }
         }
     }
 }
