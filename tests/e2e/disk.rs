@@ -128,8 +128,9 @@ fn devices_answer(accel: Accel, queue_pairs: u16) -> Option<RunReport> {
         topology: Topology::new(1, 1, 2, 1).expect("two CPUs"),
         disk: Some(DiskConfig::new().capacity_mib(1).iops(20)),
         networks: (queue_pairs > 0).then(|| NetConfig::new().queue_pairs(queue_pairs)).into_iter().collect(),
-        performance: Performance::Unassisted,
-        cpu_budget: Some(1),
+        // Two vCPUs on one CPU of the lab would be slower than a boot may be.
+        performance: if accel == Accel::Tcg { Performance::Unassisted } else { Performance::Usual },
+        cpu_budget: (accel == Accel::Tcg).then_some(1),
         ..exec(SCRIPT)
     });
     if not_run(&report, accel) {
