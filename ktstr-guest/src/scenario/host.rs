@@ -12,7 +12,7 @@ use crate::report::ReportError;
 /// Longest name of a capture.
 const MAX_NAME: usize = 64;
 /// What names of captures begin with that nobody asked for by name.
-const RESERVED: [&str; 3] = ["periodic_", "seen_", "asked_"];
+const RESERVED: [&str; 4] = ["periodic_", "seen_", "asked_", "watched_"];
 
 /// Why the host did not do it.
 #[derive(Debug, thiserror::Error)]

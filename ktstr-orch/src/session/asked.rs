@@ -103,7 +103,8 @@ pub(super) fn map_request(
 pub(super) fn tag<'a>(name: &str, taken: impl Iterator<Item = &'a str> + Clone) -> String {
     let fits = |c: char| if c.is_ascii_alphanumeric() || "_-.".contains(c) { c } else { '_' };
     let mut tag: String = name.chars().take(MAX_TAG).map(fits).collect();
-    if tag.is_empty() || ["periodic_", "seen_", "asked_"].iter().any(|kind| tag.starts_with(kind)) {
+    if tag.is_empty() || ["periodic_", "seen_", "asked_", "watched_"].iter().any(|kind| tag.starts_with(kind))
+    {
         tag.insert_str(0, "test_");
     }
     let is_free = |tag: &str| taken.clone().all(|other| other != tag);
