@@ -13,6 +13,7 @@ use std::path::PathBuf;
 use ktstr_monitor::btf::KernelTypes;
 use ktstr_monitor::cast::object;
 use ktstr_monitor::image::KernelImage;
+use ktstr_monitor::types::TypeSet;
 use object_file::{Object, ObjectSection};
 
 use crate::guest::{executable, stored_kernel};
@@ -138,6 +139,13 @@ struct Score {
     more: Vec<String>,
 }
 
+/// Whether a pointer to `truth` is one to `found`, too: it is the same, or its first member.
+fn agrees(set: &TypeSet, truth: &str, found: &str) -> bool {
+    let first = || set.composite(truth)?.1.members.first().filter(|member| member.bit == 0);
+    let named = || Some(set.get(set.strip(first()?.ty)?.0)?.name == found);
+    truth == found || named().unwrap_or(false)
+}
+
 /// Whether the declared type of that number is found when only it is hidden.
 fn alone(sound: &[u8], nth: usize, is_kernels: &dyn Fn(&str) -> bool, wrong: &mut Vec<String>) -> bool {
     let mut elf = sound.to_vec();
@@ -147,10 +155,11 @@ fn alone(sound: &[u8], nth: usize, is_kernels: &dyn Fn(&str) -> bool, wrong: &mu
     let code = object::parse("hidden", &elf).expect("only a type was changed");
     let found = casts(&code, is_kernels).into_iter().find(|(o, m, _)| *o == owner && *m == member);
     let Some((_, _, to)) = found else { return false };
-    if to != truth {
+    let agrees = agrees(&code.types, &truth, &to);
+    if !agrees {
         wrong.push(format!("{owner}.{member} -> {to}, declared as {truth}"));
     }
-    to == truth
+    agrees
 }
 
 fn score(path: &PathBuf, kernel: &HashSet<String>) -> Score {
@@ -173,7 +182,7 @@ fn score(path: &PathBuf, kernel: &HashSet<String>) -> Score {
         for (owner, member, to) in found {
             let what = format!("{owner}.{member} -> {to}");
             match declared.get(&(owner, member)) {
-                Some(truth) if *truth == to => score.found += 1,
+                Some(truth) if agrees(&code.types, truth, &to) => score.found += 1,
                 Some(truth) => score.wrong.push(format!("{what}, declared as {truth}")),
                 None => score.more.push(what),
             }
