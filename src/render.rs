@@ -404,7 +404,12 @@ fn host(out: &mut String, host: &HostTime) {
     };
     let (ran, waited) = (per_thread(&host.ran_ms), per_thread(&host.waited_ms));
     let seconds = host.window_ms as f64 / 1000.0;
-    let text = format!("vCPU threads over {seconds:.1} s: ran {ran}; waited for a host CPU {waited}");
+    let pressure = host.pressure_ms.map_or(String::new(), |ms| {
+        let share = ms as f64 * 100.0 / host.window_ms.max(1) as f64;
+        format!("; any task of the host waited {share:.0}% (PSI)")
+    });
+    let text =
+        format!("vCPU threads over {seconds:.1} s: ran {ran}; waited for a host CPU {waited}{pressure}");
     wrapped(out, "host: ", &text);
 }
 

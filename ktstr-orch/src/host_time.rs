@@ -39,6 +39,17 @@ struct Totals {
     waited: Duration,
 }
 
+/// For how long some task of the host waited for a CPU so far: `total` of `some` in `/proc/pressure/cpu`.
+fn pressure() -> Option<Duration> {
+    parse_pressure(&fs::read_to_string("/proc/pressure/cpu").ok()?)
+}
+
+fn parse_pressure(text: &str) -> Option<Duration> {
+    let some = text.lines().find_map(|line| line.strip_prefix("some "))?;
+    let total = some.split_ascii_whitespace().find_map(|word| word.strip_prefix("total="))?;
+    total.parse().ok().map(Duration::from_micros)
+}
+
 /// What was stolen from each host CPU since boot; empty where the kernel does not tell.
 #[derive(Debug, Default)]
 struct Stolen(Vec<Duration>);
@@ -176,11 +187,13 @@ struct HostTimes {
     first: Option<Look>,
     last: Option<(Duration, Look)>,
     began: Duration,
+    /// Pressure at the first look and at the last.
+    pressure: Option<(Duration, Duration)>,
 }
 
 impl HostTimes {
     /// Adds a look taken at host time `at` of the run.
-    fn add(&mut self, at: Duration, look: Look) {
+    fn add(&mut self, at: Duration, look: Look, pressure: Option<Duration>) {
         match &self.last {
             Some((_, before)) if before.totals.len() == look.totals.len() => {
                 for ((waits, a), b) in self.waits.iter_mut().zip(&before.totals).zip(&look.totals) {
@@ -191,8 +204,10 @@ impl HostTimes {
                 self.waits = vec![Vec::new(); look.totals.len()];
                 self.first = Some(look.clone());
                 self.began = at;
+                self.pressure = None;
             }
         }
+        self.pressure = pressure.map(|now| (self.pressure.map_or(now, |(first, _)| first), now));
         self.last = Some((at, look));
     }
 
@@ -209,6 +224,7 @@ impl HostTimes {
             waited_ms: pairs().map(|(a, b)| millis(b.1.waited.saturating_sub(a.1.waited))).collect(),
             waits_ms: self.waits.clone(),
             period_ms: millis(PERIOD) as u32,
+            pressure_ms: self.pressure.map(|(first, last)| millis(last.saturating_sub(first))),
         })
     }
 }
@@ -245,7 +261,7 @@ impl HostWatch {
         }
         let look = self.losses.correct(Stolen::read(), self.threads.as_ref()?.look()?);
         if self.counts {
-            self.times.add(at, look.clone());
+            self.times.add(at, look.clone(), pressure());
         }
         Some(look)
     }
@@ -311,13 +327,23 @@ mod tests {
     #[test]
     fn figures_are_of_the_window_alone() {
         let mut times = HostTimes::default();
-        times.add(Duration::from_millis(100), look([10, 10], [1000, 5]));
+        let pressure = |ms| Some(Duration::from_millis(ms));
+        times.add(Duration::from_millis(100), look([10, 10], [1000, 5]), pressure(7000));
         assert_eq!(times.figures(), None);
-        times.add(Duration::from_millis(200), look([60, 20], [1020, 90]));
-        times.add(Duration::from_millis(300), look([90, 90], [1025, 95]));
+        times.add(Duration::from_millis(200), look([60, 20], [1020, 90]), pressure(7090));
+        times.add(Duration::from_millis(300), look([90, 90], [1025, 95]), pressure(7180));
         let figures = times.figures().unwrap();
         assert_eq!((figures.window_ms, figures.waits_ms), (200, vec![vec![20, 5], vec![85, 5]]));
         assert_eq!((figures.ran_ms, figures.waited_ms), (vec![80, 80], vec![25, 90]));
+        assert_eq!(figures.pressure_ms, Some(180));
+    }
+
+    #[test]
+    fn pressure_is_read_from_the_kernels_words() {
+        let text = "some avg10=99.40 avg60=98.99 avg300=99.02 total=22661617077\nfull avg10=0.00 total=0\n";
+        assert_eq!(parse_pressure(text), Some(Duration::from_micros(22_661_617_077)));
+        assert_eq!(parse_pressure("full avg10=0.00 total=0\n"), None);
+        assert_eq!(parse_pressure("some total=x\n"), None);
     }
 
     #[test]

@@ -16,6 +16,9 @@ pub struct HostTime {
     pub waits_ms: Vec<Vec<u32>>,
     /// Length of an interval, milliseconds.
     pub period_ms: u32,
+    /// Time of the window in which some task of the whole host waited for a CPU, milliseconds (`some` of
+    /// `/proc/pressure/cpu`, kernel: Documentation/accounting/psi.rst); `None` where its kernel does not tell.
+    pub pressure_ms: Option<u64>,
 }
 
 impl HostTime {
@@ -76,6 +79,7 @@ mod tests {
             waited_ms: vec![110, 20],
             waits_ms: vec![vec![0, 50, 60, 0, 0], vec![20, 0, 0, 0, 0]],
             period_ms: 100,
+            pressure_ms: None,
         };
         assert_eq!(host.worst_wait_within(100), (100, 0));
         assert_eq!(host.worst_wait_within(10_000), (110, 0));

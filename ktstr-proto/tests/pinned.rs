@@ -124,6 +124,7 @@ fn report() -> RunReport {
             waited_ms: vec![30],
             waits_ms: vec![vec![10, 20]],
             period_ms: 100,
+            pressure_ms: Some(180),
         }),
         monitor: Some(MonitorSummary { samples: 3, ..MonitorSummary::default() }),
         notes: vec![],

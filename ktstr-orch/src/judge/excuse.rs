@@ -150,7 +150,7 @@ mod tests {
         let waited_ms: Vec<u64> = waits_ms.iter().map(total).collect();
         let window_ms = waits_ms[0].len() as u64 * 100;
         let ran_ms = waited_ms.iter().map(|waited| window_ms - waited).collect();
-        HostTime { window_ms, ran_ms, waited_ms, waits_ms, period_ms: 100 }
+        HostTime { window_ms, ran_ms, waited_ms, waits_ms, period_ms: 100, pressure_ms: None }
     }
 
     #[test]
