@@ -47,8 +47,8 @@ pub struct ScenariosArgs {
     /// Only scenarios with this in their name
     #[arg(long, default_value = "")]
     only: String,
-    /// How long each scenario runs, milliseconds
-    #[arg(long, default_value_t = 400)]
+    /// How long each scenario runs, milliseconds; progress is judged from a second on
+    #[arg(long, default_value_t = 1500)]
     moment_ms: u32,
     /// Seconds in the guest after which a boot begins no more scenarios; the next boot does
     #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u32).range(1..))]
