@@ -60,7 +60,7 @@ const FATAL: &str = "ktstr-guest: FATAL";
 const NOT_UNPACKED: [&str; 2] = ["Initramfs unpacking failed", "initrd extends beyond end of memory"];
 /// A breakpoint that nobody set: the kernel patches its own text with one in between, and an emulator with
 /// several threads may go on with a translation from that moment.
-const STALE_TEXT: &str = "Oops: int3";
+const STALE_TEXT: &str = "Oops: int3: 0000 [#1]";
 /// Console lines that say why a guest died.
 const NOTABLE: [&str; 5] = [PANIC, FATAL, NOT_UNPACKED[0], NOT_UNPACKED[1], STALE_TEXT];
 
@@ -338,9 +338,16 @@ impl Evidence {
                 match (&self.monitor, accel) {
                     // The monitor looks when the host gets to it.
                     (_, Some(AccelKind::Det)) => {
-                        add_unjudged(&mut result, assert, "nothing of the host decides under det")
+                        let why = "nothing of the host decides under det";
+                        add_unjudged(&mut result, assert, Outcome::NotRun, why);
                     }
-                    (None, _) => add_unjudged(&mut result, assert, "there was no monitor"),
+                    (None, accel) => {
+                        // What the test asked for itself is in doubt; what nobody asked for is only said.
+                        let defaults = accel.map_or(Assert::NO_OVERRIDES, Assert::defaults_for);
+                        let asked = monitor_limits(assert) != monitor_limits(&defaults);
+                        let outcome = if asked { Outcome::Inconclusive } else { Outcome::NotRun };
+                        add_unjudged(&mut result, assert, outcome, "there was no monitor");
+                    }
                     (Some(monitor), _) => {
                         add_monitor_findings(&mut result, monitor, assert);
                         add_event_findings(&mut result, monitor, host, assert);
@@ -463,19 +470,25 @@ fn add_monitor_findings(result: &mut AssertResult, monitor: &MonitorSummary, ass
     }
 }
 
-/// Names the limits that only a monitor can judge and that nobody judged.
-fn add_unjudged(result: &mut AssertResult, assert: &Assert, why: &str) {
+/// The limits that only a monitor can judge, with their values where they are set.
+fn monitor_limits(assert: &Assert) -> Vec<(&'static str, String)> {
+    let stuck = assert.fail_on_rq_clock_stuck.filter(|fails| *fails);
     let limits = [
-        ("max_imbalance_ratio", assert.max_imbalance_ratio.is_some()),
-        ("max_local_dsq_depth", assert.max_local_dsq_depth.is_some()),
-        ("fail_on_rq_clock_stuck", assert.fail_on_rq_clock_stuck == Some(true)),
-        ("max_fallback_rate", assert.max_fallback_rate.is_some()),
-        ("max_keep_last_rate", assert.max_keep_last_rate.is_some()),
+        ("max_imbalance_ratio", assert.max_imbalance_ratio.map(|limit| limit.to_string())),
+        ("max_local_dsq_depth", assert.max_local_dsq_depth.map(|limit| limit.to_string())),
+        ("fail_on_rq_clock_stuck", stuck.map(|fails| fails.to_string())),
+        ("max_fallback_rate", assert.max_fallback_rate.map(|limit| limit.to_string())),
+        ("max_keep_last_rate", assert.max_keep_last_rate.map(|limit| limit.to_string())),
     ];
-    let names: Vec<&str> = limits.iter().filter(|(_, set)| *set).map(|(name, _)| *name).collect();
+    limits.into_iter().filter_map(|(name, limit)| Some((name, limit?))).collect()
+}
+
+/// Names the limits that only a monitor can judge and that nobody judged.
+fn add_unjudged(result: &mut AssertResult, assert: &Assert, outcome: Outcome, why: &str) {
+    let names: Vec<&str> = monitor_limits(assert).into_iter().map(|(name, _)| name).collect();
     if !names.is_empty() {
         let message = format!("not judged, because {why}: {}", names.join(", "));
-        result.push(DetailKind::Note, Outcome::NotRun, message);
+        result.push(DetailKind::Note, outcome, message);
     }
 }
 
@@ -627,6 +640,18 @@ mod tests {
         let mut hung = evidence(attached());
         hung.stopped = Some(Stopped::Deadline { waited_ms: 9 });
         assert!(!judge(&hung).infrastructure);
+    }
+
+    #[test]
+    fn without_a_monitor_a_limit_that_was_asked_for_is_in_doubt() {
+        let mut frames = attached();
+        frames.push(GuestFrame::TestEnded(TestEnd::Returned(AssertResult::pass())));
+        let guest = evidence(frames);
+        let judged = |assert: &Assert| guest.judge(Some(AccelKind::Tcg), assert, None).outcome;
+        let defaults = Assert::defaults_for(AccelKind::Tcg);
+        assert_eq!(judged(&defaults), Outcome::Pass);
+        assert_eq!(judged(&defaults.max_fallback_rate(10.0)), Outcome::Inconclusive);
+        assert_eq!(judged(&defaults.max_local_dsq_depth(3)), Outcome::Inconclusive);
     }
 
     #[test]

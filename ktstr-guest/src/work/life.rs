@@ -137,6 +137,8 @@ fn worker(birth: &Birth<'_>, index: usize, links: &Links) -> bool {
     }
     // How late it is run for the first time; what comes before it measures itself is preparation.
     let late_ns = sys::now_ns().saturating_sub(board.went_ns().load(SeqCst));
+    // In a frozen cgroup nobody runs.
+    let late_ns = late_ns.saturating_sub(board.frozen_ns().load(SeqCst));
     let member = board.member_line(place.group, place.position);
     member.pid.store(pid, SeqCst);
     member.tid.store(tid, SeqCst);
