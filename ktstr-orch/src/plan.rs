@@ -198,6 +198,7 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
         reserved: ring.len,
         cpus: spec.topology.cpus(),
     };
+    let may_wait = may_wait && archives.input.is_some();
     let memory_mb = memory_mb(spec, &load, may_wait)?;
     let grant = Grant::decide(spec, accel, memory_mb, &mut notes)?;
     notes.extend(sound_emulator_note(emulator.as_ref()));
@@ -424,9 +425,18 @@ fn pack_initramfs(
             let mut content = archive.clone();
             let base = codec::encode(&GuestBase { ring, topology: spec.topology });
             content.file(BASE_PATH, base.expect("a base is far below the size limit"))?;
-            let base = pack::base(&content, dir)?;
-            archive.file(ENTROPY_PATH, random_bytes()?)?;
-            Some((content, base))
+            match pack::base(&content, dir) {
+                Ok(base) => {
+                    archive.file(ENTROPY_PATH, random_bytes()?)?;
+                    Some((content, base))
+                }
+                // A cache that cannot be written costs time and nothing else.
+                Err(error @ pack::BaseError::Keep { .. }) => {
+                    notes.push(format!("the guest boots cold: {}", ktstr_proto::link::chain(&error)));
+                    None
+                }
+                Err(pack::BaseError::Pack(error)) => return Err(error.into()),
+            }
         }
         None => None,
     };

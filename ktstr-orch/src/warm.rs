@@ -40,6 +40,8 @@ pub const LIMIT: &str = "KTSTR_WARM_MB";
 const DEFAULT_LIMIT_MB: u64 = 4096;
 /// Without a limit of the user's, the store takes at most one part in so many of what is free or its own.
 const SHARE_OF_FREE: u64 = 4;
+/// Less is not worth a snapshot, bytes: the smallest machines take about as much.
+const SMALLEST: u64 = 128 << 20;
 /// What nobody has used for so long goes.
 const STALE: Duration = Duration::from_secs(14 * 24 * 3600);
 
@@ -136,9 +138,13 @@ impl WarmStore {
         format!("warning: snapshot {} discarded, the guest boots cold: {why}", place.display())
     }
 
-    /// A file to write the snapshot of such a machine to; `None` when somebody is writing it.
+    /// A file to write the snapshot of such a machine to; `None` when somebody is writing it, or when there is
+    /// no room for one.
     pub fn begin(&self, likeness: &Likeness) -> io::Result<Option<Unfinished>> {
         fs::create_dir_all(&self.dir)?;
+        if self.limit.is_none() && self.limit(0)? < SMALLEST {
+            return Ok(None);
+        }
         let place = self.place(likeness);
         let path = place.with_extension("tmp");
         let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
@@ -180,7 +186,8 @@ impl WarmStore {
             let used = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
             let age = SystemTime::now().duration_since(used).unwrap_or_default();
             match path.extension().and_then(|e| e.to_str()) {
-                Some("snapshot" | "tmp") if age > STALE => fs::remove_file(path)?,
+                Some("snapshot") if age > STALE => removed(&path)?,
+                Some("tmp") => remove_unowned(&path)?,
                 Some("snapshot") => entries.push((used, meta.len(), path)),
                 _ => {}
             }
@@ -192,10 +199,28 @@ impl WarmStore {
             if total <= limit {
                 break;
             }
-            fs::remove_file(path)?;
+            removed(&path)?;
             total -= len;
         }
         Ok(())
+    }
+}
+
+/// Removes it, unless somebody else just did.
+fn removed(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other,
+    }
+}
+
+/// Removes an unfinished file whose writer is dead.
+fn remove_unowned(path: &Path) -> io::Result<()> {
+    let Ok(file) = File::open(path) else { return Ok(()) };
+    match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        // Under the lock, so that nobody who just began loses the name.
+        Ok(_held) => removed(path),
+        Err(_) => Ok(()),
     }
 }
 
@@ -285,6 +310,18 @@ mod tests {
         assert!(store.begin(&one).unwrap().is_none(), "it is there");
         let left: Vec<_> = fs::read_dir(dir.path()).unwrap().flatten().map(|e| e.path()).collect();
         assert_eq!(left, [store.place(&one)]);
+    }
+
+    #[test]
+    fn what_dead_writers_left_goes_and_what_is_being_written_stays() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = WarmStore::new(dir.path().to_owned(), None);
+        let dead = store.place(&likeness("dead")).with_extension("tmp");
+        fs::write(&dead, [7; 4096]).unwrap();
+        let writing = store.begin(&likeness("alive")).unwrap().unwrap();
+        keep(&store, &likeness("done"));
+        assert!(!dead.exists() && writing.path.exists());
+        removed(&dead).unwrap();
     }
 
     #[test]

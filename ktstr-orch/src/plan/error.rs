@@ -9,7 +9,7 @@ use crate::{
     children::SpawnError,
     disk::DiskError,
     host::GrantError,
-    pack::{self, PackError, memory},
+    pack::{PackError, memory},
     store::{KernelUnfit, NoRange, ResolveError, RootError, StoreError},
 };
 
@@ -59,9 +59,6 @@ pub enum PlanError {
     /// The initramfs cannot be packed.
     #[error(transparent)]
     Pack(#[from] PackError),
-    /// The part of it that is for every job cannot be kept.
-    #[error(transparent)]
-    Base(#[from] pack::BaseError),
     /// The memory given does not suffice.
     #[error(transparent)]
     Memory(#[from] memory::TooLittleMemory),

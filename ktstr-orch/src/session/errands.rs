@@ -22,7 +22,7 @@ use ktstr_proto::{
     Fds, RunId,
     capture::{Ask, Capture, CaptureTaken, Captured, PlaceWritten, Query, QueryAnswer, TakeCapture, Thawed},
     client::ClientReply,
-    guest::{HostRequest, Phase},
+    guest::{HostRefusal, HostRequest, Phase},
     link::{ErrorCode, RemoteError},
     monitor::{MonitorReply, MonitorRequest},
     verdict::{CaptureMark, Process},
@@ -122,8 +122,9 @@ impl Errand {
     fn limit(&self) -> Duration {
         match self {
             Self::Capture { vmcore: true, .. } => VMCORE_LIMIT,
-            Self::Capture { .. } => CAPTURE_LIMIT,
-            Self::Query { .. } | Self::Map { .. } => READ_LIMIT,
+            // Nobody stands for a map, and the test fails when its answer does not come.
+            Self::Capture { .. } | Self::Map { .. } => CAPTURE_LIMIT,
+            Self::Query { .. } => READ_LIMIT,
         }
     }
 
@@ -280,7 +281,8 @@ impl Session {
         let (cause, vmcore) = (Cause::Written, false);
         let errand = Errand::Capture { cause, why, vmcore, boundary: None, watched: Some(watched) };
         let possible = self.monitor.is_some() && self.monitor_attached && self.state == State::Running;
-        let possible = possible && self.errands.waiting.len() < MAX_WAITING;
+        // A monitor that is late is asked nothing, and the guest stands.
+        let possible = possible && self.errands.late.is_none() && self.errands.waiting.len() < MAX_WAITING;
         match possible {
             true => {
                 // Before everything that can wait.
@@ -360,7 +362,9 @@ impl Session {
                 self.notice(format!("{} was not taken: {why}", errand.name()));
                 self.came_to_nothing(&errand, why);
                 if let Some(id) = errand.test() {
-                    self.tell_guest(id, Err(asked::refusal(why)));
+                    // That nobody observes was the user's wish.
+                    let not_here = !self.spec.observe;
+                    self.tell_guest(id, Err(HostRefusal { not_here, ..asked::refusal(why) }));
                 }
             }
         }

@@ -63,6 +63,8 @@ pub(super) struct Watches {
     next: Option<Instant>,
     /// What has been watched at some time.
     seen: BTreeSet<String>,
+    /// How often a wish was refused.
+    refused: usize,
 }
 
 impl Watches {
@@ -98,7 +100,16 @@ impl Session {
             _ => None,
         };
         match refused {
-            Some(why) => self.not_watched(&what, &why),
+            // A guest may wish without end.
+            Some(_) if self.watches.refused > MAX_WANTED => {}
+            Some(why) => {
+                self.watches.refused += 1;
+                let short: String = what.chars().take(128).collect();
+                self.not_watched(&short, &why);
+                if self.watches.refused > MAX_WANTED {
+                    self.notice("what else is not watched is not said any more".to_owned());
+                }
+            }
             None => {
                 self.watches.wanted.push(Wanted { what, why_not: "the run ended before".into() });
                 self.watches.next = Some(Instant::now());
@@ -227,8 +238,11 @@ impl Session {
         self.watches.next = Some(Instant::now() + AGAIN);
     }
 
-    /// Lets a guest go on that nobody looks into.
+    /// Lets a guest go on that nobody looks into; whoever does lets it go on himself.
     pub(super) fn go_on(&mut self) {
+        if self.errands.stands() {
+            return;
+        }
         if let Some(id) = self.ask_vmm(VmmRequest::Resume(Resume)) {
             self.watches.setting.push((id, None));
         }

@@ -181,6 +181,9 @@ impl Gdb {
 
     /// Lets the machine run; it stops again when a watched place is written.
     pub fn go_on(&mut self, limit: Duration) -> Result<(), GdbError> {
+        // A stop that it has told already is answered while it stands: answering it later would stop it for good.
+        self.read_available()?;
+        self.sort_stops();
         self.send("c")?;
         self.wait("c", limit, |said| *said == Said::Acknowledged).map(drop)
     }
