@@ -37,13 +37,14 @@ fn each_dimension_is_inherited_on_its_own() {
 }
 
 /// The test executable itself, as a user would call it, with `KTSTR_SCHEDULER` in the place of the
-/// scheduler that is not there.
+/// scheduler that is not there, on a kernel that it is declared for.
 #[test]
 fn basic_steady_runs_with_a_scheduler_in_its_place() {
     let scheduler = ktstr::executables::find("scx-ktstr").expect("the fixture scheduler is built");
     let output = std::process::Command::new(std::env::current_exe().expect("a test has an executable"))
         .args(["--exact", "new_scheduler::basic_steady", "--ignored", "--nocapture"])
         .env("KTSTR_SCHEDULER", scheduler)
+        .env("KTSTR_KERNEL", "6.18")
         .output()
         .expect("the test executable runs");
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
