@@ -6,6 +6,8 @@
 
 mod excuse;
 mod expect;
+mod observed;
+mod tail;
 
 use ktstr_proto::{
     AccelKind,
@@ -15,6 +17,12 @@ use ktstr_proto::{
     run::Expectation,
     verdict::{Assert, AssertResult, Cause, DetailKind, Outcome, Process},
     vmm::VmExit,
+};
+
+pub use self::tail::Tail;
+use self::{
+    observed::{add_event_findings, add_monitor_findings, add_unjudged, monitor_limits},
+    tail::{FATAL, NOT_UNPACKED, PANIC, STALE_TEXT},
 };
 
 /// What ended a run from outside the guest.
@@ -52,63 +60,6 @@ pub struct Evidence {
     pub stopped: Option<Stopped>,
     /// What the monitor saw.
     pub monitor: Option<MonitorSummary>,
-}
-
-const PANIC: &str = "Kernel panic - not syncing";
-const FATAL: &str = "ktstr-guest: FATAL";
-/// What init/initramfs.c and arch/x86/kernel/setup.c say of an archive that does not fit.
-const NOT_UNPACKED: [&str; 2] = ["Initramfs unpacking failed", "initrd extends beyond end of memory"];
-/// A breakpoint that nobody set: the kernel patches its own text with one in between, and an emulator with
-/// several threads may go on with a translation from that moment.
-const STALE_TEXT: &str = "Oops: int3: 0000 [#1]";
-/// Console lines that say why a guest died.
-const NOTABLE: [&str; 5] = [PANIC, FATAL, NOT_UNPACKED[0], NOT_UNPACKED[1], STALE_TEXT];
-
-/// The last lines of a text stream.
-#[derive(Debug, Default)]
-pub struct Tail {
-    lines: std::collections::VecDeque<String>,
-    partial: String,
-    /// Lines that say why the guest died, kept however far back they lie.
-    notable: Vec<String>,
-}
-
-impl Tail {
-    const KEEP: usize = 200;
-    const LONGEST: usize = 4096;
-
-    /// Adds text in any pieces.
-    pub fn push(&mut self, text: &str) {
-        for piece in text.split_inclusive('\n') {
-            self.partial.push_str(piece);
-            if piece.ends_with('\n') || self.partial.len() > Self::LONGEST {
-                let line = std::mem::take(&mut self.partial);
-                self.keep(line.trim_end().to_owned());
-            }
-        }
-    }
-
-    fn keep(&mut self, line: String) {
-        let notable = NOTABLE.iter().any(|n| line.contains(n));
-        if notable && self.notable.len() < 8 {
-            self.notable.push(line.clone());
-        }
-        if self.lines.len() == Self::KEEP {
-            self.lines.pop_front();
-        }
-        self.lines.push_back(line);
-    }
-
-    /// Up to `n` last lines.
-    pub fn last(&self, n: usize) -> Vec<String> {
-        let all = self.lines.iter().chain((!self.partial.is_empty()).then_some(&self.partial));
-        let skip = (self.lines.len() + usize::from(!self.partial.is_empty())).saturating_sub(n);
-        all.skip(skip).cloned().collect()
-    }
-
-    fn notable(&self, needle: &str) -> Option<&str> {
-        self.notable.iter().find_map(|line| line.find(needle).map(|at| &line[at..]))
-    }
 }
 
 /// A verdict before it is dressed up as a report.
@@ -432,99 +383,6 @@ fn verdict_of(cause: Cause, result: Option<AssertResult>) -> Judgement {
     Judgement { outcome, infrastructure, cause: Some(cause), result, exit_status: None }
 }
 
-/// Adds what the monitor saw. A run-queue clock that stands still is the guest's doing only where
-/// the vCPU is known to have run meanwhile.
-fn add_monitor_findings(result: &mut AssertResult, monitor: &MonitorSummary, assert: &Assert) {
-    let samples = assert.sustained_samples.unwrap_or(5);
-    let mut add = |outcome, message: String| result.push(DetailKind::Monitor, outcome, message);
-    if let Some(limit) = assert.max_imbalance_ratio
-        && monitor.sustained_imbalance_ratio > limit
-    {
-        let seen = monitor.sustained_imbalance_ratio;
-        add(
-            Outcome::Fail,
-            format!(
-                "run queues differ by a factor of {seen:.1} over {samples} samples (threshold {limit:.1})"
-            ),
-        );
-    }
-    if let Some(limit) = assert.max_local_dsq_depth
-        && monitor.sustained_local_dsq_depth > limit
-    {
-        let (seen, cpu) = (monitor.sustained_local_dsq_depth, monitor.max_local_dsq_cpu);
-        add(
-            Outcome::Fail,
-            format!("local DSQ of cpu{cpu} held {seen} tasks over {samples} samples (threshold {limit})"),
-        );
-    }
-    if assert.fail_on_rq_clock_stuck == Some(true) && !monitor.stuck_cpus.is_empty() {
-        let cpus = &monitor.stuck_cpus;
-        let (outcome, why) = match monitor.vcpu_time_known {
-            true => (Outcome::Fail, "their vCPUs ran meanwhile"),
-            false => (Outcome::Inconclusive, "the host may have withheld the vCPU"),
-        };
-        add(
-            outcome,
-            format!("rq clock stood still over {samples} samples with tasks waiting on CPUs {cpus:?}; {why}"),
-        );
-    }
-}
-
-/// The limits that only a monitor can judge, with their values where they are set.
-fn monitor_limits(assert: &Assert) -> Vec<(&'static str, String)> {
-    let stuck = assert.fail_on_rq_clock_stuck.filter(|fails| *fails);
-    let limits = [
-        ("max_imbalance_ratio", assert.max_imbalance_ratio.map(|limit| limit.to_string())),
-        ("max_local_dsq_depth", assert.max_local_dsq_depth.map(|limit| limit.to_string())),
-        ("fail_on_rq_clock_stuck", stuck.map(|fails| fails.to_string())),
-        ("max_fallback_rate", assert.max_fallback_rate.map(|limit| limit.to_string())),
-        ("max_keep_last_rate", assert.max_keep_last_rate.map(|limit| limit.to_string())),
-    ];
-    limits.into_iter().filter_map(|(name, limit)| Some((name, limit?))).collect()
-}
-
-/// Names the limits that only a monitor can judge and that nobody judged.
-fn add_unjudged(result: &mut AssertResult, assert: &Assert, outcome: Outcome, why: &str) {
-    let names: Vec<&str> = monitor_limits(assert).into_iter().map(|(name, _)| name).collect();
-    if !names.is_empty() {
-        let message = format!("not judged, because {why}: {}", names.join(", "));
-        result.push(DetailKind::Note, outcome, message);
-    }
-}
-
-/// Adds what sched_ext's event counters say about rates, which only tests that ask for them are judged
-/// by. A rate is per second that the vCPUs really ran; what was not measured is inconclusive.
-fn add_event_findings(
-    result: &mut AssertResult,
-    monitor: &MonitorSummary,
-    host: Option<&HostTime>,
-    assert: &Assert,
-) {
-    let wanted = [
-        (
-            "SCX_EV_SELECT_CPU_FALLBACK",
-            "falls back to the kernel's choice of a CPU",
-            assert.max_fallback_rate,
-        ),
-        ("SCX_EV_DISPATCH_KEEP_LAST", "slices extended for want of another task", assert.max_keep_last_rate),
-    ];
-    for (event, what, limit) in wanted {
-        let Some(limit) = limit else { continue };
-        let count = monitor.events.iter().find(|(name, _)| name == event).map(|(_, n)| *n);
-        let ran_s = host.map(|host| host.ran_ms.iter().sum::<u64>() as f64 / 1000.0).filter(|s| *s > 0.0);
-        let (Some(count), Some(ran_s)) = (count, ran_s) else {
-            let message = format!("{what} cannot be judged: {event} or the vCPUs' run time was not measured");
-            result.push(DetailKind::Monitor, Outcome::Inconclusive, message);
-            continue;
-        };
-        let rate = count.max(0) as f64 / ran_s;
-        if rate > limit {
-            let message = format!("{count} {what}, {rate:.1}/vcpu-s (threshold {limit:.1})");
-            result.push(DetailKind::Monitor, Outcome::Fail, message);
-        }
-    }
-}
-
 /// Whether the kernel says that the scheduler's own process ended it (kernel/sched/ext.c,
 /// `scx_exit_reason()`).
 pub fn unregistered(reason: &str) -> bool {
@@ -534,27 +392,6 @@ pub fn unregistered(reason: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn event_rates_are_judged_when_asked_for() {
-        let monitor = MonitorSummary {
-            events: vec![("SCX_EV_SELECT_CPU_FALLBACK".into(), 300)],
-            ..MonitorSummary::default()
-        };
-        let host = HostTime { ran_ms: vec![1000, 2000], ..HostTime::default() };
-        let judged = |assert: Assert, host: Option<&HostTime>| {
-            let mut result = AssertResult::pass();
-            add_event_findings(&mut result, &monitor, host, &assert);
-            (result.outcome, result.details.first().map(|d| d.message.clone()).unwrap_or_default())
-        };
-        let limits = Assert::NO_OVERRIDES;
-        assert_eq!(judged(limits, Some(&host)).0, Outcome::Pass);
-        assert_eq!(judged(limits.max_fallback_rate(200.0), Some(&host)).0, Outcome::Pass);
-        let (outcome, message) = judged(limits.max_fallback_rate(50.0), Some(&host));
-        assert!(outcome == Outcome::Fail && message.contains("100.0/vcpu-s (threshold 50.0)"), "{message}");
-        assert_eq!(judged(limits.max_fallback_rate(50.0), None).0, Outcome::Inconclusive);
-        assert_eq!(judged(limits.max_keep_last_rate(50.0), Some(&host)).0, Outcome::Inconclusive);
-    }
 
     fn evidence(frames: impl IntoIterator<Item = GuestFrame>) -> Evidence {
         let mut evidence = Evidence::default();
@@ -683,16 +520,5 @@ mod tests {
         let asked_for_nothing = Assert::defaults_for(AccelKind::Det);
         let det = evidence.judge(Some(AccelKind::Det), &asked_for_nothing, None);
         assert_eq!(det.result.map(|r| r.details.len()), Some(0));
-    }
-
-    #[test]
-    fn a_tail_keeps_whole_lines_and_the_reason_of_death() {
-        let mut tail = Tail::default();
-        tail.push("Kernel panic - not syncing: x\npart");
-        for n in 0..300 {
-            tail.push(&format!("ial {n}\n"));
-        }
-        assert_eq!(tail.last(2), ["ial 298", "ial 299"]);
-        assert_eq!(tail.notable("Kernel panic"), Some("Kernel panic - not syncing: x"));
     }
 }
