@@ -5,7 +5,7 @@
 
 mod rates;
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use ktstr_proto::verdict::{
     Assert, AssertResult, CgroupStats, DetailKind, Outcome, ScenarioStats, TimeFigures, WorkerExit,
@@ -51,6 +51,9 @@ pub fn judge_groups(assert: &Assert, topo: Option<&TestTopology>, groups: Vec<Gr
     for group in &groups {
         group.reports.iter().for_each(|worker| judge_worker(assert, group.lived, worker, &mut result));
     }
+    if assert.not_stuck == Some(true) {
+        note_short_lives(&groups, &mut result);
+    }
     rates::judge_measured(assert, &groups, &mut result);
     let name = |group: &Group| group.reports.first().map(|worker| worker.cgroup.clone());
     for same_cgroup in groups.chunk_by(|a, b| name(a) == name(b)) {
@@ -84,6 +87,30 @@ pub fn judge_groups(assert: &Assert, topo: Option<&TestTopology>, groups: Vec<Gr
     }
     result.stats = ScenarioStats { cgroups, workers, ..ScenarioStats::default() };
     result
+}
+
+fn made_no_progress(worker: &WorkerReport) -> bool {
+    worker.not_run.is_none() && worker.work_units == 0 && worker.cpu_time_ns < RAN_NS
+}
+
+/// Says per cgroup how many workers did nothing and were given too little time to be judged by it.
+fn note_short_lives(groups: &[Group], result: &mut AssertResult) {
+    let mut idle: BTreeMap<&str, (usize, Duration)> = BTreeMap::new();
+    for group in groups {
+        let Some(lived) = group.lived.filter(|lived| *lived < SHORT_LIFE) else { continue };
+        for worker in group.reports.iter().filter(|worker| made_no_progress(worker)) {
+            let (count, longest) = idle.entry(&worker.cgroup).or_default();
+            *count += 1;
+            *longest = lived.max(*longest);
+        }
+    }
+    for (cgroup, (count, longest)) in idle {
+        let longest = longest.as_millis();
+        let message = format!(
+            "{count} workers of {cgroup} made no progress; not judged, since they were given {longest}ms at most"
+        );
+        result.push(DetailKind::Note, Outcome::NotRun, message);
+    }
 }
 
 /// Those of a group that do the same and may use the same CPUs.
@@ -123,19 +150,13 @@ fn judge_worker(assert: &Assert, lived: Option<Duration>, worker: &WorkerReport,
         let message = format!("tid {tid} ({work_type} in {cgroup}) {how}");
         result.push(DetailKind::WorkerDied, Outcome::Fail, message);
     }
-    if assert.not_stuck == Some(true) && worker.work_units == 0 && worker.cpu_time_ns < RAN_NS {
+    let short = lived.is_some_and(|lived| lived < SHORT_LIFE);
+    if assert.not_stuck == Some(true) && !short && made_no_progress(worker) {
         let (ran_us, wall_ms) = (worker.cpu_time_ns / 1000, worker.wall_time_ns / 1_000_000);
         let message = format!(
             "tid {tid} made no progress (0 work units, {ran_us}us of CPU time in {wall_ms}ms) in {cgroup}"
         );
-        match lived.filter(|lived| *lived < SHORT_LIFE) {
-            None => result.push(DetailKind::NoProgress, Outcome::Fail, message),
-            Some(lived) => {
-                let lived = lived.as_millis();
-                let message = format!("{message}; not judged, since it was given {lived}ms only");
-                result.push(DetailKind::Note, Outcome::Pass, message);
-            }
-        }
+        result.push(DetailKind::NoProgress, Outcome::Fail, message);
     }
     let gap_ms = worker.max_gap_ns / 1_000_000;
     if let Some(threshold) = assert.max_gap_ms.filter(|threshold| gap_ms > *threshold) {
