@@ -78,7 +78,7 @@ fn lab() -> Result<bool> {
     let xtask = env::current_exe().context("cannot name this executable")?;
     let store = kernel_store()?;
     let runner = format!(
-        "{} lab --file {} --bin-dir {} --",
+        "{} lab --end-on-failure --file {} --bin-dir {} --",
         xtask.display(),
         store.display(),
         workspace::bin_dir().display()
@@ -86,9 +86,8 @@ fn lab() -> Result<bool> {
     let mut command = nextest(&[]);
     command
         .args(LAB_BINARIES)
-        .args(["-j1", "-E", LAB_TESTS])
-        // Emulated SVM loses a lab or a nested guest now and then; nextest names such a test FLAKY.
-        .args(["--retries", "2"])
+        // The profile tries a test again and bounds the whole.
+        .args(["--profile", "lab", "-j1", "-E", LAB_TESTS])
         .env("CARGO_TARGET_X86_64_UNKNOWN_LINUX_GNU_RUNNER", runner)
         .env("KTSTR_REQUIRE", "kvm")
         .env("KTSTR_ACCEL", "kvm");

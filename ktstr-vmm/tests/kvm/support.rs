@@ -14,7 +14,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use crate::guest::{initramfs, sink, text};
 
 /// A nested guest on an emulated CPU takes ten seconds on an idle machine.
-pub const PATIENCE: Duration = Duration::from_secs(180);
+pub const PATIENCE: Duration = Duration::from_secs(90);
 
 pub const ONE: Topology = Topology { numa_nodes: 1, llcs: 1, cores: 1, threads: 1 };
 pub const TWO: Topology = Topology { cores: 2, ..ONE };

@@ -114,9 +114,10 @@ fn emulator_argv(kernel: &LabKernel, shape: &Shape) -> Result<Vec<String>> {
     let path = |path: &Path| {
         path.to_str().map(str::to_owned).with_context(|| format!("{} is not UTF-8", path.display()))
     };
-    // An oops leaves a lab whose verdicts nobody should trust, hence oops=panic.
+    // After an oops or a lock-up (twice the threshold, seconds) nobody should trust the lab's verdicts.
     let append = format!(
-        "console=ttyS0 tsc=reliable no_timer_check panic=-1 oops=panic loglevel=4 rdinit=/init -- {AGENT_COMMAND}"
+        "console=ttyS0 tsc=reliable no_timer_check panic=-1 oops=panic softlockup_panic=1 watchdog_thresh=20 \
+         loglevel=4 rdinit=/init -- {AGENT_COMMAND}"
     );
     let vcpus = shape.vcpus.to_string();
     let port = format!("virtserialport,chardev=agent,name={PORT_NAME}");

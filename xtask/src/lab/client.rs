@@ -1,8 +1,9 @@
 //! One session with the agent: hello, push, run.
 //!
 //! Every wait ends when the lab dies, at a deadline, or on a signal. A lab that
-//! dies while it works for us is an error of the infrastructure and says so,
-//! with the kernel's last words.
+//! dies or falls silent while it works for us is an error of the infrastructure
+//! and says so, with the kernel's last words; a silent one is ended, so that
+//! the next client meets a fresh one.
 
 use super::closure::{FileSet, Item};
 use super::exchange;
@@ -22,6 +23,13 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+/// An agent silent for this long has hung: emulated SVM locks up a lab's kernel now and then.
+pub const SILENCE: Duration = Duration::from_secs(45);
+/// How often an agent that says nothing is asked whether it is there.
+const ASK: Duration = Duration::from_secs(5);
+/// How long a command may take to end after a signal, and after the SIGKILL that follows.
+const LAST_WORDS: Duration = Duration::from_secs(6);
+
 /// A connected lab.
 pub struct Session<'a> {
     state: &'a StateDir,
@@ -30,6 +38,8 @@ pub struct Session<'a> {
     decoder: Decoder,
     nonce: u64,
     boot_id: String,
+    /// When the agent was last heard.
+    heard: Instant,
 }
 
 /// What woke the client up.
@@ -48,8 +58,8 @@ pub struct PushReport {
 }
 
 impl<'a> Session<'a> {
-    /// Connects and waits until the agent answers, at most `limit`.
-    pub fn connect(state: &'a StateDir, limit: Duration) -> Result<Self> {
+    /// Connects and waits until the agent answers; `None` when it did not within `limit`.
+    pub fn connect(state: &'a StateDir, limit: Duration) -> Result<Option<Self>> {
         let deadline = Instant::now() + limit;
         let mut mask = SigSet::empty();
         for signal in [Signal::SIGINT, Signal::SIGTERM, Signal::SIGHUP] {
@@ -58,7 +68,7 @@ impl<'a> Session<'a> {
         mask.thread_block().context("blocking signals")?;
         let signals = SignalFd::with_flags(&mask, SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK)
             .context("signalfd")?;
-        let stream = connect_socket(state, deadline)?;
+        let Some(stream) = connect_socket(state, deadline)? else { return Ok(None) };
         stream.set_nonblocking(true).context("making the agent's socket non-blocking")?;
         let mut session = Self {
             state,
@@ -67,24 +77,25 @@ impl<'a> Session<'a> {
             decoder: Decoder::default(),
             nonce: fresh_nonce()?,
             boot_id: String::new(),
+            heard: Instant::now(),
         };
-        session.greet(deadline)?;
-        Ok(session)
+        Ok(session.greet(deadline)?.then_some(session))
     }
 
-    fn greet(&mut self, deadline: Instant) -> Result<()> {
+    /// False when no answer came in time.
+    fn greet(&mut self, deadline: Instant) -> Result<bool> {
         while Instant::now() < deadline {
             self.send(Kind::Hello, &[])?;
             match self.wait(Instant::now() + Duration::from_millis(500), false)? {
                 Event::Frame(frame) if frame.kind == Kind::Ready => {
                     self.boot_id = String::from_utf8_lossy(&frame.body).into_owned();
-                    return Ok(());
+                    return Ok(true);
                 }
                 Event::Signal(number) => bail!("interrupted by signal {number} while waiting for the lab"),
                 _ => {}
             }
         }
-        bail!("the lab's agent did not answer in time; its console ends:\n{}", self.state.console_tail(15))
+        Ok(false)
     }
 
     /// Brings in what the lab does not hold yet.
@@ -127,7 +138,9 @@ impl<'a> Session<'a> {
                     bail!("the lab could not take the files: {}", String::from_utf8_lossy(&body))
                 }
                 Event::Signal(number) => bail!("interrupted by signal {number} while bringing files in"),
-                Event::Timeout => bail!("bringing {bytes} bytes into the lab took longer than 300 s"),
+                Event::Timeout => {
+                    return Err(self.hung(&format!("did not take {bytes} bytes of files within 300 s")));
+                }
                 _ => {}
             }
         }
@@ -144,12 +157,11 @@ impl<'a> Session<'a> {
         let body = serde_json::to_vec(request).context("encoding the run request")?;
         wire::encode_long(&mut out, self.nonce, Kind::Run, &body);
         self.write_all(&out)?;
-        let deadline = Instant::now() + limit;
-        let mut kill_at: Option<Instant> = None;
+        let mut ends = Ends { deadline: Instant::now() + limit, signalled: None, killed: None };
         let mut timed_out = false;
         let (mut credit, mut stdin_open) = (0u32, true);
         loop {
-            let wake = kill_at.unwrap_or(deadline);
+            let wake = ends.next().min(Instant::now() + ASK);
             match self.wait(wake, stdin_open && credit > 0)? {
                 Event::Frame(frame) => match frame.kind {
                     Kind::Stdout => write_out(stdout, &frame.body)?,
@@ -168,24 +180,51 @@ impl<'a> Session<'a> {
                     _ => {}
                 },
                 Event::Stdin => stdin_open = self.forward_stdin(&mut credit)?,
-                Event::Signal(number) => {
-                    // The second signal, or one second after the first, kills.
-                    let signal = if kill_at.is_some() { Signal::SIGKILL as i32 } else { number };
-                    self.send(Kind::Signal, &[signal as u8])?;
-                    kill_at.get_or_insert(Instant::now() + Duration::from_secs(5));
+                // The second signal kills, and so does no end some seconds after the first.
+                Event::Signal(number) => self.end(&mut ends, number)?,
+                Event::Timeout if Instant::now() < ends.next() => self.ask()?,
+                Event::Timeout if ends.killed.is_some() => {
+                    return Err(self.hung("did not end a command that was sent SIGKILL"));
                 }
                 Event::Timeout => {
-                    if timed_out && kill_at.is_some() {
-                        bail!(
-                            "the command survived SIGKILL in the lab; `cargo xtask lab --stop` ends the lab"
-                        );
-                    }
-                    timed_out |= kill_at.is_none();
-                    kill_at = Some(Instant::now() + Duration::from_secs(10));
-                    self.send(Kind::Signal, &[Signal::SIGKILL as u8])?;
+                    timed_out |= ends.signalled.is_none();
+                    ends.signalled.get_or_insert_with(Instant::now);
+                    self.end(&mut ends, Signal::SIGKILL as i32)?;
                 }
             }
         }
+    }
+
+    /// Passes a signal on; SIGKILL when it is not the first.
+    fn end(&mut self, ends: &mut Ends, number: i32) -> Result<()> {
+        let now = Instant::now();
+        let number = if ends.signalled.replace(now).is_some() {
+            ends.killed.get_or_insert(now);
+            Signal::SIGKILL as i32
+        } else {
+            number
+        };
+        self.send(Kind::Signal, &[number as u8])
+    }
+
+    /// Asks whether the agent is there; an error once it was silent for too long.
+    fn ask(&mut self) -> Result<()> {
+        if self.heard.elapsed() > SILENCE {
+            return Err(self.hung(&format!("said nothing for {} s", SILENCE.as_secs())));
+        }
+        // Within a session a further hello only asks for the boot id.
+        self.send(Kind::Hello, &[])
+    }
+
+    /// Ends a lab that hangs; the error says what it `did`, or did not.
+    fn hung(&self, did: &str) -> anyhow::Error {
+        let stopped = self.state.stop();
+        let tail = self.state.console_tail(15);
+        let fate = match stopped {
+            Ok(_) => "it was ended; the next call boots a new one".to_owned(),
+            Err(err) => format!("it could not be ended: {err:#}"),
+        };
+        anyhow::anyhow!("infrastructure, no test result: the lab {did} ({fate}); its console ends:\n{tail}")
     }
 
     fn forward_stdin(&mut self, credit: &mut u32) -> Result<bool> {
@@ -208,16 +247,13 @@ impl<'a> Session<'a> {
     }
 
     fn write_all(&mut self, mut bytes: &[u8]) -> Result<()> {
-        let deadline = Instant::now() + Duration::from_secs(60);
+        let deadline = Instant::now() + SILENCE;
         while !bytes.is_empty() {
             match self.stream.write(bytes) {
                 Ok(len) => bytes = &bytes[len..],
                 Err(err) if err.kind() == ErrorKind::WouldBlock => {
                     if Instant::now() > deadline {
-                        bail!(
-                            "the lab took no bytes for 60 s; its console ends:\n{}",
-                            self.state.console_tail(15)
-                        );
+                        return Err(self.hung(&format!("took no bytes for {} s", SILENCE.as_secs())));
                     }
                     let mut fds = [PollFd::new(self.stream.as_fd(), PollFlags::POLLOUT)];
                     poll_once(&mut fds, 1000)?;
@@ -271,6 +307,7 @@ impl<'a> Session<'a> {
         match self.stream.read(&mut buffer) {
             Ok(0) => Err(lab_died(self.state)),
             Ok(len) => {
+                self.heard = Instant::now();
                 self.decoder.feed(&buffer[..len]);
                 Ok(())
             }
@@ -278,6 +315,21 @@ impl<'a> Session<'a> {
             Err(err) if err.kind() == ErrorKind::ConnectionReset => Err(lab_died(self.state)),
             Err(err) => Err(err).context("reading from the lab's agent"),
         }
+    }
+}
+
+/// When a command that does not end by itself is made to.
+struct Ends {
+    deadline: Instant,
+    /// The last signal passed on.
+    signalled: Option<Instant>,
+    killed: Option<Instant>,
+}
+
+impl Ends {
+    /// When to do more about it.
+    fn next(&self) -> Instant {
+        self.killed.or(self.signalled).map_or(self.deadline, |at| at + LAST_WORDS)
     }
 }
 
@@ -289,16 +341,15 @@ fn poll_once(fds: &mut [PollFd<'_>], millis: u16) -> Result<()> {
 }
 
 /// Connects by way of `/proc/self/fd`: socket paths are limited to 107 bytes.
-fn connect_socket(state: &StateDir, deadline: Instant) -> Result<UnixStream> {
+/// `None` when it could not until `deadline`.
+fn connect_socket(state: &StateDir, deadline: Instant) -> Result<Option<UnixStream>> {
     let dir = File::open(state.path()).with_context(|| format!("opening {}", state.path().display()))?;
     let path = Path::new("/proc/self/fd").join(dir.as_raw_fd().to_string()).join("agent.sock");
     loop {
         match UnixStream::connect(&path) {
-            Ok(stream) => return Ok(stream),
+            Ok(stream) => return Ok(Some(stream)),
             Err(_) if !state.is_alive()? => return Err(lab_died(state)),
-            Err(err) if Instant::now() > deadline => {
-                return Err(err).context("connecting to the lab's agent");
-            }
+            Err(_) if Instant::now() > deadline => return Ok(None),
             Err(_) => std::thread::sleep(Duration::from_millis(10)),
         }
     }

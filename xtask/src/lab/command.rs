@@ -1,7 +1,7 @@
 //! `cargo xtask lab`: options, and the order of things.
 
 use super::boot::{self, Shape};
-use super::client::Session;
+use super::client::{SILENCE, Session};
 use super::closure::FileSet;
 use super::kernel::LabKernel;
 use super::state::{Launch, StateDir};
@@ -19,7 +19,9 @@ use std::time::{Duration, Instant};
 /// Exit code for "something was missing".
 const NOT_RUN: u8 = 3;
 /// How long a lab may take to boot, on a machine that is busy with other things.
-const BOOT_LIMIT: Duration = Duration::from_secs(300);
+const BOOT_LIMIT: Duration = Duration::from_secs(150);
+/// How many labs are tried before there is none.
+const LABS: u32 = 3;
 /// Executables brought in when they lie beside this one (or in --bin-dir).
 const OUR_BINARIES: [&str; 7] =
     ["ktstr", "cargo-ktstr", "ktstr-orch", "ktstr-vmm", "ktstr-monitor", "ktstr-guest", "scx-ktstr"];
@@ -76,6 +78,9 @@ pub struct LabArgs {
     /// Set a variable for the command, or pass one on (KTSTR_*, NEXTEST*, RUST_*, CARGO_*, HOME and XDG_CACHE_HOME are passed on anyway)
     #[arg(long = "env", value_name = "NAME[=VALUE]")]
     env: Vec<String>,
+    /// End the lab when the command fails, so that the next one meets a fresh machine
+    #[arg(long)]
+    end_on_failure: bool,
     /// Kill the command after this many seconds
     #[arg(long, default_value_t = 3600)]
     timeout: u64,
@@ -109,7 +114,6 @@ pub fn command(args: LabArgs) -> Result<u8> {
     }
     let _lock = state.lock_for_client()?;
     touch(&state)?;
-    let start = Instant::now();
     let (kernel, emulator) = match (LabKernel::resolve(args.kernel.as_deref()), emulator()) {
         (Ok(kernel), Ok(emulator)) => (kernel, emulator),
         (Err(err), _) | (_, Err(err)) => {
@@ -118,11 +122,7 @@ pub fn command(args: LabArgs) -> Result<u8> {
         }
     };
     let shape = Shape { vcpus: args.vcpus, memory: args.memory.clone(), idle_seconds: args.idle, emulator };
-    let booted = boot::ensure(&state, &kernel, &shape)?;
-    let mut session = Session::connect(&state, BOOT_LIMIT)?;
-    if booted {
-        eprintln!("lab: up after {:.1} s", start.elapsed().as_secs_f64());
-    }
+    let mut session = contact(&state, &kernel, &shape)?;
     if args.argv.is_empty() {
         return Ok(0);
     }
@@ -131,7 +131,33 @@ pub fn command(args: LabArgs) -> Result<u8> {
         Ok(exit)
     });
     touch(&state)?;
-    exit.map(|exit| exit_code(&exit))
+    let code = exit.map(|exit| exit_code(&exit));
+    if args.end_on_failure && !matches!(code, Ok(0)) && state.stop()? {
+        eprintln!("lab: ended after a failure");
+    }
+    code
+}
+
+/// A lab that answers: the running one, else a new one.
+fn contact<'a>(state: &'a StateDir, kernel: &LabKernel, shape: &Shape) -> Result<Session<'a>> {
+    for _ in 0..LABS {
+        let start = Instant::now();
+        let booted = boot::ensure(state, kernel, shape)?;
+        let limit = if booted { BOOT_LIMIT } else { SILENCE };
+        if let Some(session) = Session::connect(state, limit)? {
+            if booted {
+                eprintln!("lab: up after {:.1} s", start.elapsed().as_secs_f64());
+            }
+            return Ok(session);
+        }
+        eprintln!(
+            "lab: no answer for {} s, ending it; its console ends:\n{}",
+            limit.as_secs(),
+            state.console_tail(15)
+        );
+        state.stop()?;
+    }
+    bail!("infrastructure, no test result: {LABS} labs in a row did not answer")
 }
 
 fn push_and_run(args: &LabArgs, session: &mut Session<'_>) -> Result<Exit> {
