@@ -297,7 +297,7 @@ fn timeline(out: &mut String, report: &RunReport) {
     for phase in phases.iter().filter(|phase| !phase.cgroups.is_empty()) {
         let (start, end) = (phase.start_ms, phase.end_ms);
         line(out, format_args!("  {} {start}-{end}ms ops={}:", phase.label, phase.ops));
-        for cgroup in &phase.cgroups {
+        for cgroup in phase.cgroups.iter().filter(|cgroup| cgroup.workers > 0) {
             let of_cgroup = workers.iter().filter(|worker| worker.cgroup == cgroup.name);
             let slices = of_cgroup.flat_map(|worker| &worker.phases).filter(|s| s.phase == phase.index);
             let gap_ms = slices.map(|slice| slice.max_gap_ns / 1_000_000).max();
@@ -312,8 +312,13 @@ fn timeline(out: &mut String, report: &RunReport) {
             };
             let delay = cgroup.mean_run_delay_ns();
             let delay = delay.map_or(String::new(), |ns| format!(" run_delay={:.0}us", us(ns)));
+            let used =
+                phase.cpus_of(&cgroup.name).map_or(String::new(), |cpus| format!(" used={cpus:.2}cpus"));
+            let throttled = cgroup.usage.filter(|usage| usage.throttled > 0);
+            let throttled = throttled
+                .map_or(String::new(), |usage| format!(" throttled={}ms", usage.throttled_ns / 1_000_000));
             let text = format!(
-                "  {}: workers={} iter={} rate={:.0}/cpu-s migrations={}{gap}{delay}{wakes}",
+                "  {}: workers={}{used}{throttled} iter={} rate={:.0}/cpu-s migrations={}{gap}{delay}{wakes}",
                 cgroup.name,
                 cgroup.workers,
                 cgroup.iterations,
@@ -590,6 +595,7 @@ replay: KTSTR_KERNEL=7.2.12 KTSTR_ACCEL=tcg KTSTR_SEED=7 cargo nextest run -p kt
             label: "Step[0]".into(),
             start_ms: 10,
             end_ms: 900,
+            hold: None,
             ops: 3,
             cgroups: vec![cgroup],
         };

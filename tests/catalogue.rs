@@ -51,16 +51,20 @@ fn run_all(ctx: &Ctx) -> Result<AssertResult> {
             result.outcome.to_string(),
             begun.elapsed().as_millis()
         );
-        for detail in result.details {
+        for mut detail in result.details {
             println!("    {}", detail.message);
-            all.push(detail.kind, detail.outcome, format!("{}: {}", canned.name, detail.message));
+            detail.message = format!("{}: {}", canned.name, detail.message);
+            all.outcome = all.outcome.max(detail.outcome);
+            // With its figures, by which the host's part in it is judged.
+            all.details.push(detail);
         }
     }
     println!("catalogue: complete");
     Ok(all)
 }
 
-#[ktstr_test(llcs = 2, cores = 2, threads = 1, duration_s = 120)]
+/// A host that withholds the vCPUs for seconds leaves some of it undecided.
+#[ktstr_test(llcs = 2, cores = 2, threads = 1, duration_s = 120, allow_inconclusive)]
 fn under_eevdf(ctx: &Ctx) -> Result<AssertResult> {
     run_all(ctx)
 }

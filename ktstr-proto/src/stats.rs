@@ -18,6 +18,44 @@ pub struct PhaseBucket {
     pub ops: u32,
     /// Figures per cgroup, in order of creation.
     pub cgroups: Vec<PhaseCgroup>,
+    /// What the kernel accounted while the step held: after its operations, before its end.
+    #[serde(default)]
+    pub hold: Option<Hold>,
+}
+
+/// The kernel's own account of a machine while a step held.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Hold {
+    /// How long, nanoseconds of guest time.
+    pub lasted_ns: u64,
+    /// CPUs in service all the time.
+    pub cpus: u32,
+    /// Time in which they had nothing to do, nanoseconds of all of them (`idle` and `iowait` of `/proc/stat`).
+    pub idle_ns: u64,
+    /// Time that went to others than the scenario's workers, nanoseconds of all CPUs.
+    pub others_ns: u64,
+}
+
+/// The kernel's own account of a cgroup while a step held (`cpu.stat`, Documentation/admin-guide/cgroup-v2.rst).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct CgroupUsage {
+    /// CPU time of all its tasks and of those in cgroups below it, nanoseconds.
+    pub usage_ns: u64,
+    /// Periods in which its quota ran out; 0 where the cpu controller is off.
+    pub throttled: u64,
+    /// How long it was kept from running by its quota, nanoseconds.
+    pub throttled_ns: u64,
+}
+
+impl CgroupUsage {
+    /// What was added since `before`.
+    pub fn since(self, before: Self) -> Self {
+        Self {
+            usage_ns: self.usage_ns.saturating_sub(before.usage_ns),
+            throttled: self.throttled.saturating_sub(before.throttled),
+            throttled_ns: self.throttled_ns.saturating_sub(before.throttled_ns),
+        }
+    }
 }
 
 /// Figures of one cgroup in one phase: differences between the worker's checkpoints nearest to its ends.
@@ -47,6 +85,9 @@ pub struct PhaseCgroup {
     pub p99_wake_latency_ns: u64,
     /// The longest.
     pub max_wake_latency_ns: u64,
+    /// What the kernel accounted while the step held; `None` for cgroups that were not there all the time.
+    #[serde(default)]
+    pub usage: Option<CgroupUsage>,
 }
 
 impl PhaseCgroup {
@@ -65,6 +106,12 @@ impl PhaseBucket {
     /// How long it lasted, milliseconds.
     pub fn duration_ms(&self) -> u64 {
         self.end_ms.saturating_sub(self.start_ms)
+    }
+
+    /// CPUs that a cgroup kept busy on average while the step held, by the kernel's account.
+    pub fn cpus_of(&self, name: &str) -> Option<f64> {
+        let hold = self.hold.filter(|hold| hold.lasted_ns > 0)?;
+        Some(self.cgroup(name)?.usage?.usage_ns as f64 / hold.lasted_ns as f64)
     }
 
     /// Figures of one cgroup.

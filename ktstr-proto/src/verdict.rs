@@ -73,6 +73,8 @@ pub enum DetailKind {
     Expectation,
     /// The test function returned an error.
     Error,
+    /// A cgroup got another amount of CPU time than a comparison asks for.
+    Share,
 }
 
 /// One finding with its evidence in words.

@@ -15,6 +15,7 @@ mod matrix;
 mod observe;
 mod pulse;
 mod race;
+mod shares;
 mod topology;
 mod trust;
 mod verdicts;

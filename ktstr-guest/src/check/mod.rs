@@ -4,6 +4,7 @@
 //! measure: a cgroup whose workers have no wall time is inconclusive, not fair.
 
 mod rates;
+pub mod usage;
 
 use std::{collections::BTreeMap, time::Duration};
 

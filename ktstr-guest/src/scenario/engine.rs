@@ -21,6 +21,7 @@ use ktstr_proto::{
 
 use super::{
     Backdrop, CgroupDef, Ctx, HoldSpec, Op, Payload, Random, ScenarioError, Step,
+    hold::Reading,
     host::HostError,
     names::{self, Layer},
     payload::PayloadHandle,
@@ -186,6 +187,7 @@ impl Engine<'_> {
             self.cgroups.len(),
             self.workers.iter().map(|w| w.handle.workers()).sum::<usize>()
         ))?;
+        let before = Reading::take(self);
         let begun = Instant::now();
         if let Some(interval) = looping {
             let mut round = 1;
@@ -198,6 +200,9 @@ impl Engine<'_> {
             }
         }
         sleep_until(begun + step.time);
+        if let (Some(before), Some(after)) = (before, Reading::take(self)) {
+            self.phases.held(after.since(&before));
+        }
         self.end_layer()
     }
 

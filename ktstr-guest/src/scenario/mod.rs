@@ -13,6 +13,7 @@ mod def;
 mod engine;
 mod error;
 mod execute;
+mod hold;
 mod host;
 mod names;
 mod nearest;

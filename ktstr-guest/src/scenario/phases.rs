@@ -10,7 +10,7 @@ use ktstr_proto::{
     verdict::WorkerReport,
 };
 
-use super::engine::Running;
+use super::{engine::Running, hold::Account};
 use crate::work::MAX_PHASES;
 
 /// Counters of one group of workers.
@@ -64,6 +64,15 @@ impl Phases {
     pub fn count_op(&mut self) {
         if let Some(phase) = self.buckets.last_mut() {
             phase.ops += 1;
+        }
+    }
+
+    /// The phase's step held, and this is the kernel's account of it.
+    pub fn held(&mut self, account: Account) {
+        let Some(phase) = self.buckets.last_mut() else { return };
+        phase.hold = Some(account.hold);
+        for (name, usage) in account.cgroups {
+            entry(phase, &name).usage = Some(usage);
         }
     }
 

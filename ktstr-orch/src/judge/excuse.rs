@@ -24,6 +24,7 @@ pub fn by_host(result: &mut AssertResult, assert: &Assert, host: &HostTime) {
         let excuse = match detail.kind {
             DetailKind::Gap | DetailKind::Benchmark => detail.time.and_then(|time| length(time, host)),
             DetailKind::Spread => unfair.clone(),
+            DetailKind::Share => detail.time.and_then(|time| share(time, host)),
             DetailKind::NoProgress => no_progress(&result.stats, assert, host),
             _ => None,
         };
@@ -45,6 +46,20 @@ fn length(time: TimeFigures, host: &HostTime) -> Option<String> {
     let (waited, thread) = host.worst_wait_within(seen_ms);
     (waited > 0 && seen_ms.saturating_sub(waited) <= limit_ms).then(|| {
         format!("but the host kept vCPU thread {thread} waiting for {waited} ms of such a time, so this may be the host's doing")
+    })
+}
+
+/// A cgroup that got another amount of CPU time: the guest counts each stop of a vCPU as time of whoever was
+/// there, and its scheduler makes up for that as for any other time, so what remains is a matter of chance
+/// on each vCPU.
+fn share(time: TimeFigures, host: &HostTime) -> Option<String> {
+    let TimeFigures { seen_ms, limit_ms } = time;
+    let chance = host.chance_within(host.window_ms) * host.waits_ms.len() as f64;
+    (seen_ms > limit_ms && (seen_ms - limit_ms) as f64 <= chance).then(|| {
+        let over = seen_ms - limit_ms;
+        format!(
+            "but that is {over} ms of CPU time, and by stopping vCPUs the host may by chance make a difference of              {chance:.0} ms, so this may be the host's doing"
+        )
     })
 }
 
@@ -172,6 +187,20 @@ mod tests {
         assert_eq!(judged(DetailKind::Benchmark, 300, 100, vec![vec![0; 20]]), own_fault);
         assert_eq!(judged(DetailKind::Benchmark, 300, 100, vec![vec![80; 20]]).0, Outcome::Inconclusive);
         assert_eq!(judged(DetailKind::Benchmark, 900, 100, vec![vec![60; 20]]), own_fault);
+    }
+
+    #[test]
+    fn a_share_is_in_doubt_as_far_as_stopped_vcpus_explain_it() {
+        let judged = |seen_ms, limit_ms, waits| {
+            let mut found = too_long(DetailKind::Share, seen_ms, limit_ms);
+            by_host(&mut found, &Assert::default_checks(), &host(waits));
+            found.outcome
+        };
+        // Two vCPUs that were stopped for 40 of each 100 ms: 3·√(50·40²) = 849 ms each.
+        let busy = || vec![vec![40; 50], vec![40; 50]];
+        assert_eq!(judged(2400, 800, busy()), Outcome::Inconclusive);
+        assert_eq!(judged(3000, 800, busy()), Outcome::Fail, "more than chance can do");
+        assert_eq!(judged(850, 800, vec![vec![0; 50], vec![0; 50]]), Outcome::Fail, "an idle host");
     }
 
     #[test]

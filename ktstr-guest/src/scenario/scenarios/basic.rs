@@ -1,7 +1,8 @@
 //! The least any scheduler must do: share CPUs between cgroups, policies and kinds of work.
 
 use super::{
-    CgroupDef, Step, WorkSpec, doing, execute_defs, execute_scenario, execute_steps, pair, scenarios, spin,
+    CgroupDef, DUE, ONLY, Step, WorkSpec, compared, doing, execute_defs, execute_scenario, execute_steps,
+    execute_steps_with, half_of_due, machine, pair, promptly, scenarios, spin,
 };
 use crate::{
     attributes::SchedPolicy,
@@ -20,7 +21,13 @@ fn with_policy(ctx: &super::Ctx, policy: SchedPolicy) -> anyhow::Result<ktstr_pr
 scenarios! { "basic":
     /// Do two cgroups of spinning workers share all CPUs without starvation while nothing changes?
     fn cgroup_steady(ctx) {
-        Ok(execute_defs(ctx, vec![ctx.cgroup_def("cg_0"), ctx.cgroup_def("cg_1")])?)
+        let each = ctx.workers_per_cgroup;
+        let result = execute_defs(ctx, vec![ctx.cgroup_def("cg_0"), ctx.cgroup_def("cg_1")])?;
+        compared(ctx, result, |usage| {
+            for cgroup in ["cg_0", "cg_1"] {
+                usage.at_least(ONLY, &[cgroup], half_of_due(ctx, each, 2 * each, 2), DUE);
+            }
+        })
     }
 
     /// Do workers stay on the last-level cache that their cgroup's cpuset gives them?
@@ -51,7 +58,14 @@ scenarios! { "basic":
         let cpus = ctx.topo.total_cpus();
         let backdrop = Backdrop::from_cgroups(vec![spin("cg_0", cpus), spin("cg_1", cpus)])
             .push_op(Op::spawn_host(WorkSpec::default().workers(cpus)));
-        Ok(execute_scenario(ctx, backdrop, vec![Step::hold(HoldSpec::FULL)])?)
+        let result = execute_scenario(ctx, backdrop, vec![Step::hold(HoldSpec::FULL)])?;
+        compared(ctx, result, |usage| {
+            // To the kernel each worker outside weighs as much as a whole cgroup.
+            let floor = machine(ctx) / f64::from(cpus + 2) / 2.0;
+            for cgroup in ["cg_0", "cg_1"] {
+                usage.at_least(ONLY, &[cgroup], floor, DUE);
+            }
+        })
     }
 
     /// Do normal, batch, idle and short real-time workers all make progress beside each other?
@@ -74,15 +88,20 @@ scenarios! { "basic":
     /// Are partners that wake each other through pipes run promptly beside spinning workers?
     fn cgroup_pipe_io(ctx) {
         let cpus = ctx.topo.total_cpus();
-        Ok(execute_defs(ctx, vec![
-            doing("pipes", cpus, WorkType::pipe_io()),
-            spin("spinners", (cpus / 2).max(1)),
-        ])?)
+        let defs = vec![doing("pipes", cpus, WorkType::pipe_io()), spin("spinners", (cpus / 2).max(1))];
+        Ok(execute_steps_with(ctx, vec![Step::with_defs(defs, HoldSpec::FULL)], Some(&promptly(ctx)))?)
     }
 
     /// Do batch workers share fairly with ordinary ones?
     fn sched_batch(ctx) {
-        with_policy(ctx, SchedPolicy::Batch)
+        let cpus = ctx.topo.total_cpus();
+        let batch = spin("special", cpus).sched_policy(SchedPolicy::Batch);
+        let result = execute_defs(ctx, vec![spin("normal", cpus), batch])?;
+        compared(ctx, result, |usage| {
+            for cgroup in ["normal", "special"] {
+                usage.at_least(ONLY, &[cgroup], half_of_due(ctx, cpus, 2 * cpus, 2), DUE);
+            }
+        })
     }
 
     /// Do idle-policy workers that have CPUs to themselves make progress?
@@ -104,11 +123,16 @@ scenarios! { "basic":
     /// Do heavy, bursty and writing workers each get what they need from the same CPUs?
     fn mixed_workloads(ctx) {
         let cpus = ctx.topo.total_cpus();
-        Ok(execute_defs(ctx, vec![
+        let result = execute_defs(ctx, vec![
             spin("heavy", cpus),
             doing("bursty", cpus, WorkType::bursty()),
             doing("io", 2, WorkType::IoSyncWrite),
-        ])?)
+        ])?;
+        compared(ctx, result, |usage| {
+            usage.at_least(ONLY, &["heavy"], machine(ctx) / 6.0, DUE);
+            // Bursts take a third of the time at most, and longer where others run in between.
+            usage.at_least(ONLY, &["bursty"], machine(ctx) / 16.0, "bursts of 50ms in every 150ms or longer");
+        })
     }
 
     /// Is every runnable task run within the limit while all CPUs are busy?

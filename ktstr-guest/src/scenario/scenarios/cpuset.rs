@@ -1,7 +1,13 @@
 //! Cpusets that are set, cleared, resized and exchanged while workers run.
 
-use super::{Step, doing, execute_defs, execute_scenario, execute_steps, pair, scenarios, spin};
+use ktstr_proto::stats::Phase;
+
+use super::{
+    Ctx, ONLY, Step, compared, doing, execute_defs, execute_scenario, execute_steps, machine, pair,
+    scenarios, spin,
+};
 use crate::{
+    check::usage::Usage,
     scenario::{Backdrop, CpusetSpec, HoldSpec, Op},
     work::WorkType,
 };
@@ -16,6 +22,17 @@ fn resize(first: f64, hold: f64) -> Step {
     Step::new(vec![Op::set_cpuset("cg_0", low), Op::set_cpuset("cg_1", high)], HoldSpec::frac(hold))
 }
 
+/// CPUs of a cpuset.
+fn size(ctx: &Ctx, set: &CpusetSpec) -> f64 {
+    ctx.cpuset_cpus(set).map_or(0.0, |cpus| cpus.len() as f64)
+}
+
+/// A cgroup with at least as many workers as CPUs, which nobody else may use, keeps these busy.
+fn fills(usage: &mut Usage<'_>, phase: Phase, cgroup: &str, cpus: f64) {
+    let why = format!("three quarters of its own {cpus} CPUs");
+    usage.at_least(phase, &[cgroup], 0.75 * cpus, &why);
+}
+
 scenarios! { "cpuset":
     /// Do running workers move to the CPUs of a cpuset that appears, and stay there?
     #[needs(cpus = 2)]
@@ -28,12 +45,22 @@ scenarios! { "cpuset":
     #[needs(cpus = 2)]
     fn cgroup_cpuset_clear_midrun(ctx) {
         let (low, high) = split(0.5);
-        let cpus = ctx.topo.total_cpus();
-        let backdrop =
-            Backdrop::from_cgroups(vec![spin("cg_0", cpus).cpuset(low), spin("cg_1", cpus).cpuset(high)]);
+        let own = size(ctx, &low);
+        // One crowds in its half, the other leaves most of the machine's rest idle.
+        let backdrop = Backdrop::from_cgroups(vec![
+            spin("cg_0", ctx.topo.total_cpus()).cpuset(low),
+            doing("cg_1", 1, WorkType::bursty()).cpuset(high),
+        ]);
         let clear = vec![Op::clear_cpuset("cg_0"), Op::clear_cpuset("cg_1")];
         let steps = vec![Step::hold(HoldSpec::frac(0.5)), Step::new(clear, HoldSpec::frac(0.5))];
-        Ok(execute_scenario(ctx, backdrop, steps)?)
+        let result = execute_scenario(ctx, backdrop, steps)?;
+        compared(ctx, result, |usage| {
+            fills(usage, Phase::step(0), "cg_0", own);
+            // Bursts take a third of one CPU at most.
+            let spread = own + (machine(ctx) - own - 0.34) / 2.0;
+            let why = format!("it had {own} CPUs, and half of the rest is to be used, too");
+            usage.at_least(Phase::step(1), &["cg_0"], spread, &why);
+        })
     }
 
     /// Do workers follow a cpuset that shrinks and then grows?
@@ -41,7 +68,15 @@ scenarios! { "cpuset":
     fn cgroup_cpuset_resize(ctx) {
         let backdrop = Backdrop::from_cgroups(pair(ctx));
         let steps = vec![resize(0.5, 0.3), resize(0.25, 0.35), resize(0.75, 0.35)];
-        Ok(execute_scenario(ctx, backdrop, steps)?)
+        let result = execute_scenario(ctx, backdrop, steps)?;
+        compared(ctx, result, |usage| {
+            for (number, part) in [0.5, 0.25, 0.75].into_iter().enumerate() {
+                let (low, high) = split(part);
+                let phase = Phase::step(number as u32);
+                fills(usage, phase, "cg_0", size(ctx, &low));
+                fills(usage, phase, "cg_1", size(ctx, &high));
+            }
+        })
     }
 
     /// Do two cgroups survive it when their cpusets are exchanged, twice?
@@ -88,7 +123,16 @@ scenarios! { "cpuset":
             let defs = vec![spin(heavy, cpus).cpuset(set.clone()), spin(light, 1).cpuset(other.clone())];
             Step::with_defs(defs, HoldSpec::frac(0.5))
         };
-        Ok(execute_steps(ctx, vec![step("cg_0", &low, "cg_1", &high), step("cg_1", &high, "cg_0", &low)])?)
+        let steps = vec![step("cg_0", &low, "cg_1", &high), step("cg_1", &high, "cg_0", &low)];
+        let result = execute_steps(ctx, steps)?;
+        compared(ctx, result, |usage| {
+            let sides = [("cg_0", &low, "cg_1"), ("cg_1", &high, "cg_0")];
+            for (number, (heavy, set, light)) in sides.into_iter().enumerate() {
+                let phase = Phase::step(number as u32);
+                fills(usage, phase, heavy, size(ctx, set));
+                usage.at_least(phase, &[light], 0.75, "one worker with CPUs of its own");
+            }
+        })
     }
 
     /// Do three cgroups whose cpusets overlap by half share the common CPUs?
@@ -96,7 +140,13 @@ scenarios! { "cpuset":
     fn cgroup_cpuset_overlap_steady(ctx) {
         let each = (ctx.topo.total_cpus() / 3).max(1);
         let def = |index: u32| spin(&format!("cg_{index}"), each).cpuset(CpusetSpec::overlap(index, 3, 0.5));
-        Ok(execute_defs(ctx, (0..3).map(def).collect())?)
+        let result = execute_defs(ctx, (0..3).map(def).collect())?;
+        compared(ctx, result, |usage| {
+            for cgroup in ["cg_0", "cg_1", "cg_2"] {
+                let why = format!("half of a CPU for each of its {each} workers");
+                usage.at_least(ONLY, &[cgroup], f64::from(each) / 2.0, &why);
+            }
+        })
     }
 
     /// Do the CPUs that no cpuset names stay out of use?
@@ -115,6 +165,12 @@ scenarios! { "cpuset":
     fn cgroup_uneven_steady(ctx) {
         let (low, high) = split(0.75);
         let cpus = ctx.topo.total_cpus();
-        Ok(execute_defs(ctx, vec![spin("cg_0", cpus).cpuset(low), spin("cg_1", cpus).cpuset(high)])?)
+        let (own, others) = (size(ctx, &low), size(ctx, &high));
+        let defs = vec![spin("cg_0", cpus).cpuset(low), spin("cg_1", cpus).cpuset(high)];
+        let result = execute_defs(ctx, defs)?;
+        compared(ctx, result, |usage| {
+            fills(usage, ONLY, "cg_0", own);
+            fills(usage, ONLY, "cg_1", others);
+        })
     }
 }

@@ -2,7 +2,12 @@
 
 use std::time::Duration;
 
-use super::{Setup, Step, doing, execute_scenario, execute_steps, pair, scenarios, spin};
+use ktstr_proto::stats::Phase;
+
+use super::{
+    DUE, Setup, Step, compared, doing, execute_scenario, execute_steps, half_of_due, machine, pair,
+    scenarios, spin,
+};
 use crate::{
     scenario::{Backdrop, CgroupDef, CpusetSpec, HoldSpec, Op},
     work::WorkType,
@@ -15,7 +20,15 @@ scenarios! { "dynamic":
         let backdrop = Backdrop::from_cgroups(vec![spin("cg_0", each), spin("cg_1", each)]);
         let late = vec![spin("cg_2", each), spin("cg_3", each)];
         let steps = vec![Step::hold(HoldSpec::frac(0.5)), Step::with_defs(late, HoldSpec::frac(0.5))];
-        Ok(execute_scenario(ctx, backdrop, steps)?)
+        let result = execute_scenario(ctx, backdrop, steps)?;
+        compared(ctx, result, |usage| {
+            for cgroup in ["cg_0", "cg_1"] {
+                usage.at_least(Phase::step(0), &[cgroup], half_of_due(ctx, each, 2 * each, 2), DUE);
+            }
+            for cgroup in ["cg_0", "cg_1", "cg_2", "cg_3"] {
+                usage.at_least(Phase::step(1), &[cgroup], half_of_due(ctx, each, 4 * each, 4), DUE);
+            }
+        })
     }
 
     /// Do the remaining cgroups go on undisturbed when some are removed?
@@ -24,7 +37,15 @@ scenarios! { "dynamic":
         let all = (0..4).map(|i| spin(&format!("cg_{i}"), each)).collect();
         let remove = vec![Op::remove_cgroup("cg_2"), Op::remove_cgroup("cg_3")];
         let steps = vec![Step::hold(HoldSpec::frac(0.5)), Step::new(remove, HoldSpec::frac(0.5))];
-        Ok(execute_scenario(ctx, Backdrop::from_cgroups(all), steps)?)
+        let result = execute_scenario(ctx, Backdrop::from_cgroups(all), steps)?;
+        compared(ctx, result, |usage| {
+            for cgroup in ["cg_0", "cg_1"] {
+                let Some(before) = usage.cpus(Phase::step(0), cgroup) else { continue };
+                let why = format!("three quarters of the {before:.2} it had before");
+                usage.at_least(Phase::step(1), &[cgroup], 0.75 * before, &why);
+                usage.at_least(Phase::step(1), &[cgroup], half_of_due(ctx, each, 2 * each, 2), DUE);
+            }
+        })
     }
 
     /// Does the scheduler survive cgroups that are made, filled and removed many times a second?
@@ -65,7 +86,12 @@ scenarios! { "dynamic":
             Step::hold(HoldSpec::frac(0.4)),
             Step::hold(HoldSpec::frac(0.6)).set_setup(late),
         ];
-        Ok(execute_scenario(ctx, backdrop, steps)?)
+        let each = ctx.workers_per_cgroup;
+        let result = execute_scenario(ctx, backdrop, steps)?;
+        compared(ctx, result, |usage| {
+            let floor = half_of_due(ctx, each, 2 * cpus + 1 + each, 3);
+            usage.at_least(Phase::step(1), &["late"], floor, DUE);
+        })
     }
 
     /// Do workers leave CPUs that go offline and come back to them?
@@ -79,7 +105,12 @@ scenarios! { "dynamic":
             Step::with_op(Op::offline_cpu(last), third),
             Step::with_op(Op::online_cpu(last), third),
         ];
-        Ok(execute_scenario(ctx, backdrop, steps)?)
+        let result = execute_scenario(ctx, backdrop, steps)?;
+        compared(ctx, result, |usage| {
+            let (all, both) = (machine(ctx), ["cg_0", "cg_1"]);
+            usage.at_most(Phase::step(1), &both, all - 0.9, "a CPU is offline");
+            usage.at_least(Phase::step(2), &both, all - 0.5, "half of the CPU that came back");
+        })
     }
 
     /// Do workers that were frozen go on at once when they are thawed?
@@ -91,19 +122,35 @@ scenarios! { "dynamic":
             Step::with_op(Op::freeze_cgroup("cg_0"), third),
             Step::with_op(Op::unfreeze_cgroup("cg_0"), third),
         ];
-        Ok(execute_scenario(ctx, backdrop, steps)?)
+        let cpus = ctx.topo.total_cpus();
+        let result = execute_scenario(ctx, backdrop, steps)?;
+        compared(ctx, result, |usage| {
+            usage.at_most(Phase::step(1), &["cg_0"], 0.05, "it is frozen");
+            usage.at_least(Phase::step(1), &["cg_1"], 0.75 * machine(ctx), "the other one is frozen");
+            let floor = half_of_due(ctx, cpus, 2 * cpus, 2);
+            usage.at_least(Phase::step(2), &["cg_0"], floor, DUE);
+        })
     }
 
     /// Do cgroups follow limits of CPU time that change while they run?
     fn cgroup_quota_change(ctx) {
-        let limited = CgroupDef::named("limited").workers(ctx.topo.total_cpus()).cpu_quota_pct(50);
-        let backdrop = Backdrop::from_cgroups(vec![limited.clone(), spin("free", ctx.topo.total_cpus())]);
+        let cpus = ctx.topo.total_cpus();
+        // A quarter of the machine, where half would be its share.
+        let limited = CgroupDef::named("limited").workers(cpus).cpu_quota_pct(25 * cpus);
+        let backdrop = Backdrop::from_cgroups(vec![limited.clone(), spin("free", cpus)]);
         let raised = limited.cpu_unlimited().limits;
         let steps = vec![
             Step::hold(HoldSpec::frac(0.5)),
             Step::with_op(Op::set_limits("limited", raised), HoldSpec::frac(0.5)),
         ];
-        Ok(execute_scenario(ctx, backdrop, steps)?)
+        let result = execute_scenario(ctx, backdrop, steps)?;
+        compared(ctx, result, |usage| {
+            let all = machine(ctx);
+            let quota = format!("its quota is {:.2} CPUs", all * 0.25);
+            usage.at_most(Phase::step(0), &["limited"], 0.3 * all, &quota);
+            usage.at_least(Phase::step(0), &["limited"], 0.15 * all, &quota);
+            usage.at_least(Phase::step(1), &["limited"], 0.35 * all, "the quota was lifted, and half is its share");
+        })
     }
 
     /// Does the scheduler end cleanly with each of several generations of cgroups?

@@ -1,8 +1,14 @@
 //! Cgroups with unequal load, and what they do to each other.
 
-use super::{Step, doing, execute_defs, execute_scenario, execute_steps, scenarios, spin};
+use ktstr_proto::stats::Phase;
+
+use super::{
+    DUE, ONLY, Step, compared, doing, execute_defs, execute_scenario, execute_steps, half_of_due, machine,
+    scenarios, spin,
+};
 use crate::{
-    scenario::{Backdrop, CgroupDef, CpusetSpec, HoldSpec, Op},
+    check::usage::Usage,
+    scenario::{AffinityIntent, Backdrop, CgroupDef, CpusetSpec, HoldSpec, Op},
     work::WorkType,
 };
 
@@ -15,6 +21,14 @@ fn uncontrolled(first: CgroupDef, second: CgroupDef) -> Backdrop {
     Backdrop::from_cgroups(vec![CgroupDef::empty("plain"), below(first), below(second)])
 }
 
+/// Cgroups that have always more to do than CPUs leave hardly any of them idle.
+fn busy(usage: &mut Usage<'_>, phase: Phase, cgroups: &[&str], cpus: f64) {
+    usage.at_least(phase, cgroups, 0.75 * cpus, "three quarters of what their workers could use");
+}
+
+/// Bursts take a third of the time at most, and longer where others run in between.
+const BURSTS: &str = "bursts of 50ms in every 150ms or longer";
+
 scenarios! { "interaction":
     /// Does a cgroup with sixteen workers that joins late leave the others their share?
     fn cgroup_add_load_imbalance(ctx) {
@@ -23,7 +37,14 @@ scenarios! { "interaction":
             Step::hold(HoldSpec::frac(0.5)),
             Step::with_defs(vec![spin("heavy", 16)], HoldSpec::frac(0.5)),
         ];
-        Ok(execute_scenario(ctx, backdrop, steps)?)
+        let each = ctx.workers_per_cgroup;
+        let result = execute_scenario(ctx, backdrop, steps)?;
+        compared(ctx, result, |usage| {
+            for cgroup in ["cg_0", "cg_1"] {
+                let floor = half_of_due(ctx, each, 16 + 2 * each, 3);
+                usage.at_least(Phase::step(1), &[cgroup], floor, DUE);
+            }
+        })
     }
 
     /// Do spinning, bursty and mixed workers in unequal numbers all make progress?
@@ -43,7 +64,15 @@ scenarios! { "interaction":
             Step::with_defs(vec![spin(heavy, 2 * cpus), spin(light, 1)], HoldSpec::frac(0.25))
         };
         let steps = vec![phase("cg_0", "cg_1"), phase("cg_1", "cg_0"), phase("cg_0", "cg_1"), phase("cg_1", "cg_0")];
-        Ok(execute_steps(ctx, steps)?)
+        let result = execute_steps(ctx, steps)?;
+        compared(ctx, result, |usage| {
+            for number in 0..4 {
+                let light = if number % 2 == 0 { "cg_1" } else { "cg_0" };
+                busy(usage, Phase::step(number), &["cg_0", "cg_1"], machine(ctx));
+                let floor = half_of_due(ctx, 1, 2 * cpus + 1, 2);
+                usage.at_least(Phase::step(number), &[light], floor, DUE);
+            }
+        })
     }
 
     /// Do four cgroups of 16, 1, 8 and 4 workers each stay fair within themselves?
@@ -114,16 +143,24 @@ scenarios! { "interaction":
 
     /// Do writing workers get the CPU back promptly beside computing ones?
     fn cgroup_io_compute_imbalance(ctx) {
-        Ok(execute_defs(ctx, vec![
+        let result = execute_defs(ctx, vec![
             doing("io", 2, WorkType::IoSyncWrite),
             spin("compute", 2 * ctx.topo.total_cpus()),
-        ])?)
+        ])?;
+        compared(ctx, result, |usage| {
+            usage.at_least(ONLY, &["compute"], machine(ctx) / 4.0, DUE);
+            usage.at_least(ONLY, &["io"], 0.01, "writers that get the CPU back");
+        })
     }
 
     /// Do bursts of one cgroup get through beside steady load of another?
     fn cgroup_bursty_imbalance(ctx) {
         let cpus = ctx.topo.total_cpus();
-        Ok(execute_defs(ctx, vec![doing("bursty", cpus, WorkType::bursty()), spin("steady", cpus)])?)
+        let result = execute_defs(ctx, vec![doing("bursty", cpus, WorkType::bursty()), spin("steady", cpus)])?;
+        compared(ctx, result, |usage| {
+            usage.at_least(ONLY, &["bursty"], machine(ctx) / 16.0, BURSTS);
+            usage.at_least(ONLY, &["steady"], machine(ctx) / 4.0, DUE);
+        })
     }
 
     /// Does bursty load that moves from one cgroup to the other leave neither behind?
@@ -133,31 +170,53 @@ scenarios! { "interaction":
             let defs = vec![doing(bursty, cpus, WorkType::bursty()), spin(steady, cpus)];
             Step::with_defs(defs, HoldSpec::frac(0.5))
         };
-        Ok(execute_steps(ctx, vec![phase("cg_0", "cg_1"), phase("cg_1", "cg_0")])?)
+        let result = execute_steps(ctx, vec![phase("cg_0", "cg_1"), phase("cg_1", "cg_0")])?;
+        compared(ctx, result, |usage| {
+            for (number, (bursty, steady)) in [("cg_0", "cg_1"), ("cg_1", "cg_0")].into_iter().enumerate() {
+                let phase = Phase::step(number as u32);
+                usage.at_least(phase, &[bursty], machine(ctx) / 16.0, BURSTS);
+                usage.at_least(phase, &[steady], machine(ctx) / 4.0, DUE);
+            }
+        })
     }
 
     /// Does an overloaded cgroup use what an idle one leaves?
     fn cgroup_idle_overloaded(ctx) {
-        Ok(execute_defs(ctx, vec![
+        let result = execute_defs(ctx, vec![
             doing("idle", 1, WorkType::idle_churn()),
             spin("overloaded", 2 * ctx.topo.total_cpus()),
-        ])?)
+        ])?;
+        // The idle one works for 1 ms of each 6.
+        compared(ctx, result, |usage| busy(usage, ONLY, &["overloaded"], machine(ctx) - 0.17))
     }
 
     /// Do cgroups that all want the whole machine share it?
     fn cgroup_all_loaded(ctx) {
         let cpus = ctx.topo.total_cpus();
-        Ok(execute_defs(ctx, (0..3).map(|i| spin(&format!("cg_{i}"), cpus)).collect())?)
+        let result = execute_defs(ctx, (0..3).map(|i| spin(&format!("cg_{i}"), cpus)).collect())?;
+        compared(ctx, result, |usage| {
+            let all = ["cg_0", "cg_1", "cg_2"];
+            busy(usage, ONLY, &all, machine(ctx));
+            for cgroup in all {
+                usage.share(ONLY, cgroup, &all, (100.0 / 3.0, 50.0 / 3.0), "three cgroups of equal weight");
+            }
+        })
     }
 
     /// Does load that overflows one last-level cache spread to the others?
     #[needs(llcs = 2)]
     fn cgroup_llc_overflow(ctx) {
         let llc = ctx.topo.cpus_in_llc(0).len() as u32;
-        Ok(execute_defs(ctx, vec![
+        let result = execute_defs(ctx, vec![
             spin("overflow", 2 * llc),
             spin("home", llc).cpuset(CpusetSpec::llc(0)),
-        ])?)
+        ])?;
+        compared(ctx, result, |usage| {
+            // Nobody else may use the CPUs of the other caches.
+            let free = (machine(ctx) - f64::from(llc)).min(f64::from(llc));
+            busy(usage, ONLY, &["overflow"], free);
+            busy(usage, ONLY, &["overflow", "home"], machine(ctx).min(f64::from(3 * llc)));
+        })
     }
 
     /// Does a cgroup with three times the workers of another stay fair within itself?
@@ -169,6 +228,13 @@ scenarios! { "interaction":
     /// Do weights decide how much of the machine each cgroup gets without starving the lighter one?
     fn cgroup_weights(ctx) {
         let cpus = ctx.topo.total_cpus();
-        Ok(execute_defs(ctx, vec![spin("heavy", cpus).cpu_weight(400), spin("light", cpus).cpu_weight(100)])?)
+        // One worker of each on every CPU, so that balancing has no part in it.
+        let weighing = |name, weight| spin(name, cpus).affinity(AffinityIntent::SingleCpu).cpu_weight(weight);
+        let result = execute_defs(ctx, vec![weighing("heavy", 400), weighing("light", 100)])?;
+        compared(ctx, result, |usage| {
+            let both = ["heavy", "light"];
+            busy(usage, ONLY, &both, machine(ctx));
+            usage.share(ONLY, "heavy", &both, (80.0, 12.0), "weights of 400 and 100");
+        })
     }
 }

@@ -18,13 +18,16 @@ pub mod profile;
 pub mod stress;
 
 use anyhow::Result;
-use ktstr_proto::verdict::AssertResult;
+use ktstr_proto::{
+    stats::Phase,
+    verdict::{Assert, AssertResult, DetailKind, Outcome},
+};
 
 use super::{
     CgroupDef, Ctx, Setup, Step, WorkSpec, execute_defs, execute_scenario, execute_scenario_with,
     execute_steps, execute_steps_with,
 };
-use crate::work::WorkType;
+use crate::{check::usage::Usage, work::WorkType};
 
 pub use affinity::{cgroup_affinity_change as affinity_change, cgroup_multicpu_pin as affinity_pinned};
 pub use basic::{
@@ -103,6 +106,53 @@ fn doing(name: &str, workers: u32, work_type: WorkType) -> CgroupDef {
 fn pair(ctx: &Ctx) -> Vec<CgroupDef> {
     let cpus = ctx.topo.total_cpus();
     vec![spin("cg_0", cpus), spin("cg_1", cpus)]
+}
+
+/// The only step of a scenario that has one.
+const ONLY: Phase = Phase::step(0);
+
+/// Adds comparisons between cgroups to a scenario's result. They are about spinning workers, so they are left
+/// out when the run has them do something else.
+fn compared(
+    ctx: &Ctx,
+    mut result: AssertResult,
+    compare: impl FnOnce(&mut Usage<'_>),
+) -> Result<AssertResult> {
+    if ctx.work_type_override.is_some() {
+        let message = "shares of CPU time are not judged: the workers do not do what the scenario says";
+        result.push(DetailKind::Note, Outcome::NotRun, message);
+    } else if !result.is_skip() {
+        compare(&mut Usage::of(&mut result));
+    }
+    Ok(result)
+}
+
+/// CPUs in the whole machine.
+fn machine(ctx: &Ctx) -> f64 {
+    f64::from(ctx.topo.total_cpus())
+}
+
+/// Half of what is due to a cgroup of `workers` spinning ones among `all` in `cgroups`, whether the scheduler
+/// shares between tasks or between cgroups: the least it may get before it counts as left behind.
+fn half_of_due(ctx: &Ctx, workers: u32, all: u32, cgroups: u32) -> f64 {
+    let (cpus, workers) = (machine(ctx), f64::from(workers));
+    let by_task = cpus * workers / f64::from(all).max(cpus);
+    let by_cgroup = cpus / f64::from(cgroups);
+    workers.min(by_task).min(by_cgroup) / 2.0
+}
+
+/// Why a floor of [`half_of_due`] is what it is.
+const DUE: &str = "half of what is due";
+
+/// A limit of the time from wake to run that no scheduler misses by being slow, for scenarios that ask
+/// whether workers are run promptly; a limit of the run's own goes first.
+fn promptly(ctx: &Ctx) -> Assert {
+    const PROMPT_NS: u64 = 250_000_000;
+    let limit = ctx.assert.max_p99_wake_latency_ns.unwrap_or(PROMPT_NS);
+    match ctx.duration >= crate::check::usage::JUDGED_FROM {
+        true => ctx.assert.max_p99_wake_latency_ns(limit),
+        false => ctx.assert,
+    }
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Step, execute_scenario, scenarios, spin};
+use super::{DUE, ONLY, Step, compared, execute_scenario, half_of_due, machine, scenarios, spin};
 use crate::scenario::{Backdrop, CgroupDef, CpusetSpec, HoldSpec, Op};
 
 /// Two parents with two cgroups each.
@@ -29,7 +29,13 @@ scenarios! { "nested":
             spin("top/side", each),
             spin("flat", each),
         ]);
-        Ok(execute_scenario(ctx, backdrop, vec![Step::hold(HoldSpec::FULL)])?)
+        let result = execute_scenario(ctx, backdrop, vec![Step::hold(HoldSpec::FULL)])?;
+        compared(ctx, result, |usage| {
+            // By weight the first two have a half of a half of a half.
+            for (cgroup, part) in [("top/middle/x", 8), ("top/middle/y", 8), ("top/side", 4), ("flat", 2)] {
+                usage.at_least(ONLY, &[cgroup], half_of_due(ctx, each, 4 * each, part), DUE);
+            }
+        })
     }
 
     /// Do tasks survive being moved between branches of the tree?
@@ -87,7 +93,11 @@ scenarios! { "nested":
             CgroupDef::empty("b"),
             spin("b/x", 1),
         ]);
-        Ok(execute_scenario(ctx, backdrop, vec![Step::hold(HoldSpec::FULL)])?)
+        let result = execute_scenario(ctx, backdrop, vec![Step::hold(HoldSpec::FULL)])?;
+        compared(ctx, result, |usage| {
+            usage.at_least(ONLY, &["b/x"], half_of_due(ctx, 1, 3 * cpus + 1, 2), DUE);
+            usage.at_least(ONLY, &["a", "b"], 0.75 * machine(ctx), "three quarters of the machine");
+        })
     }
 
     /// Do branches without controllers of their own keep all workers going?

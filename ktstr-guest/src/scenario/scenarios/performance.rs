@@ -1,6 +1,6 @@
 //! Work whose throughput depends on where it runs and when it is woken.
 
-use super::{doing, execute_defs, execute_steps_with, scenarios, spin};
+use super::{doing, execute_defs, execute_steps_with, promptly, scenarios, spin};
 use crate::{
     scenario::{HoldSpec, Step},
     work::WorkType,
@@ -27,18 +27,17 @@ scenarios! { "performance":
     /// Do partners with a warm cache find each other beside computing workers?
     fn cache_pipe_io_compute_imbalance(ctx) {
         let cpus = ctx.topo.total_cpus();
-        Ok(execute_defs(ctx, vec![
-            doing("pipes", cpus.max(2), WorkType::cache_pipe()),
-            spin("compute", cpus),
-        ])?)
+        let defs = vec![doing("pipes", cpus.max(2), WorkType::cache_pipe()), spin("compute", cpus)];
+        Ok(execute_steps_with(ctx, vec![Step::with_defs(defs, HoldSpec::FULL)], Some(&promptly(ctx)))?)
     }
 
     /// Are several workers woken at once all run promptly?
     fn fan_out_wake(ctx) {
-        Ok(execute_defs(ctx, vec![
+        let defs = vec![
             doing("fan_out", 5, WorkType::futex_fan_out()),
             spin("spin", (ctx.topo.total_cpus() / 2).max(1)),
-        ])?)
+        ];
+        Ok(execute_steps_with(ctx, vec![Step::with_defs(defs, HoldSpec::FULL)], Some(&promptly(ctx)))?)
     }
 
     /// Do requests that are handed out to several workers get done beside other load?

@@ -38,6 +38,9 @@ fn variety(ctx: &Ctx) -> Vec<CgroupDef> {
     ]
 }
 
+/// How long a short sleeper may be kept waiting among many.
+const CONTENDED_GAP_MS: u64 = 1500;
+
 scenarios! { "stress":
     /// Can the scheduler keep one cgroup on each CPU apart?
     fn cgroup_per_cpu(ctx) {
@@ -59,7 +62,9 @@ scenarios! { "stress":
     fn cgroup_dsq_contention(ctx) {
         let cpus = ctx.topo.total_cpus();
         let defs = (0..4).map(|i| doing(&format!("cg_{i}"), 2 * cpus, WorkType::idle_churn()));
-        Ok(execute_defs(ctx, defs.collect())?)
+        let limit_ms = ctx.assert.max_gap_ms.map_or(CONTENDED_GAP_MS, |limit| limit.min(CONTENDED_GAP_MS));
+        let step = Step::with_defs(defs.collect(), HoldSpec::FULL);
+        Ok(execute_steps_with(ctx, vec![step], Some(&ctx.assert.max_gap_ms(limit_ms)))?)
     }
 
     /// Do spinning, yielding, bursty, piping and writing workers all make progress together?
