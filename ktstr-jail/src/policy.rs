@@ -1,6 +1,6 @@
 //! System call filters: the files in `policy/`, read, checked and compiled.
 //!
-//! A role's policy is `common.json` plus its own file. Each rule has a reason. `allow` lists what the
+//! A role's policy is `common.json` plus its own files. Each rule has a reason. `allow` lists what the
 //! process may do; `refuse` lists calls that libraries make and can live without, which get an error
 //! number; anything else kills the process. A policy that allows nothing is an error, never a filter
 //! that lets everything pass.
@@ -22,19 +22,25 @@ pub enum Role {
     Emulator,
     /// The process that serves disks and networks.
     Device,
+    /// The emulator of a machine with networks, which connects to their servers.
+    EmulatorWithNetworks,
 }
 
 impl Role {
     /// Each role.
-    pub const ALL: [Role; 4] = [Role::Vmm, Role::Monitor, Role::Emulator, Role::Device];
+    pub const ALL: [Role; 5] =
+        [Role::Vmm, Role::Monitor, Role::Emulator, Role::Device, Role::EmulatorWithNetworks];
 
-    fn files(self) -> [(&'static str, &'static str); 2] {
+    fn files(self) -> Vec<(&'static str, &'static str)> {
         let common = ("common.json", include_str!("../policy/common.json"));
+        let emulator = ("emulator.json", include_str!("../policy/emulator.json"));
+        let networks = ("emulator-networks.json", include_str!("../policy/emulator-networks.json"));
         match self {
-            Role::Vmm => [common, ("vmm.json", include_str!("../policy/vmm.json"))],
-            Role::Monitor => [common, ("monitor.json", include_str!("../policy/monitor.json"))],
-            Role::Emulator => [common, ("emulator.json", include_str!("../policy/emulator.json"))],
-            Role::Device => [common, ("device.json", include_str!("../policy/device.json"))],
+            Role::Vmm => vec![common, ("vmm.json", include_str!("../policy/vmm.json"))],
+            Role::Monitor => vec![common, ("monitor.json", include_str!("../policy/monitor.json"))],
+            Role::Emulator => vec![common, emulator],
+            Role::Device => vec![common, ("device.json", include_str!("../policy/device.json"))],
+            Role::EmulatorWithNetworks => vec![common, emulator, networks],
         }
     }
 }
@@ -340,15 +346,19 @@ mod tests {
         for role in Role::ALL {
             let merged = merge(role, OWN).unwrap();
             for syscall in never {
-                assert!(!merged.allow.contains_key(syscall), "{role:?} allows {syscall}");
+                // To a local server that it was given, by descriptor.
+                let connects = role == Role::EmulatorWithNetworks && ["socket", "connect"].contains(&syscall);
+                assert_eq!(merged.allow.contains_key(syscall), connects, "{role:?} and {syscall}");
             }
+            let sockets = merged.allow.get("socket");
+            assert!(sockets.is_none_or(|rules| rules.iter().all(|args| args.len() == 2)), "{role:?}");
         }
     }
 
     #[test]
     fn only_the_emulator_may_open_or_execute() {
         for (syscall, allowed) in
-            [("openat", [false, false, true, false]), ("execveat", [false, false, true, false])]
+            ["openat", "execveat"].map(|syscall| (syscall, [false, false, true, false, true]))
         {
             let found = Role::ALL.map(|role| merge(role, OWN).unwrap().allow.contains_key(syscall));
             assert_eq!(found, allowed, "{syscall}");
@@ -362,7 +372,7 @@ mod tests {
             let merged = merge(role, OWN).unwrap();
             merged.allow.get("ioctl").is_some_and(|rules| rules.iter().any(|args| args[0]["val"] == KVM_RUN))
         };
-        assert_eq!(Role::ALL.map(has_run), [true, false, false, false]);
+        assert_eq!(Role::ALL.map(has_run), [true, false, false, false, false]);
     }
 
     #[test]

@@ -80,6 +80,12 @@ impl JailSpec {
         spec
     }
 
+    /// That of one whose machine has networks: it connects to their servers.
+    #[must_use]
+    pub fn with_networks(self) -> Self {
+        Self { role: Role::EmulatorWithNetworks, ..self }
+    }
+
     fn empty(role: Role, open_files: u64) -> Self {
         Self { role, user_namespace: UserNamespace::New, mounts: Vec::new(), limits: Limits { open_files } }
     }

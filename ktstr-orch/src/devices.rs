@@ -72,7 +72,9 @@ pub fn start(
     }
     for config in &spec.networks {
         let (listener, user) = door().map_err(DevicesError::Socket)?;
-        serve.networks.push(ServeNetwork { listener: own.attach(listener), config: *config });
+        let (inner, link) = pair().map_err(DevicesError::Socket)?;
+        let (listener, inner, link) = (own.attach(listener), own.attach(inner), own.attach(link));
+        serve.networks.push(ServeNetwork { listener, inner, link, config: *config });
         attached.networks.push(AttachNetwork { socket: fds.attach(user), config: *config });
     }
     let mut child = Child::<DeviceLink>::spawn("ktstr-vmm", &["device"], log)?;

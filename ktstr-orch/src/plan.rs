@@ -322,14 +322,6 @@ fn check_devices(spec: &RunSpec, accel: AccelKind, kernel: &Kernel) -> Result<()
     if accel == AccelKind::Det {
         return Err(PlanError::DeviceDet);
     }
-    // The emulator passes descriptors to a network's server only over a socket that it has opened itself,
-    // which its jail forbids.
-    if accel == AccelKind::Tcg && !spec.networks.is_empty() {
-        return Err(PlanError::NoFront { accel, device: "network" });
-    }
-    if accel == AccelKind::Kvm && spec.networks.iter().any(|network| network.queue_pairs > 1) {
-        return Err(PlanError::NoFront { accel, device: "network with several pairs of queues" });
-    }
     let options = kernel.config().and_then(|config| fs::read_to_string(config).ok()).unwrap_or_default();
     for module in device_modules(spec) {
         // Without a configuration nothing is known, and the guest says what it lacks.

@@ -303,6 +303,10 @@ pub struct ServeDisk {
 pub struct ServeNetwork {
     /// A listening socket that its one user connects to.
     pub listener: FdSlot,
+    /// A listening socket of the process itself, with one connection waiting.
+    pub inner: FdSlot,
+    /// That connection.
+    pub link: FdSlot,
     /// What was asked for.
     pub config: NetConfig,
 }

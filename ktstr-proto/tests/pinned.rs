@@ -319,7 +319,12 @@ pins! {
     ];
     DeviceRequest { DeviceRequest::Serve(_) => "Serve" } from [DeviceRequest::Serve(Serve {
         disk: Some(ServeDisk { image: FdSlot(0), listener: FdSlot(1), config: disk() }),
-        networks: vec![ServeNetwork { listener: FdSlot(2), config: NetConfig::new() }],
+        networks: vec![ServeNetwork {
+            listener: FdSlot(2),
+            inner: FdSlot(3),
+            link: FdSlot(4),
+            config: NetConfig::new(),
+        }],
     })];
     DeviceReply { DeviceReply::Serve(_) => "Serve" } from [DeviceReply::Serve(Serving)];
     DeviceEvent { DeviceEvent::Broken { .. } => "Broken" } from [

@@ -17,7 +17,7 @@ use ktstr_proto::ring::{FrameDecoder, Mode, RingMemory, RingReader};
 use ktstr_proto::topology::Topology;
 use ktstr_proto::topology::numa::{Numa, NumaNode};
 use vhost_user_backend::{VhostUserBackend, VringRwLock, VringT};
-use vm_memory::{Bytes, GuestAddress, GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::{Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::eventfd::EventFd;
 
@@ -27,6 +27,7 @@ use crate::device::net::Net;
 use crate::device::queues::{Disk, Faults};
 use crate::kvm::control::Control;
 use crate::kvm::devices::console::{self, Console};
+use crate::kvm::devices::control;
 use crate::kvm::devices::ioapic::{Ioapic, PINS};
 use crate::kvm::devices::serial::{Sink, Uart};
 use crate::kvm::devices::virtio::MmioTransport;
@@ -291,13 +292,15 @@ pub fn disk(data: &[u8]) {
     assert_eq!(image.metadata().expect("its size").len(), MIB);
 }
 
-/// A network's queues.
+/// A network's queues, and the control queue that the front of one with two pairs has.
 pub fn net(data: &[u8]) {
-    let (memory, rings) = queues(data, 2);
+    let (memory, rings) = queues(data, 3);
+    let (rings, control) = rings.split_at(2);
+    let _ = control::answer(control[0].get_mut().get_queue_mut(), &memory.memory(), 2);
     let faults = Faults::new().expect("an event descriptor");
     let net = Net::new("net".to_owned(), NetConfig::new(), memory, faults);
-    net.handle_event(1, EventSet::IN, &rings, 0).expect("it never fails");
-    net.handle_event(0, EventSet::IN, &rings, 0).expect("it never fails");
+    net.handle_event(1, EventSet::IN, rings, 0).expect("it never fails");
+    net.handle_event(0, EventSet::IN, rings, 0).expect("it never fails");
 }
 
 #[cfg(test)]

@@ -28,6 +28,7 @@ pub fn spec(role: Role) -> JailSpec {
         Role::Monitor => JailSpec::monitor(),
         Role::Device => JailSpec::device(),
         Role::Emulator => JailSpec::emulator(&[]),
+        Role::EmulatorWithNetworks => JailSpec::emulator(&[]).with_networks(),
     }
 }
 

@@ -116,14 +116,6 @@ pub enum PlanError {
         "accelerator det has no disks and networks: another process serves them in the host's time, and the run could not be repeated; use tcg or kvm"
     )]
     DeviceDet,
-    /// Our own machine has no front of such a device.
-    #[error("accelerator {accel} has no {device} in this version")]
-    NoFront {
-        /// The accelerator.
-        accel: AccelKind,
-        /// Disk or network.
-        device: &'static str,
-    },
     /// The kernel cannot use the disk.
     #[error(
         "kernel {kernel} has no {module} in the store, which the machine's disk or network needs: `cargo ktstr kernel pull` it again, or choose another"
@@ -178,7 +170,6 @@ impl PlanError {
         matches!(
             self,
             Self::DeviceDet
-                | Self::NoFront { .. }
                 | Self::NoModule { .. }
                 | Self::Kernel(ResolveError::Nothing { .. })
                 | Self::Unfit { .. }

@@ -10,11 +10,12 @@
 //! outcome that names it.
 //!
 //! [`block`] and [`net`] are the devices, [`buffers`] what a guest says of its requests, [`queues`] the
-//! glue to the vhost-user crates, [`serve`] the process.
+//! glue to the vhost-user crates, [`relay`] what a network's user leaves out, [`serve`] the process.
 
 pub mod block;
 pub mod buffers;
 pub mod net;
 pub mod queues;
+pub mod relay;
 pub mod serve;
 pub mod throttle;

@@ -9,7 +9,7 @@
 //! A panic in any of its threads ends it, so that nobody waits for a device that is not served.
 
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,6 +26,7 @@ use vmm_sys_util::epoll::EventSet;
 use super::block::Block;
 use super::net::Net;
 use super::queues::{Disk, Faults};
+use super::relay;
 use crate::confine;
 
 /// How long the orchestrator may take to introduce itself.
@@ -154,7 +155,11 @@ fn confine_and_serve(wanted: &Serve, mut fds: Fds) -> Result<Served, Refused> {
         }
     };
     let networks = wanted.networks.iter();
-    let networks = networks.map(|network| Ok((fds.take(network.listener, "listener")?, network.config)));
+    let networks = networks.map(|network| {
+        let door = UnixListener::from(fds.take(network.listener, "listener")?);
+        let (inner, link) = (fds.take(network.inner, "inner")?, fds.take(network.link, "link")?);
+        Ok((door, inner, UnixStream::from(link), network.config))
+    });
     let networks: Vec<_> = networks.collect::<Result<_, MissingFd>>()?;
     let confined = confine::device_process()?;
     let faults =
@@ -170,10 +175,12 @@ fn confine_and_serve(wanted: &Serve, mut fds: Fds) -> Result<Served, Refused> {
             Some(daemon(&confined, device, disk, memory, listener, Some(timer))?)
         }
     };
-    let networks = networks.into_iter().enumerate().map(|(index, (listener, config))| {
+    let networks = networks.into_iter().enumerate().map(|(index, (door, inner, link, config))| {
         let (device, memory) = (format!("network {index}"), memory());
         let net = Arc::new(Net::new(device.clone(), config, memory.clone(), faults.clone()));
-        daemon(&confined, device, net, memory, listener, None)
+        let served = daemon(&confined, device.clone(), net, memory, inner, None)?;
+        relay::spawn(door, link).map_err(|source| Refused::Make { device, source })?;
+        Ok(served)
     });
     let networks = networks.collect::<Result<_, Refused>>()?;
     Ok(Served { _disk: disk, _networks: networks, faults })

@@ -249,7 +249,7 @@ impl Prepared {
             incoming,
             fds,
         };
-        let child = spawn_confined(emulator, &args::compose(&machine), &fds.all())?;
+        let child = spawn_confined(emulator, &args::compose(&machine), &fds.all(), !fds.networks.is_empty())?;
         if let Some(filling) = filling {
             // No thread may be left when the process confines itself.
             filling
@@ -299,17 +299,20 @@ fn spawn_confined(
     emulator: &EmulatorSpec,
     args: &[String],
     inherited: &[BorrowedFd<'_>],
+    networks: bool,
 ) -> Result<Emulator, ChildError> {
     let mut files: Vec<&Path> = emulator.files.iter().map(PathBuf::as_path).collect();
     if files.is_empty() {
         files.extend(FIRMWARE.map(Path::new));
     }
     let spawn = |jail: &JailSpec| Emulator::spawn(jail, &emulator.program, args, inherited);
-    match spawn(&JailSpec::emulator(&files)) {
+    let jail = JailSpec::emulator(&files);
+    let jail = if networks { jail.with_networks() } else { jail };
+    match spawn(&jail) {
         Err(ChildError::Spawn { source: JailError::UserNamespaceForbidden { .. }, .. })
             if confine::is_root() =>
         {
-            spawn(&confine::without_user_namespace(JailSpec::emulator(&files)))
+            spawn(&confine::without_user_namespace(jail))
         }
         outcome => outcome,
     }

@@ -1,9 +1,10 @@
 //! The devices of the machine and who answers which address.
 //!
 //! Unknown ports and addresses read as all ones and swallow writes, as on real hardware. Next:
-//! `serial`, `power`, `virtio`.
+//! `serial`, `power`, `virtio`, `control`.
 
 pub mod console;
+pub mod control;
 pub mod ioapic;
 pub mod power;
 pub mod remote;

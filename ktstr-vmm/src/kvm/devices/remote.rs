@@ -37,8 +37,10 @@ const F_PROTOCOL: u64 = VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits();
 const COMMON: u64 = 1 << 28 | 1 << 29;
 /// Those of a disk: size and number of segments, read-only, block size, flush, discard, write zeroes.
 const OF_BLOCK: u64 = 1 << 1 | 1 << 2 | 1 << 5 | 1 << 6 | 1 << 9 | 1 << 13 | 1 << 14;
-/// Those of an interface with one pair of queues: address, link status.
+/// Those of an interface: address, link status.
 const OF_NET: u64 = 1 << 5 | 1 << 16;
+/// Those of one with several pairs of queues: the control queue, the pairs.
+const OF_PAIRS: u64 = 1 << 17 | 1 << 22;
 
 /// Why a device has no front.
 #[derive(Debug, thiserror::Error)]
@@ -85,6 +87,8 @@ pub struct Remote {
     pub id: u32,
     /// What the guest reads as configuration.
     pub config: Vec<u8>,
+    /// Pairs of queues of an interface that has several, and then a control queue, which the server has not.
+    pub pairs: Option<u16>,
     running: bool,
 }
 
@@ -111,9 +115,16 @@ impl Remote {
         call: EventFd,
         memfd: OwnedFd,
     ) -> Result<Self, RemoteError> {
-        let mut remote = Self::connect(socket, NET, 2, OF_NET, call, memfd)?;
-        // The link is up; one pair of queues.
-        remote.config = config.mac.into_iter().chain([1, 0, 1, 0]).collect();
+        let pairs = config.queue_pairs;
+        let several = pairs > 1;
+        let known = if several { OF_NET | OF_PAIRS } else { OF_NET };
+        let mut remote = Self::connect(socket, NET, 2 * usize::from(pairs), known, call, memfd)?;
+        if several && remote.features & OF_PAIRS != OF_PAIRS {
+            return Err(RemoteError::Lacks { what: "several pairs of queues" });
+        }
+        remote.pairs = several.then_some(pairs);
+        // The link is up.
+        remote.config = config.mac.into_iter().chain([1, 0]).chain(pairs.to_le_bytes()).collect();
         Ok(remote)
     }
 
@@ -140,10 +151,30 @@ impl Remote {
         let kick = |_| EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
         let kicks = (0..queues).map(kick).collect::<Result<_, _>>().map_err(RemoteError::Descriptors)?;
         let features = offered & (known | COMMON);
-        Ok(Self { frontend, kicks, call, memfd, features, id, config: Vec::new(), running: false })
+        Ok(Self {
+            frontend,
+            kicks,
+            call,
+            memfd,
+            features,
+            id,
+            config: Vec::new(),
+            pairs: None,
+            running: false,
+        })
     }
 
-    /// One per queue, to be rung by the guest.
+    /// Whether a driver may have just these: a control queue is there for pairs alone, and behind all of them.
+    pub fn accepts(&self, features: u64) -> bool {
+        features & OF_PAIRS == 0 || features & OF_PAIRS == OF_PAIRS
+    }
+
+    /// Where the control queue is for a driver that has accepted `features`.
+    pub fn control(&self, features: u64) -> Option<usize> {
+        self.pairs.filter(|_| features & OF_PAIRS == OF_PAIRS).map(|pairs| 2 * usize::from(pairs))
+    }
+
+    /// One per queue of the server, to be rung by the guest.
     pub fn kicks(&self) -> &[EventFd] {
         &self.kicks
     }
@@ -164,7 +195,9 @@ impl Remote {
             });
         }
         self.frontend.set_mem_table(&regions).map_err(talk("give guest RAM to"))?;
-        for (index, queue) in queues.iter().enumerate().filter(|(_, queue)| queue.ready()) {
+        let control = self.control(features);
+        let served = queues.iter().enumerate().filter(|(index, _)| Some(*index) != control);
+        for (index, queue) in served.filter(|(_, queue)| queue.ready()) {
             let outside = RemoteError::Ring { queue: index };
             let places = [queue.desc_table(), queue.used_ring(), queue.avail_ring()].map(host);
             let ([Some(desc), Some(used), Some(avail)], true) = (places, queue.is_valid(&ram.memory)) else {

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use virtio_queue::{Queue, QueueT};
 use vmm_sys_util::eventfd::EventFd;
 
+use super::control;
 use super::remote::{QUEUE_SIZE, Remote};
 use super::serial::IrqLine;
 use crate::kvm::memory::GuestRam;
@@ -24,6 +25,9 @@ pub const QUEUE_NOTIFY: u64 = 0x50;
 const CONFIG: u64 = 0x100;
 /// Feature: virtio 1.x, not legacy.
 pub const F_VERSION_1: u64 = 1 << 32;
+
+/// Feature: indices at which the other side wants to hear.
+const F_EVENT_IDX: u64 = 1 << 29;
 
 const STATUS_FEATURES_OK: u32 = 8;
 const STATUS_DRIVER_OK: u32 = 4;
@@ -96,7 +100,8 @@ impl MmioTransport {
     /// A device that another process serves, in reset.
     pub fn remote(remote: Remote, ram: Arc<GuestRam>, irq: EventFd) -> Result<Self, virtio_queue::Error> {
         const NOTHING: DeviceKind = DeviceKind { id: 0, features: 0, queues: &[], config: &[] };
-        let queues = remote.kicks().iter().map(|_| Queue::new(QUEUE_SIZE)).collect::<Result<_, _>>()?;
+        let count = remote.kicks().len() + usize::from(remote.pairs.is_some());
+        let queues = (0..count).map(|_| Queue::new(QUEUE_SIZE)).collect::<Result<_, _>>()?;
         let unused = EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC);
         let doorbell = Arc::new(unused.map_err(|_| virtio_queue::Error::QueueNotReady)?);
         let transport = Self::new(NOTHING, ram, irq, doorbell)?;
@@ -185,6 +190,9 @@ impl MmioTransport {
             0x20 => self.accept_features(value),
             0x30 => self.selected_queue = value,
             QUEUE_NOTIFY => match &self.remote {
+                Some(remote) if remote.control(self.driver_features) == Some(value as usize) => {
+                    self.control()
+                }
                 Some(remote) => remote.kick(value),
                 None => drop(self.doorbell.write(1)),
             },
@@ -218,6 +226,20 @@ impl MmioTransport {
         }
     }
 
+    /// The guest rang at the queue that its server does not have.
+    fn control(&mut self) {
+        let Some(remote) = &self.remote else { return };
+        let (Some(index), Some(pairs)) = (remote.control(self.driver_features), remote.pairs) else { return };
+        let with_events = self.driver_features & F_EVENT_IDX != 0;
+        let Some((queue, ram)) = self.queue(index) else { return };
+        queue.set_event_idx(with_events);
+        match control::answer(queue, &ram.memory, pairs) {
+            Ok(true) => self.used(index),
+            Ok(false) => {}
+            Err(_) => self.needs_reset(),
+        }
+    }
+
     fn set_status(&mut self, value: u32) {
         if value == 0 {
             if let Some(remote) = &mut self.remote {
@@ -229,8 +251,9 @@ impl MmioTransport {
             self.status = 0;
             return;
         }
-        let acceptable =
-            self.driver_features & !self.features() == 0 && self.driver_features & F_VERSION_1 != 0;
+        let acceptable = self.driver_features & !self.features() == 0
+            && self.driver_features & F_VERSION_1 != 0
+            && self.remote.as_ref().is_none_or(|remote| remote.accepts(self.driver_features));
         let was_up = self.status & STATUS_DRIVER_OK != 0;
         self.status = if acceptable { value } else { value & !STATUS_FEATURES_OK };
         if self.status & STATUS_DRIVER_OK == 0 {
