@@ -21,7 +21,7 @@ use ktstr_proto::{
     device::MAX_NETWORKS,
     guest::{BASE_PATH, ENTROPY_PATH, GuestBase, GuestJob, GuestScheduler, GuestTask, GuestTest},
     ring::{Mode, RingRegion},
-    run::{Job, RunSpec, SchedulerJob, SchedulerSource},
+    run::{Job, Performance, RunSpec, SchedulerJob, SchedulerSource},
     verdict::Assert,
     vmm::Emulator,
 };
@@ -188,8 +188,11 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
     let alone = spec.disk.is_none() && spec.networks.is_empty();
     // Who wants to read the kernel's console wants to see it boot.
     let reads_console = matches!(&spec.job, Job::Shell(shell) if shell.dmesg);
-    let may_wait = spec.warm && accel == AccelKind::Tcg && !interactive && !reads_console && alone;
-    let may_wait = may_wait && emulator.as_ref().is_some_and(|e| e.version.0 >= SOUND_EMULATOR);
+    // Large pages and memory on chosen nodes are had anew for each machine.
+    let isolated = spec.performance == Performance::Isolated;
+    let may_wait = spec.warm && accel != AccelKind::Det && !isolated;
+    let may_wait = may_wait && !interactive && !reads_console && alone;
+    let may_wait = may_wait && emulator.as_ref().is_none_or(|e| e.version.0 >= SOUND_EMULATOR);
     let base_dir = may_wait.then(|| cache("base"));
     let archives = pack_initramfs(spec, &kernel, (ring, accel), base_dir.as_deref(), &known, &mut notes)?;
     let load = memory::Load {
@@ -206,18 +209,22 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
     let disks = store.root().parent().unwrap_or(store.root()).join("disks");
     let disk = spec.disk.as_ref().map(|config| disk::image(config, &disks)).transpose()?;
     let mut words = cmdline(spec, accel, ring);
-    let warm = match (&emulator, may_wait) {
-        (Some(emulator), true) => {
+    let warm = match may_wait {
+        true => {
             let machine = Machine { ring, memory_mb, cmdline: &words.join(" "), base: &archives.base };
-            let likeness = likeness(spec, &kernel, emulator, &machine)?;
+            let likeness = likeness(spec, &kernel, emulator.as_ref(), &machine)?;
             let warm_dir = env::var_os(warm::DIR).map_or_else(|| cache("warm"), PathBuf::from);
-            let limit = env::var(warm::LIMIT).ok().and_then(|mb| mb.parse().ok());
+            let said = env::var(warm::LIMIT).ok();
+            let limit = said.as_ref().and_then(|mb| mb.parse().ok());
+            if let (Some(said), None) = (said, limit) {
+                notes.push(format!("{}={said} is no number of MiB and is left out of account", warm::LIMIT));
+            }
             let store = WarmStore::new(warm_dir, limit);
             let (snapshot, removed) = store.find(&likeness);
             notes.extend(removed);
             Some(Warm { likeness, store, snapshot })
         }
-        _ => None,
+        false => None,
     };
     if warm.as_ref().is_none_or(|warm| warm.snapshot.is_none()) {
         words.extend(clock_words(accel, kernel_hz(&kernel)));
@@ -249,11 +256,12 @@ struct Machine<'a> {
     base: &'a str,
 }
 
-/// The clock of an emulated CPU is the host's, so a machine does not outlive the host's present boot.
+/// The clock of an emulated CPU is the host's, and what KVM gives is the host kernel's, so a machine does not
+/// outlive the host's present boot.
 fn likeness(
     spec: &RunSpec,
     kernel: &Kernel,
-    emulator: &Emulator,
+    emulator: Option<&Emulator>,
     machine: &Machine<'_>,
 ) -> Result<Likeness, PlanError> {
     let host = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
@@ -266,10 +274,15 @@ fn likeness(
     likeness.add("nodes", format!("{:?}", spec.numa));
     likeness.add("memory", format!("{} MiB", machine.memory_mb));
     likeness.add("ring", format!("{:#x} {:#x}", machine.ring.gpa, machine.ring.len));
-    likeness.add("emulator", format!("{}.{}", emulator.version.0, emulator.version.1));
-    likeness.add_file("emulator file", &emulator.program);
-    for firmware in &emulator.files {
-        likeness.add_file("firmware", firmware);
+    match emulator {
+        Some(emulator) => {
+            likeness.add("emulator", format!("{}.{}", emulator.version.0, emulator.version.1));
+            likeness.add_file("emulator file", &emulator.program);
+            for firmware in &emulator.files {
+                likeness.add_file("firmware", firmware);
+            }
+        }
+        None => likeness.add("accelerator", AccelKind::Kvm),
     }
     likeness.add_file("VMM", &find_executable("ktstr-vmm")?);
     likeness.add("host boot", host.trim());

@@ -28,7 +28,7 @@ use ktstr_proto::{
     client::ClientEvent,
     device::DeviceLink,
     guest::{GuestFrame, Phase, TestEnd},
-    link::{RemoteError, chain},
+    link::{ErrorCode, RemoteError, chain},
     monitor::{Finish, MonitorLink, MonitorRequest, Window},
     ring::FrameDecoder,
     run::{AccelKind, Boot, Expectation, Job, RunSpec},
@@ -333,7 +333,9 @@ impl Session {
                 Err(error) if self.state == State::Starting && !self.device_is_gone() => {
                     if self.boot != Boot::Warm {
                         self.stop(refused(&error));
-                    } else if let Err(stopped) = self.start_cold(&error.message) {
+                    } else if let Err(stopped) =
+                        self.start_cold(&error.message, error.code == ErrorCode::BadInput)
+                    {
                         self.stop(stopped);
                     }
                 }
@@ -401,11 +403,13 @@ impl Session {
                 self.record("vmm-exited", &exit);
                 if self.first_frame.is_none() {
                     let why = "the guest ended before it said anything";
-                    let by_itself = matches!(exit, VmExit::PowerOff | VmExit::Reset | VmExit::TripleFault);
-                    if by_itself && self.rather_boot(why) {
+                    if exit.is_of_itself() && self.rather_boot(why) {
                         return;
                     }
                     self.distrust_snapshot(why);
+                } else if matches!(exit, VmExit::Reset | VmExit::TripleFault) {
+                    // Whatever did it may have been there before the snapshot was taken.
+                    self.distrust_snapshot("a guest that began from it did not end well");
                 }
                 self.evidence.exit = Some(exit);
                 self.wind_up();

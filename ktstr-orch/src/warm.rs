@@ -14,7 +14,7 @@ use std::{
     io,
     os::{
         fd::{AsFd, OwnedFd},
-        unix::fs::MetadataExt,
+        unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt},
     },
     path::{Path, PathBuf},
     time::{Duration, SystemTime},
@@ -29,6 +29,7 @@ use nix::{
     errno::Errno,
     fcntl::{Flock, FlockArg},
     sys::statvfs::fstatvfs,
+    unistd::geteuid,
 };
 
 use crate::store::digest;
@@ -42,6 +43,8 @@ const DEFAULT_LIMIT_MB: u64 = 4096;
 const SHARE_OF_FREE: u64 = 4;
 /// Less is not worth a snapshot, bytes: the smallest machines take about as much.
 const SMALLEST: u64 = 128 << 20;
+/// In place of a snapshot that is larger than the store may be: its length.
+const TOO_LARGE: &str = "too-large";
 /// What nobody has used for so long goes.
 const STALE: Duration = Duration::from_secs(14 * 24 * 3600);
 
@@ -59,6 +62,14 @@ impl Likeness {
     /// Adds a file: another one, or the same changed, is another machine.
     pub fn add_file(&mut self, what: &str, path: &Path) {
         self.add(what, identity(path));
+        // A file may be written anew where it is.
+        let mut inside: Vec<String> =
+            fs::read_dir(path).into_iter().flatten().flatten().map(|entry| identity(&entry.path())).collect();
+        if !inside.is_empty() {
+            inside.sort();
+            let digest = digest::of_parts(inside.iter().map(String::as_bytes));
+            self.add(what, &digest[..32]);
+        }
     }
 
     /// The text.
@@ -110,7 +121,11 @@ impl WarmStore {
     /// The snapshot of such a machine, and what was wrong with it if it had to be removed.
     pub fn find(&self, likeness: &Likeness) -> (Option<File>, Option<String>) {
         let place = self.place(likeness);
-        let Ok(mut file) = File::open(&place) else { return (None, None) };
+        let opened = File::options().read(true).custom_flags(libc::O_NOFOLLOW).open(&place);
+        let Ok(mut file) = opened else { return (None, None) };
+        if file.metadata().map_or(true, |meta| meta.uid() != geteuid().as_raw()) {
+            return (None, Some(self.discard(likeness, "it belongs to another user")));
+        }
         let sound = Header::read(&mut file).and_then(|header| {
             if header.description != likeness.text() {
                 return Err(SnapshotError::Damaged { part: "it is of another machine" });
@@ -141,13 +156,22 @@ impl WarmStore {
     /// A file to write the snapshot of such a machine to; `None` when somebody is writing it, or when there is
     /// no room for one.
     pub fn begin(&self, likeness: &Likeness) -> io::Result<Option<Unfinished>> {
-        fs::create_dir_all(&self.dir)?;
-        if self.limit.is_none() && self.limit(0)? < SMALLEST {
+        // What guests had in memory is nobody else's to read.
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+        let limit = self.limit(0)?;
+        if limit < SMALLEST {
             return Ok(None);
         }
         let place = self.place(likeness);
+        // One like it had no room.
+        let large = fs::read_to_string(place.with_extension(TOO_LARGE)).ok().and_then(|len| len.parse().ok());
+        if large.is_some_and(|len: u64| len > limit) {
+            return Ok(None);
+        }
         let path = place.with_extension("tmp");
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+        let mut options = OpenOptions::new();
+        options.read(true).write(true).create(true).truncate(false);
+        let file = options.mode(0o600).custom_flags(libc::O_NOFOLLOW).open(&path)?;
         let file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
             Ok(file) => file,
             Err((_, Errno::EWOULDBLOCK)) => return Ok(None),
@@ -186,7 +210,7 @@ impl WarmStore {
             let used = meta.modified().unwrap_or(SystemTime::UNIX_EPOCH);
             let age = SystemTime::now().duration_since(used).unwrap_or_default();
             match path.extension().and_then(|e| e.to_str()) {
-                Some("snapshot") if age > STALE => removed(&path)?,
+                Some("snapshot" | TOO_LARGE) if age > STALE => removed(&path)?,
                 Some("tmp") => remove_unowned(&path)?,
                 Some("snapshot") => entries.push((used, meta.len(), path)),
                 _ => {}
@@ -230,11 +254,22 @@ impl Unfinished {
         self.file.as_fd().try_clone_to_owned()
     }
 
-    /// What was written becomes the snapshot of its machine.
-    pub fn keep(mut self) -> io::Result<()> {
+    /// What was written becomes the snapshot of its machine. Returns a line if there is something to be said
+    /// all the same.
+    pub fn keep(mut self) -> io::Result<Option<String>> {
+        let (len, limit) = (self.file.metadata()?.len(), self.store.limit(0)?);
+        if len > limit {
+            // The next one of its kind need not try.
+            fs::write(self.place.with_extension(TOO_LARGE), len.to_string())?;
+            let [len, limit] = [len, limit].map(|bytes| bytes >> 20);
+            return Err(io::Error::other(format!(
+                "it has {len} MiB, and the store may hold {limit} ({LIMIT})"
+            )));
+        }
         fs::rename(&self.path, &self.place)?;
         self.kept = true;
-        self.store.prune()
+        let pruned = self.store.prune().err();
+        Ok(pruned.map(|error| format!("old snapshots could not be removed: {error}")))
     }
 }
 
@@ -342,6 +377,23 @@ mod tests {
             assert!(why.contains("discarded") && why.contains("cold"), "{why}");
             assert!(!store.place(&one).exists());
         }
+    }
+
+    #[test]
+    fn one_that_is_larger_than_the_store_is_not_tried_twice() {
+        let dir = tempfile::tempdir().unwrap();
+        let store = WarmStore::new(dir.path().to_owned(), Some(SMALLEST >> 20));
+        let one = likeness("1");
+        let unfinished = store.begin(&one).unwrap().unwrap();
+        File::from(unfinished.file().unwrap()).set_len(SMALLEST + 1).unwrap();
+        let why = unfinished.keep().unwrap_err().to_string();
+        assert!(why.contains("128") && why.contains(LIMIT), "{why}");
+        assert!(store.begin(&one).unwrap().is_none() && store.find(&one).0.is_none());
+        let larger = WarmStore { limit: Some(SMALLEST + 1), ..store.clone() };
+        let unfinished = larger.begin(&one).unwrap().expect("there is room now");
+        File::from(unfinished.file().unwrap()).write_all(&header(&one)).unwrap();
+        assert_eq!(unfinished.keep().unwrap(), None);
+        assert_eq!(fs::metadata(store.place(&one)).unwrap().mode() & 0o777, 0o600);
     }
 
     #[test]

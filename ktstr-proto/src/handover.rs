@@ -3,6 +3,7 @@
 //!
 //! ```text
 //! 256    ready u64 (guest)            [`READY`] while the guest waits for pieces
+//! 264    taint u64 (guest)            what its kernel is tainted by
 //! 320    piece u32 (host)             number of the piece that lies in the data area, from 1
 //! 328    length u64 (host)            its length in bytes
 //! 336    left u64 (host)              bytes of the archive that come after it
@@ -13,13 +14,18 @@
 //!
 //! While `ready` stands there is no ring: its magic is stored when the last piece has been taken. A
 //! snapshot of the machine is taken when `ready` stands and no piece has been put: whatever is started
-//! from it is told everything anew. Never used under `det`: the host writes here.
+//! from it is told everything anew. None is taken of a kernel to which something has happened
+//! ([`TROUBLE`]): everybody would have it. Never used under `det`: the host writes here.
 
 use crate::ring::{DATA, RingMemory};
 
 /// `KTSTWAIT` in the guest's word while it waits.
 pub const READY: u64 = u64::from_le_bytes(*b"KTSTWAIT");
+/// Bits of the kernel's taint that say that something happened to it (Documentation/admin-guide/
+/// tainted-kernels.rst): machine check, bad page, oops, warning, soft lockup.
+pub const TROUBLE: u64 = 1 << 4 | 1 << 5 | 1 << 7 | 1 << 9 | 1 << 14;
 const GUEST_READY: u64 = 256;
+const TAINT: u64 = 264;
 const PIECE: u64 = 320;
 const LENGTH: u64 = 328;
 const LEFT: u64 = 336;
@@ -42,6 +48,11 @@ impl<M: RingMemory> Giver<M> {
     /// Whether the guest waits and has taken everything given so far.
     pub fn is_awaited(&self) -> bool {
         self.memory.load_u64(GUEST_READY) == READY && self.memory.load_u32(TAKEN) == self.given
+    }
+
+    /// Those of [`TROUBLE`] that the guest's kernel has; says something only of a guest that waits.
+    pub fn taint(&self) -> u64 {
+        self.memory.load_u64(TAINT) & TROUBLE
     }
 
     /// Longest piece in bytes.
@@ -79,9 +90,10 @@ pub struct Taker<M> {
 }
 
 impl<M: RingMemory> Taker<M> {
-    /// Says that the guest waits.
-    pub fn announce(mut memory: M) -> Self {
+    /// Says that the guest waits, and what its kernel is tainted by.
+    pub fn announce(mut memory: M, taint: u64) -> Self {
         memory.store_u32(TAKEN, 0);
+        memory.store_u64(TAINT, taint);
         memory.store_u64(GUEST_READY, READY);
         Self { memory, taken: 0 }
     }
@@ -125,7 +137,8 @@ mod tests {
             let region = Shared::new(DATA as usize + room);
             let mut giver = Giver::new(region.clone());
             assert!(!giver.is_awaited(), "nobody is there yet");
-            let mut taker = Taker::announce(region.clone());
+            let mut taker = Taker::announce(region.clone(), 1 << 12 | 1 << 9);
+            assert_eq!(giver.taint(), 1 << 9, "a module from elsewhere is no trouble, a warning is");
             assert_eq!((taker.piece(), giver.room()), (None, room));
             let (mut rest, mut got) = (&archive[..], Vec::new());
             while got.len() < archive.len() {
@@ -151,7 +164,7 @@ mod tests {
     #[test]
     fn a_length_beyond_the_region_is_cut() {
         let region = Shared::new(DATA as usize + 64);
-        let taker = Taker::announce(region.clone());
+        let taker = Taker::announce(region.clone(), 0);
         let mut memory = region.clone();
         memory.store_u64(LENGTH, u64::MAX);
         memory.store_u32(PIECE, 1);

@@ -271,6 +271,21 @@ pub struct Saved {
     pub stood_us: u64,
 }
 
+/// What [`VmExit::EmulatorDied`] says of an emulator that somebody has ended.
+pub const KILLED: &str = "killed by SIGKILL";
+
+impl VmExit {
+    /// Whether the guest, or what runs it, came to this by itself, and nobody ended it.
+    #[must_use]
+    pub fn is_of_itself(&self) -> bool {
+        match self {
+            Self::PowerOff | Self::Reset | Self::TripleFault | Self::InternalError { .. } => true,
+            Self::EmulatorDied { how, .. } => how != KILLED,
+            Self::Killed => false,
+        }
+    }
+}
+
 /// How a machine ended.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum VmExit {

@@ -12,6 +12,7 @@ use ktstr_jail::Confined;
 use crate::emulator::{EmulatorSpec, Origin, Prepared};
 use crate::kvm::KvmMachine;
 use crate::machine::{Devices, MachineError, MachineSpec, Running};
+use crate::snapshot::{SnapshotFile, SnapshotFileError};
 
 /// What runs the vCPUs.
 #[derive(Clone, Debug)]
@@ -31,6 +32,8 @@ pub enum Ready {
         kvm: OwnedFd,
         /// What to build.
         spec: Box<MachineSpec>,
+        /// What it is to go on from.
+        snapshot: Option<SnapshotFile>,
     },
     /// An emulator child with frozen vCPUs.
     Emulated(Box<Prepared>),
@@ -53,12 +56,11 @@ impl Ready {
     /// As [`Self::prepare`], with another beginning.
     pub fn prepare_from(backend: &Backend, spec: MachineSpec, origin: Origin) -> Result<Ready, MachineError> {
         match backend {
-            Backend::Kvm if !matches!(origin, Origin::Boot) => Err(MachineError {
-                action: "use a snapshot: not available with accelerator kvm, whose machines always boot"
-                    .to_owned(),
-                source: None,
-            }),
             Backend::Kvm => {
+                let snapshot = match origin {
+                    Origin::Boot | Origin::BootToKeep => None,
+                    Origin::Snapshot(file) => Some(SnapshotFile::open(file, spec.memory).map_err(unusable)?),
+                };
                 let spec = MachineSpec { devices: attach(spec.devices)?, ..spec };
                 let kvm =
                     std::fs::File::options().read(true).write(true).open("/dev/kvm").map_err(|source| {
@@ -67,7 +69,7 @@ impl Ready {
                             source: Some(Box::new(source)),
                         }
                     })?;
-                Ok(Ready::Kvm { kvm: kvm.into(), spec: Box::new(spec) })
+                Ok(Ready::Kvm { kvm: kvm.into(), spec: Box::new(spec), snapshot })
             }
             Backend::Emulator(emulator) => {
                 Ok(Ready::Emulated(Box::new(Prepared::spawn_from(spec, emulator, origin)?)))
@@ -78,11 +80,12 @@ impl Ready {
     /// Lets the guest run, which only a confined process may do.
     pub fn start(self, _confined: &Confined) -> Result<Started, MachineError> {
         match self {
-            Ready::Kvm { kvm, spec } => {
-                let machine = KvmMachine::start(kvm, *spec).map_err(|source| MachineError {
-                    action: "start the machine on KVM".to_owned(),
-                    source: Some(Box::new(source)),
-                })?;
+            Ready::Kvm { kvm, spec, snapshot } => {
+                let machine =
+                    KvmMachine::start_from(kvm, *spec, snapshot).map_err(|source| MachineError {
+                        action: "start the machine on KVM".to_owned(),
+                        source: Some(Box::new(source)),
+                    })?;
                 Ok(Started { machine: Box::new(machine), emulator_pid: None })
             }
             Ready::Emulated(prepared) => {
@@ -92,6 +95,10 @@ impl Ready {
             }
         }
     }
+}
+
+fn unusable(source: SnapshotFileError) -> MachineError {
+    MachineError { action: "use the snapshot".to_owned(), source: Some(Box::new(source)) }
 }
 
 /// How long the server of a device may take to answer. Whoever waits is a vCPU, which cannot be stopped then.

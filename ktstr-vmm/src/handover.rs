@@ -45,6 +45,12 @@ impl Handover {
         self.giver.is_awaited()
     }
 
+    /// What has happened to the kernel of a guest that waits: [`ktstr_proto::handover::TROUBLE`].
+    #[must_use]
+    pub fn taint(&self) -> u64 {
+        self.giver.taint()
+    }
+
     /// The snapshot to be taken now, once.
     pub fn keep(&mut self) -> Option<Keep> {
         self.keep.take()

@@ -13,7 +13,8 @@ use ktstr_proto::device::{DiskConfig, NetConfig};
 pub use ktstr_proto::topology::{Numa, Topology};
 pub use ktstr_proto::vmm::{Isolation, VcpuStatistics};
 
-use crate::kvm;
+use crate::snapshot::SnapshotFileError;
+use crate::{emulator, kvm};
 
 /// A guest-physical address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -164,6 +165,17 @@ pub struct MachineError {
 }
 
 impl MachineError {
+    /// Whether the snapshot that it was to go on from is the reason.
+    #[must_use]
+    pub fn is_of_snapshot(&self) -> bool {
+        let Some(source) = self.source.as_deref() else { return false };
+        if let Some(error) = source.downcast_ref::<SnapshotFileError>() {
+            return error.is_damage();
+        }
+        source.downcast_ref::<kvm::StartError>().is_some_and(kvm::StartError::is_of_snapshot)
+            || source.downcast_ref::<emulator::StartError>().is_some_and(emulator::StartError::is_of_snapshot)
+    }
+
     /// Whether the host lacks something that the machine was to have of it.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
@@ -193,13 +205,7 @@ pub trait Running: Send {
     fn watch(&mut self, places: &[WatchPoint]) -> Result<(), MachineError>;
 
     /// Everything about a frozen machine that is not in its RAM, in the backend's own form.
-    fn device_state(&mut self) -> Result<Vec<u8>, MachineError> {
-        Err(MachineError {
-            action: "take a snapshot: not available with this accelerator, whose machines always boot"
-                .to_owned(),
-            source: None,
-        })
-    }
+    fn device_state(&mut self) -> Result<Vec<u8>, MachineError>;
 
     /// What was counted for each vCPU; told once, after the machine has ended.
     fn statistics(&mut self) -> Vec<VcpuStatistics> {

@@ -154,6 +154,7 @@ impl RefusedStart {
             Self::Ring { .. } => ErrorCode::BadRequest,
             Self::Isolation { .. } => ErrorCode::Unavailable,
             Self::Jail { .. } => ErrorCode::Jail,
+            Self::Machine { source } if source.is_of_snapshot() => ErrorCode::BadInput,
             Self::Machine { source } if source.is_refusal() => ErrorCode::Unavailable,
             Self::Console { .. } | Self::Port { .. } | Self::Machine { .. } => ErrorCode::Infrastructure,
         }

@@ -108,7 +108,13 @@ impl Session {
         let frozen = self.frozen.is_some();
         let handover = self.handover.as_mut().filter(|handover| !frozen && handover.is_awaited())?;
         if let Some(keep) = handover.keep() {
-            return Some(Output::Saved(self.keep(&keep)));
+            let saved = match handover.taint() {
+                0 => self.keep(&keep),
+                taint => {
+                    Err(format!("its kernel is tainted ({taint:#x}) by what happened to it while it booted"))
+                }
+            };
+            return Some(Output::Saved(saved));
         }
         match handover.give() {
             Ok(true) => None,
@@ -123,7 +129,7 @@ impl Session {
         }
     }
 
-    /// The machine goes on whatever comes of the snapshot.
+    /// The machine goes on whatever comes of the snapshot; one that cannot has ended.
     fn keep(&mut self, keep: &Keep) -> Result<Saved, String> {
         let begun = Instant::now();
         let stands = self.machine.pause();
@@ -134,7 +140,13 @@ impl Session {
                 snapshot::write(&keep.file, ram.memfd.as_fd(), bytes, &state, &keep.description)
                     .map_err(|e| chain(&e))
             });
-        self.machine.resume().map_err(|e| chain(&e))?;
+        if let Err(error) = self.machine.resume() {
+            let detail =
+                format!("after its snapshot was taken the machine does not go on: {}", chain(&error));
+            self.exit = Some(Exit::InternalError { detail: detail.clone() });
+            self.machine.kill();
+            return Err(detail);
+        }
         let stood_us = begun.elapsed().as_micros() as u64;
         written.map(|bytes| Saved { bytes, stood_us })
     }

@@ -46,6 +46,14 @@ pub enum SnapshotFileError {
     },
 }
 
+impl SnapshotFileError {
+    /// Whether the file is to blame.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        matches!(self, Self::File(_) | Self::Ram { .. })
+    }
+}
+
 fn copying<E: Into<io::Error>>(action: &'static str) -> impl FnOnce(E) -> SnapshotFileError {
     move |source| SnapshotFileError::Copy { action, source: source.into() }
 }

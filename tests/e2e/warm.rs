@@ -10,7 +10,7 @@ use std::{
 
 use ktstr::client::Session;
 use ktstr_proto::{
-    Accel,
+    Accel, Topology,
     client::ClientEvent,
     run::{Boot, RunSpec},
     snapshot::{ENTRY, HEADER, Header, decode_table, encode_table},
@@ -19,7 +19,7 @@ use ktstr_proto::{
 
 use crate::{
     bad_input::Served,
-    harness::{PATIENCE, exec, spec},
+    harness::{PATIENCE, exec, not_run, spec},
 };
 
 /// An orchestrator with a store of its own.
@@ -101,6 +101,19 @@ fn hollow(path: &Path) {
     file.set_len(new.file_len()).unwrap();
 }
 
+/// A snapshot with nothing wrong in it, but what the emulator is to read of its devices is not what it wrote.
+fn nonsense(path: &Path) {
+    let mut file = OpenOptions::new().read(true).write(true).open(path).unwrap();
+    let old = Header::read(&mut file).unwrap();
+    let mut state = vec![0; old.state as usize];
+    file.read_exact_at(&mut state, old.state_at()).unwrap();
+    let middle = state.len() / 2;
+    state[middle..].fill(0xa5);
+    let new = Header { state_crc: crc32(&state), ..old };
+    file.write_all_at(&state, new.state_at()).unwrap();
+    file.write_all_at(&new.encode().unwrap(), 0).unwrap();
+}
+
 /// CRC-32 as in IEEE 802.3.
 fn crc32(bytes: &[u8]) -> u32 {
     !bytes.iter().fold(!0, |crc, byte| {
@@ -143,6 +156,12 @@ fn machines_from_one_snapshot_differ_where_they_must() {
     assert_eq!((report.outcome, report.boot, output.trim()), (Outcome::Pass, Boot::Kept, "here"));
     let said = report.notes.join("\n");
     assert!(said.contains("discarded") && said.contains("the guest") && said.contains("cold"), "{said}");
+    // So does one at which the emulator ends, or which it does not take.
+    nonsense(&store.snapshot());
+    let (report, output) = store.run(other("echo there"));
+    assert_eq!((report.outcome, report.boot, output.trim()), (Outcome::Pass, Boot::Kept, "there"));
+    let said = report.notes.join("\n");
+    assert!(said.contains("discarded") && said.contains("emulat") && said.contains("cold"), "{said}");
 }
 
 #[test]
@@ -154,6 +173,43 @@ fn a_test_with_a_scheduler_comes_to_the_same_from_a_snapshot() {
         assert!(report.monitor.is_some_and(|summary| summary.samples > 0), "it is observed");
         store.snapshot();
     }
+}
+
+/// Machines of the nested kind die now and then before they have said a word. Such a snapshot is discarded
+/// and the run boots; then there are more runs until two have begun from one.
+#[test]
+fn on_kvm_two_machines_from_one_snapshot_come_to_what_a_booted_one_comes_to() {
+    const MOST: usize = 5;
+    let store = Store::new();
+    let mut seen: Vec<(String, String)> = Vec::new();
+    let mut begun = Vec::new();
+    let topology = Topology::new(1, 1, 2, 1).expect("the lab's own shape");
+    let healthy = RunSpec { topology, ..spec("healthy", Accel::Kvm) };
+    let who = RunSpec { topology, accel: Accel::Kvm, ..exec(WHO) };
+    while begun.iter().filter(|boot| **boot == Boot::Warm).count() < 2 {
+        assert!(begun.len() < MOST, "{begun:?}");
+        // The first is kept, the second does something else, and what comes then does the same again.
+        let test = begun.len() == 1;
+        let before = now();
+        let (report, output) = store.run(if test { healthy.clone() } else { who.clone() });
+        if not_run(&report, Accel::Kvm) {
+            return;
+        }
+        assert_eq!(report.outcome, Outcome::Pass, "{:?} {output}", report.cause);
+        assert_ne!(report.boot, Boot::Cold, "{:?}", report.notes);
+        begun.push(report.boot);
+        if test {
+            assert!(report.monitor.is_some_and(|summary| summary.samples > 0), "it is observed");
+            continue;
+        }
+        let lines: Vec<&str> = output.lines().map(str::trim).collect();
+        let [id, random, seconds] = lines[..] else { panic!("{output}") };
+        let seconds: u64 = seconds.parse().unwrap();
+        assert!((before..=now() + 1).contains(&seconds), "{seconds} is not between {before} and {}", now());
+        assert!(seen.iter().all(|(other, bytes)| other != id && bytes != random), "{seen:?} {output}");
+        seen.push((id.to_owned(), random.to_owned()));
+    }
+    assert_eq!(begun[0], Boot::Kept);
 }
 
 #[test]

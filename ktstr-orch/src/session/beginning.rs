@@ -55,12 +55,16 @@ impl Session {
         Instant::now() + limit
     }
 
-    /// The VMM does not take the snapshot: the same run, booted.
-    pub(super) fn start_cold(&mut self, why: &str) -> Result<(), Stopped> {
+    /// The VMM does not take the snapshot: the same run, booted. One that is not to blame stays.
+    pub(super) fn start_cold(&mut self, why: &str, to_blame: bool) -> Result<(), Stopped> {
         let Some(mut plan) = self.plan.take() else { return Ok(()) };
         plan.boot_instead();
         if let Some(warm) = &plan.warm {
-            let warning = warm.store.discard(&warm.likeness, why);
+            let warning = if to_blame {
+                warm.store.discard(&warm.likeness, why)
+            } else {
+                format!("warning: the snapshot was not used, the guest boots cold: {why}")
+            };
             self.notice(warning);
         }
         // It lives until its successor has descriptors of other numbers.
@@ -86,7 +90,7 @@ impl Session {
         self.host = None;
         self.decoder = FrameDecoder::default();
         self.evidence.console = Tail::default();
-        if let Err(stopped) = self.start_cold(why) {
+        if let Err(stopped) = self.start_cold(why, true) {
             self.stop(stopped);
         }
         true
@@ -110,7 +114,10 @@ impl Session {
         let Some(unfinished) = self.unfinished.take() else { return };
         let kept = saved.and_then(|_| unfinished.keep().map_err(|error| error.to_string()));
         match kept {
-            Ok(()) => self.boot = Boot::Kept,
+            Ok(note) => {
+                self.boot = Boot::Kept;
+                note.into_iter().for_each(|note| self.notice(note));
+            }
             Err(why) => self.notice(format!("no snapshot was kept of this machine: {why}")),
         }
     }

@@ -119,6 +119,8 @@ pub enum StartError {
     /// The child ended before the guest started.
     #[error("the emulator ended before the guest started ({end}): {complaints}")]
     Died {
+        /// Whether it was given a snapshot.
+        incoming: bool,
         /// How it ended.
         end: String,
         /// What it complained about.
@@ -145,6 +147,19 @@ pub enum StartError {
         #[from]
         source: QmpError,
     },
+}
+
+impl StartError {
+    /// Whether the snapshot may be the reason.
+    #[must_use]
+    pub fn is_of_snapshot(&self) -> bool {
+        match self {
+            Self::Snapshot { source } => source.is_damage(),
+            Self::Migration { .. } => true,
+            Self::Died { incoming, .. } => *incoming,
+            _ => false,
+        }
+    }
 }
 
 impl From<StartError> for MachineError {
@@ -285,7 +300,8 @@ impl Prepared {
         if matches!(error, QmpError::Closed { .. }) {
             let end = last_status(&mut self.child);
             self.child.read_complaints();
-            return StartError::Died { end, complaints: self.child.complaints() };
+            let complaints = self.child.complaints();
+            return StartError::Died { incoming: self.incoming, end, complaints };
         }
         error.into()
     }

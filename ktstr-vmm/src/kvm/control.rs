@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 use vmm_sys_util::eventfd::EventFd;
 
 use super::kick::{RunPage, ThreadId};
+use super::x86_64::state::{StateError, VcpuState};
 use ktstr_proto::capture::WatchPoint;
 
 use crate::machine::{Event, Exit};
@@ -37,6 +38,40 @@ pub enum Wanted {
     Pause = 1,
     /// End.
     Stop = 2,
+}
+
+/// What a vCPU thread does next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Turn {
+    /// Execute guest code.
+    Run,
+    /// Say what the vCPU is, which stands.
+    Save,
+    /// End.
+    Stop,
+}
+
+/// There is no state of a machine's vCPUs.
+#[derive(Debug, thiserror::Error)]
+pub enum CollectError {
+    /// It is only had of vCPUs that stand.
+    #[error("the vCPUs do not stand, or have ended")]
+    Moving,
+    /// Some took too long.
+    #[error("{missing} vCPUs did not tell their state within {} s", PAUSE_DEADLINE.as_secs())]
+    TimedOut {
+        /// How many.
+        missing: usize,
+    },
+    /// One could not.
+    #[error("save vCPU {cpu}")]
+    Vcpu {
+        /// Which.
+        cpu: usize,
+        /// Why.
+        #[source]
+        source: StateError,
+    },
 }
 
 /// Some vCPUs did not stop in time.
@@ -61,6 +96,15 @@ struct State {
     exit: Option<Exit>,
     events: VecDeque<Event>,
     watched: Vec<WatchPoint>,
+    /// Which vCPUs are to tell their state, and what they have told.
+    saving: Vec<Saving>,
+}
+
+#[derive(Debug)]
+enum Saving {
+    Unasked,
+    Asked,
+    Told(Result<Box<VcpuState>, StateError>),
 }
 
 /// The state shared by all threads of a machine.
@@ -106,21 +150,63 @@ impl Control {
         self.state().members[cpu as usize] = Some(Member { page, thread });
     }
 
-    /// Waits while paused; false when the thread shall end.
-    pub fn may_run(&self) -> bool {
+    /// Waits while paused and nothing is asked of this vCPU.
+    pub fn turn(&self, cpu: u32) -> Turn {
         match self.wanted() {
-            Wanted::Run => return true,
-            Wanted::Stop => return false,
+            Wanted::Run => return Turn::Run,
+            Wanted::Stop => return Turn::Stop,
             Wanted::Pause => {}
         }
         let mut state = self.state();
         state.parked += 1;
         self.changed.notify_all();
-        while self.wanted() == Wanted::Pause {
+        let turn = loop {
+            match self.wanted() {
+                Wanted::Run => break Turn::Run,
+                Wanted::Stop => break Turn::Stop,
+                Wanted::Pause => {}
+            }
+            if let Some(asked @ Saving::Asked) = state.saving.get_mut(cpu as usize) {
+                *asked = Saving::Unasked;
+                break Turn::Save;
+            }
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
-        }
+        };
         state.parked -= 1;
-        self.wanted() == Wanted::Run
+        turn
+    }
+
+    /// What a vCPU is. Called by its thread after [`Turn::Save`].
+    pub fn tell(&self, cpu: u32, told: Result<Box<VcpuState>, StateError>) {
+        let mut state = self.state();
+        if let Some(saving) = state.saving.get_mut(cpu as usize) {
+            *saving = Saving::Told(told);
+        }
+        self.changed.notify_all();
+    }
+
+    /// What all vCPUs are, by number. The machine stands.
+    pub fn collect(&self) -> Result<Vec<VcpuState>, CollectError> {
+        let mut state = self.state();
+        state.saving = (0..state.members.len()).map(|_| Saving::Asked).collect();
+        self.changed.notify_all();
+        let deadline = Instant::now() + PAUSE_DEADLINE;
+        let missing =
+            |state: &State| state.saving.iter().filter(|saving| !matches!(saving, Saving::Told(_))).count();
+        while missing(&state) > 0 && self.wanted() == Wanted::Pause && Instant::now() < deadline {
+            state = self.changed.wait_timeout(state, KICK_AGAIN).unwrap_or_else(PoisonError::into_inner).0;
+        }
+        let all = std::mem::take(&mut state.saving);
+        if self.wanted() != Wanted::Pause {
+            return Err(CollectError::Moving);
+        }
+        let missing = all.iter().filter(|saving| !matches!(saving, Saving::Told(_))).count();
+        let told = all.into_iter().enumerate().map(|(cpu, saving)| match saving {
+            Saving::Told(Ok(state)) => Ok(*state),
+            Saving::Told(Err(source)) => Err(CollectError::Vcpu { cpu, source }),
+            Saving::Asked | Saving::Unasked => Err(CollectError::TimedOut { missing }),
+        });
+        told.collect()
     }
 
     /// A vCPU thread is gone; true if it was the last.

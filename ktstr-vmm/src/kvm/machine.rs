@@ -23,12 +23,13 @@ use super::control::Control;
 use super::devices::console::{self, Console};
 use super::devices::ioapic::{Ioapic, PINS};
 use super::devices::remote::{Remote, RemoteError};
-use super::devices::serial::{Sink, Uart};
+use super::devices::serial::{PortState, Sink, Uart};
 use super::devices::virtio::{MmioTransport, QUEUE_NOTIFY};
 use super::devices::{self, Devices};
 use super::io_thread::IoThread;
 use super::memory::{Binding, GuestRam, RamError};
 use super::port_ring::PortRing;
+use super::state::{MachineState, MachineStateError};
 use super::statistics::Source;
 use super::vcpu::{Departure, Vcpu, VcpuError};
 use super::x86_64::acpi::Description;
@@ -38,6 +39,7 @@ use super::x86_64::layout::{self, LayoutError};
 use crate::apic::ApicIds;
 use crate::machine::{Event, Exit, Isolation, MachineError, MachineSpec, Ram, Running};
 use crate::nodes::{self, Node};
+use crate::snapshot::{SnapshotFile, SnapshotFileError};
 
 /// Why a machine did not start.
 #[derive(Debug, thiserror::Error)]
@@ -112,9 +114,25 @@ pub enum StartError {
     /// A device that another process serves has no front.
     #[error("attach a device that another process serves")]
     Remote(#[from] RemoteError),
+    /// The snapshot's file.
+    #[error("use the snapshot")]
+    Snapshot(#[from] SnapshotFileError),
+    /// The machine does not become what the snapshot holds.
+    #[error("make the machine what the snapshot says")]
+    Restore(#[from] MachineStateError),
 }
 
 impl StartError {
+    /// Whether the snapshot is the reason.
+    #[must_use]
+    pub fn is_of_snapshot(&self) -> bool {
+        match self {
+            Self::Snapshot(error) => error.is_damage(),
+            Self::Restore(_) => true,
+            _ => false,
+        }
+    }
+
     /// Whether the host lacks something that an isolated machine was to have of it.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
@@ -135,7 +153,8 @@ fn host(action: &'static str) -> impl FnOnce(std::io::Error) -> StartError {
 pub struct KvmMachine {
     ram: Ram,
     /// Closing it would disconnect the interrupt lines.
-    _vm: Arc<VmFd>,
+    vm: Arc<VmFd>,
+    devices: Arc<Devices>,
     control: Arc<Control>,
     doorbell: Arc<EventFd>,
     stop_io: Arc<AtomicBool>,
@@ -148,6 +167,17 @@ pub struct KvmMachine {
 impl KvmMachine {
     /// Builds the machine and lets it run. `kvm_fd` is an open `/dev/kvm`.
     pub fn start(kvm_fd: OwnedFd, spec: MachineSpec) -> Result<Self, StartError> {
+        Self::start_from(kvm_fd, spec, None)
+    }
+
+    /// The same, or from where a machine like it once stood: then nothing is loaded, RAM is a copy, so that
+    /// whoever looks into it sees what the guest sees, and every part is as it was.
+    pub fn start_from(
+        kvm_fd: OwnedFd,
+        spec: MachineSpec,
+        snapshot: Option<SnapshotFile>,
+    ) -> Result<Self, StartError> {
+        let state = snapshot.as_ref().map(saved_state).transpose()?;
         let ids = ApicIds::new(spec.topology)?;
         let regions = layout::ram_regions(spec.memory)?;
         // SAFETY: the descriptor is owned and given away here.
@@ -178,19 +208,33 @@ impl KvmMachine {
             ram: &guest_ram.regions,
             virtio,
         };
-        let entry = boot::load(&spec, &guest_ram, &description)?;
+        let entry = match &snapshot {
+            Some(snapshot) => {
+                let memfd = ram.memfd.try_clone().map_err(host("duplicate the descriptor of guest RAM"))?;
+                snapshot.fill(&memfd.into())?;
+                None
+            }
+            None => Some(boot::load(&spec, &guest_ram, &description)?),
+        };
         let vcpus = create_vcpus(&kvm_fd, &vm, &ids, &spec, entry)?;
 
         let control =
             Arc::new(Control::new(spec.topology.cpus()).map_err(host("create the event descriptor"))?);
         let doorbell = Arc::new(eventfd()?);
-        let (mut devices, console) = create_devices(&vm, spec, &control, &guest_ram, &ram, &doorbell)?;
+        let ports = state.as_ref().map(MachineState::ports);
+        let (mut devices, console) = create_devices(&vm, spec, &control, &guest_ram, &ram, &doorbell, ports)?;
         devices.port_ring = collect_serial_writes(&vm, &vcpus[0])?;
+        let ioapic = ioapic.map(|fresh| state.as_ref().and_then(MachineState::ioapic).unwrap_or(fresh));
         devices.ioapic = ioapic.map(|ioapic| (Mutex::new(ioapic), vm.clone()));
+        if let Some(state) = state {
+            MachineState::check(&devices)?;
+            state.restore(&vm, &vcpus, devices.ioapic.as_ref().map(|(ioapic, _)| ioapic))?;
+        }
         let devices = Arc::new(devices);
         let mut machine = Self {
             ram,
-            _vm: vm,
+            vm,
+            devices: devices.clone(),
             control,
             doorbell,
             stop_io: Arc::default(),
@@ -295,12 +339,24 @@ impl Running for KvmMachine {
     }
 
     fn watch(&mut self, places: &[WatchPoint]) -> Result<(), MachineError> {
-        if !self._vm.check_extension(Cap::SetGuestDebug) {
+        if !self.vm.check_extension(Cap::SetGuestDebug) {
             let action = "watch guest memory for writes: KVM on this host sets no debug registers".into();
             return Err(MachineError { action, source: None });
         }
         self.control.watch(places);
         Ok(())
+    }
+
+    fn device_state(&mut self) -> Result<Vec<u8>, MachineError> {
+        let save = || {
+            MachineState::check(&self.devices)?;
+            let vcpus = self.control.collect()?;
+            MachineState::save(&self.vm, &self.devices, vcpus)?.encode()
+        };
+        save().map_err(|source: MachineStateError| MachineError {
+            action: "take a snapshot of the machine".into(),
+            source: Some(Box::new(source)),
+        })
     }
 
     fn statistics(&mut self) -> Vec<VcpuStatistics> {
@@ -317,6 +373,10 @@ impl Drop for KvmMachine {
     fn drop(&mut self) {
         self.kill();
     }
+}
+
+fn saved_state(snapshot: &SnapshotFile) -> Result<MachineState, StartError> {
+    Ok(MachineState::decode(&snapshot.state()?)?)
 }
 
 fn eventfd() -> Result<EventFd, StartError> {
@@ -404,10 +464,12 @@ fn create_vcpus(
     vm: &VmFd,
     ids: &ApicIds,
     spec: &MachineSpec,
-    entry: Entry,
+    entry: Option<Entry>,
 ) -> Result<Vec<Vcpu>, StartError> {
     let supported =
         kvm_fd.get_supported_cpuid(KVM_MAX_CPUID_ENTRIES).map_err(kvm("ask KVM for its CPUID table"))?;
+    let msrs = kvm_fd.get_msr_index_list().map_err(kvm("ask KVM which MSRs make up a vCPU"))?;
+    let msrs: Arc<[u32]> = msrs.as_slice().into();
     let mut vcpus = Vec::new();
     for cpu in 0..spec.topology.cpus() {
         let mut table = cpuid::for_cpu(supported.as_slice(), ids, cpu);
@@ -419,8 +481,9 @@ fn create_vcpus(
             cpu,
             ids.of(cpu),
             &table,
-            (cpu == 0).then_some(entry),
+            entry.filter(|_| cpu == 0),
             ids.need_x2apic(),
+            msrs.clone(),
         )?);
     }
     Ok(vcpus)
@@ -467,12 +530,20 @@ fn create_devices(
     ram: &Arc<GuestRam>,
     file: &Ram,
     doorbell: &Arc<EventFd>,
+    ports: Option<&[PortState; 2]>,
 ) -> Result<(Devices, Option<Console>), StartError> {
-    let com = |name, line, fd| -> Result<_, StartError> {
-        Ok(Mutex::new(Uart::new(irq(vm, line)?, Sink::new(name, fd, control.clone()))))
+    let com = |name, line, fd, state: Option<&PortState>| -> Result<_, StartError> {
+        let (line, sink) = (irq(vm, line)?, Sink::new(name, fd, control.clone()));
+        let uart = match state {
+            Some(state) => {
+                Uart::from_state(state, line, sink).map_err(|detail| MachineStateError::Port { detail })?
+            }
+            None => Uart::new(line, sink),
+        };
+        Ok(Mutex::new(uart))
     };
-    let com1 = com("com1", layout::COM1_IRQ, Some(spec.com1))?;
-    let com2 = com("com2", layout::COM2_IRQ, spec.com2)?;
+    let com1 = com("com1", layout::COM1_IRQ, Some(spec.com1), ports.map(|[first, _]| first))?;
+    let com2 = com("com2", layout::COM2_IRQ, spec.com2, ports.map(|[_, second]| second))?;
     let mut virtio = Vec::new();
     if spec.console.is_some() {
         let address = IoEventAddress::Mmio(layout::VIRTIO_MMIO + QUEUE_NOTIFY);

@@ -11,6 +11,7 @@ pub mod kick;
 pub mod machine;
 pub mod memory;
 pub mod port_ring;
+pub mod state;
 pub mod statistics;
 pub mod vcpu;
 #[cfg(target_arch = "x86_64")]

@@ -11,12 +11,13 @@ use kvm_bindings::{
 };
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 
-use super::control::{Control, Wanted};
+use super::control::{Control, Turn, Wanted};
 use super::devices::{Devices, lock};
 use super::kick::{RunPage, ThreadId};
 use super::port_ring::PortRing;
 use super::statistics::Source;
 use super::x86_64::boot::{self, Entry};
+use super::x86_64::state::{StateError, TscBase, VcpuState};
 use super::x86_64::watch;
 use crate::machine::Exit;
 
@@ -25,6 +26,19 @@ const MSR_MTRR_DEF_TYPE: u32 = 0x2ff;
 const X2APIC_ENABLED: u64 = 1 << 11 | 1 << 10;
 /// MTRRs on, everything write-back.
 const MTRR_WRITE_BACK: u64 = 1 << 11 | 6;
+
+/// An access to a device is served in fewer pieces (a page of string input, byte by byte).
+const MOST_PIECES: u32 = 8192;
+
+/// How a stay in the guest ended.
+enum Stay {
+    /// With an exit that was served.
+    Served,
+    /// With nothing to serve.
+    Interrupted,
+    /// With the machine.
+    Ended(Exit),
+}
 
 /// Why a vCPU could not be set up.
 #[derive(Debug, thiserror::Error)]
@@ -46,6 +60,10 @@ pub struct Vcpu {
     cpu: u32,
     fd: VcpuFd,
     page: Arc<RunPage>,
+    /// What CPUID tells it.
+    cpuid: Vec<kvm_cpuid_entry2>,
+    /// The MSRs that make it up.
+    msrs: Arc<[u32]>,
     /// What is watched, and as of which change.
     watched: (u64, Vec<WatchPoint>),
 }
@@ -61,6 +79,7 @@ impl Vcpu {
         cpuid: &[kvm_cpuid_entry2],
         entry: Option<Entry>,
         x2apic: bool,
+        msrs: Arc<[u32]>,
     ) -> Result<Self, VcpuError> {
         let fd = vm.create_vcpu(apic.into()).map_err(failed("create the KVM descriptor", cpu))?;
         let table = CpuId::from_entries(cpuid)
@@ -68,10 +87,10 @@ impl Vcpu {
             .map_err(failed("build the CPUID table", cpu))?;
         fd.set_cpuid2(&table).map_err(failed("set the CPUID table", cpu))?;
         let msr = kvm_msr_entry { index: MSR_MTRR_DEF_TYPE, data: MTRR_WRITE_BACK, ..Default::default() };
-        let msrs = Msrs::from_entries(&[msr])
+        let default = Msrs::from_entries(&[msr])
             .map_err(|e| std::io::Error::other(format!("{e:?}")))
             .map_err(failed("build the MSR list", cpu))?;
-        fd.set_msrs(&msrs).map_err(failed("set the MTRR default", cpu))?;
+        fd.set_msrs(&default).map_err(failed("set the MTRR default", cpu))?;
         if let Some(entry) = entry {
             let mut sregs = fd.get_sregs().map_err(failed("read the system registers", cpu))?;
             boot::enter_protected_mode(&mut sregs);
@@ -82,7 +101,18 @@ impl Vcpu {
             fd.set_regs(&boot::entry_regs(entry)).map_err(failed("set the registers", cpu))?;
         }
         let page = RunPage::map(borrow(&fd)).map_err(failed("map the run page", cpu))?;
-        Ok(Self { cpu, fd, page: Arc::new(page), watched: (0, Vec::new()) })
+        let (page, cpuid) = (Arc::new(page), cpuid.to_vec());
+        Ok(Self { cpu, fd, page, cpuid, msrs, watched: (0, Vec::new()) })
+    }
+
+    /// How far the counters have to be moved for this vCPU's to go on where it was.
+    pub fn tsc_base(&self, state: &VcpuState) -> Result<TscBase, StateError> {
+        TscBase::of(&self.fd, state)
+    }
+
+    /// Makes it what it was. It has not run yet.
+    pub fn restore(&self, state: &VcpuState, base: TscBase) -> Result<(), StateError> {
+        state.restore(&self.fd, &self.cpuid, base)
     }
 
     /// Runs guest code until the machine stops. The thread's whole life.
@@ -98,17 +128,48 @@ impl Vcpu {
         loop {
             self.page.set_immediate_exit(false);
             let frozen = control.wanted() == Wanted::Pause;
-            if !control.may_run() {
-                return;
+            match control.turn(self.cpu) {
+                Turn::Run => {}
+                Turn::Stop => return,
+                Turn::Save => match self.save(control, devices) {
+                    Ok(told) => {
+                        control.tell(self.cpu, told);
+                        continue;
+                    }
+                    Err(exit) => return control.finish(exit),
+                },
             }
             if frozen {
                 // Tells the guest's watchdogs that it was not its fault. Fails if it has no kvm-clock.
                 let _ = self.fd.kvmclock_ctrl();
             }
-            if let Some(exit) = self.take_watches(control).or_else(|| self.step(control, devices)) {
+            if let Some(exit) = self.take_watches(control) {
+                return control.finish(exit);
+            }
+            if let Stay::Ended(exit) = self.step(control, devices) {
                 return control.finish(exit);
             }
         }
+    }
+
+    /// What it is. What its last exit was about is completed by entering the kernel once more, which leaves
+    /// again before any guest code runs (Documentation/virt/kvm/api.rst, KVM_RUN).
+    fn save(
+        &mut self,
+        control: &Control,
+        devices: &Devices,
+    ) -> Result<Result<Box<VcpuState>, StateError>, Exit> {
+        for _ in 0..MOST_PIECES {
+            self.page.set_immediate_exit(true);
+            match self.step(control, devices) {
+                Stay::Served => {}
+                Stay::Interrupted => {
+                    return Ok(VcpuState::save(&self.fd, &self.cpuid, &self.msrs).map(Box::new));
+                }
+                Stay::Ended(exit) => return Err(exit),
+            }
+        }
+        Ok(Err(StateError::Unfinished))
     }
 
     /// Takes over what is to be watched, if that has changed.
@@ -121,27 +182,35 @@ impl Vcpu {
     }
 
     /// One stay in the guest.
-    fn step(&mut self, control: &Control, devices: &Devices) -> Option<Exit> {
+    fn step(&mut self, control: &Control, devices: &Devices) -> Stay {
         let cpu = self.cpu;
-        let internal = |detail: String| Some(Exit::InternalError { detail: format!("vCPU {cpu}: {detail}") });
+        let internal =
+            |detail: String| Stay::Ended(Exit::InternalError { detail: format!("vCPU {cpu}: {detail}") });
         let ended = self.fd.run();
         devices.catch_up();
-        match ended {
-            Ok(VcpuExit::IoIn(port, data)) => devices.port_read(port, data),
-            Ok(VcpuExit::IoOut(port, data)) => return devices.port_write(port, data),
-            Ok(VcpuExit::MmioRead(address, data)) => devices.mmio_read(address, data),
-            Ok(VcpuExit::MmioWrite(address, data)) => return devices.mmio_write(address, data),
+        let exit = match ended {
+            Ok(VcpuExit::IoIn(port, data)) => {
+                devices.port_read(port, data);
+                None
+            }
+            Ok(VcpuExit::IoOut(port, data)) => devices.port_write(port, data),
+            Ok(VcpuExit::MmioRead(address, data)) => {
+                devices.mmio_read(address, data);
+                None
+            }
+            Ok(VcpuExit::MmioWrite(address, data)) => devices.mmio_write(address, data),
             // HLT is served in the kernel; the others mean "go on".
-            Ok(VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_)) => {}
+            Ok(VcpuExit::Hlt | VcpuExit::Intr | VcpuExit::IrqWindowOpen | VcpuExit::IoapicEoi(_)) => None,
             Ok(VcpuExit::Debug(debug)) => {
                 // What is no write was left over from places that are watched no more.
                 if let Some(place) = watch::written(debug.dr6, &self.watched.1) {
                     control.written(place, cpu);
                 }
+                None
             }
-            Ok(VcpuExit::Shutdown) => return Some(Exit::TripleFault { cpu: Some(cpu) }),
-            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => return Some(Exit::PowerOff),
-            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => return Some(Exit::Reset),
+            Ok(VcpuExit::Shutdown) => Some(Exit::TripleFault { cpu: Some(cpu) }),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => Some(Exit::PowerOff),
+            Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => Some(Exit::Reset),
             Ok(VcpuExit::InternalError) => {
                 let detail = self.describe_internal_error();
                 return internal(detail);
@@ -156,10 +225,12 @@ impl Vcpu {
                 return internal(detail);
             }
             // Interrupted by a kick; or a CPU that waits to be started was woken.
-            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {}
+            Err(error) if matches!(error.errno(), libc::EINTR | libc::EAGAIN) => {
+                return Stay::Interrupted;
+            }
             Err(error) => return internal(format!("KVM_RUN failed: {error}; {}", self.position())),
-        }
-        None
+        };
+        exit.map_or(Stay::Served, Stay::Ended)
     }
 
     fn describe_internal_error(&mut self) -> String {

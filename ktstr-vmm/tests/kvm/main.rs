@@ -9,11 +9,14 @@ mod guest;
 mod support;
 
 use std::io::{Read, Write};
+use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
 use std::time::{Duration, Instant};
 
 use guest::text;
+use ktstr_vmm::kvm::StartError;
 use ktstr_vmm::machine::{ConsoleFds, Exit, Gpa, RingRegion, Running, Topology};
+use ktstr_vmm::snapshot::{self, SnapshotFile};
 use support::{Boot, ONE, archive_of, find_below, kernels};
 
 const TOPOLOGY_SCRIPT: &str = "\
@@ -224,6 +227,66 @@ fn kvm_console_carries_both_directions() {
     let seen = reader.join().unwrap();
     assert!(seen.contains("ready") && seen.contains("heard every word"), "{seen}");
     assert!(seen.lines().any(|line| line.trim() == "200"), "{seen}");
+}
+
+/// Counts on one CPU while the other is busy; each line names the time on two clocks and who prints it.
+const COUNT: &str = "(while :; do :; done) & for i in $(seq 16); do \
+    echo tick $i $(cut -d. -f1 /proc/uptime) $(cat /proc/sys/kernel/random/uuid); sleep 0.05; done; \
+    for c in 0 1; do grep -c \"^processor\" /proc/cpuinfo; done; poweroff -f";
+
+#[test]
+fn kvm_machines_go_on_from_where_one_stood() {
+    let Some(kernels) = kernels() else { return };
+    let boot = || Boot::new(&kernels[0], COUNT);
+    let mut first = boot().start();
+    first.until("tick 3 ");
+    assert!(first.machine.device_state().is_err(), "only of vCPUs that stand");
+    first.machine.pause().unwrap();
+    let state = first.machine.device_state().unwrap();
+    assert_eq!(first.machine.device_state().unwrap().len(), state.len(), "as often as one likes");
+    let file = guest::sink();
+    let ram = first.machine.ram();
+    let bytes = ram.regions.iter().map(|region| region.len).sum();
+    let kept = snapshot::write(&file, ram.memfd.as_fd(), bytes, &state, "a machine").unwrap();
+    let before = text(&first.com1).lines().filter(|line| line.starts_with("tick ")).count();
+    println!("booted in {:?}, {kept} bytes, {} of them devices", first.started.elapsed(), state.len());
+    // Whoever is kept goes on as if nothing had been.
+    first.machine.resume().unwrap();
+    assert_eq!(first.exit(), Exit::PowerOff, "{}", text(&first.com1));
+    let ticks = |seen: &str| -> Vec<u32> {
+        let numbers = seen.lines().filter_map(|line| line.strip_prefix("tick ")?.split(' ').next());
+        numbers.map(|number| number.parse().unwrap()).collect()
+    };
+    assert_eq!(ticks(&text(&first.com1)), (1..=16).collect::<Vec<_>>());
+    for _ in 0..2 {
+        let snapshot = SnapshotFile::open(file.try_clone().unwrap(), bytes).unwrap();
+        let mut second = boot().start_from(Some(snapshot));
+        assert_eq!(second.exit(), Exit::PowerOff, "{}", text(&second.com1));
+        let seen = text(&second.com1);
+        println!("went on to the end in {:?}", second.started.elapsed());
+        // The line that was being written may have been cut.
+        let numbers = ticks(&seen);
+        assert!(numbers.len() + before >= 15 && numbers.len() < 16, "{numbers:?} after {before}:\n{seen}");
+        assert_eq!(numbers.last(), Some(&16), "{seen}");
+        for trouble in ["soft lockup", "rcu_", "Oops", "BUG", "unstable"] {
+            assert!(!seen.contains(trouble), "{seen}");
+        }
+    }
+    // Another shape is another machine, and what is of another accelerator is no machine.
+    let refused = |state: &[u8], topology| {
+        let file = guest::sink();
+        snapshot::write(&file, ram_of(bytes).as_fd(), bytes, state, "").unwrap();
+        let snapshot = SnapshotFile::open(file, bytes).unwrap();
+        Boot { topology, ..boot() }.try_start_from(Some(snapshot)).err().expect("a refusal")
+    };
+    assert!(matches!(refused(&state, ONE), StartError::Restore(_)));
+    assert!(matches!(refused(b"QEVM", support::TWO), StartError::Restore(_)));
+}
+
+fn ram_of(bytes: u64) -> std::fs::File {
+    let file = guest::sink();
+    file.set_len(bytes).unwrap();
+    file
 }
 
 /// 135 CPUs whose APIC ids go up to 300. Nested in an emulated CPU already their memory takes minutes to

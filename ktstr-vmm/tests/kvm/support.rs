@@ -6,9 +6,10 @@ use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use ktstr_vmm::kvm::KvmMachine;
+use ktstr_vmm::kvm::{KvmMachine, StartError};
 use ktstr_vmm::machine::{ConsoleFds, Event, Exit, MachineSpec, Numa, RingRegion, Running, Topology};
 use ktstr_vmm::probe::{Verdict, probe};
+use ktstr_vmm::snapshot::SnapshotFile;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
 use crate::guest::{initramfs, sink, text};
@@ -133,6 +134,16 @@ impl<'a> Boot<'a> {
     }
 
     pub fn start(self) -> Guest {
+        self.start_from(None)
+    }
+
+    /// From where such a machine once stood.
+    pub fn start_from(self, snapshot: Option<SnapshotFile>) -> Guest {
+        self.try_start_from(snapshot).unwrap()
+    }
+
+    /// The same, or why not.
+    pub fn try_start_from(self, snapshot: Option<SnapshotFile>) -> Result<Guest, StartError> {
         let (com1, com2) = (sink(), sink());
         let mut initrd = vec![initramfs(self.script)];
         initrd.extend(self.more);
@@ -152,7 +163,8 @@ impl<'a> Boot<'a> {
         };
         let kvm = File::options().read(true).write(true).open("/dev/kvm").unwrap();
         let started = Instant::now();
-        Guest { machine: KvmMachine::start(kvm.into(), spec).unwrap(), com1, com2, started }
+        let machine = KvmMachine::start_from(kvm.into(), spec, snapshot)?;
+        Ok(Guest { machine, com1, com2, started })
     }
 }
 

@@ -10,6 +10,7 @@ use kvm_bindings::{
     KVM_IRQ_ROUTING_MSI, KvmIrqRouting, kvm_irq_routing_entry, kvm_irq_routing_entry__bindgen_ty_1,
     kvm_irq_routing_msi,
 };
+use serde::{Deserialize, Serialize};
 
 /// Interrupt lines.
 pub const PINS: usize = 24;
@@ -41,6 +42,14 @@ pub struct Message {
     pub data: u32,
 }
 
+/// Its registers as they are saved.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registers {
+    select: u8,
+    id: u32,
+    table: [u64; PINS],
+}
+
 /// Its registers.
 #[derive(Debug)]
 pub struct Ioapic {
@@ -56,6 +65,18 @@ impl Default for Ioapic {
 }
 
 impl Ioapic {
+    /// What it is.
+    #[must_use]
+    pub fn registers(&self) -> Registers {
+        Registers { select: self.select, id: self.id, table: self.table }
+    }
+
+    /// One that is so; KVM is to be told the [`Self::routing`].
+    #[must_use]
+    pub fn from_registers(registers: &Registers) -> Self {
+        Self { select: registers.select, id: registers.id, table: registers.table }
+    }
+
     fn entry(select: u8) -> Option<(usize, u32)> {
         let at = usize::from(select.checked_sub(REG_TABLE)?);
         (at / 2 < PINS).then_some((at / 2, 32 * (at as u32 % 2)))
@@ -168,6 +189,8 @@ mod tests {
         assert_eq!(ioapic.messages().collect::<Vec<_>>(), [message]);
         assert!(!set(&mut ioapic, 0x10 + 8, 0x31), "nothing new");
         assert_eq!(get(&mut ioapic, 0x10 + 8), 0x31);
+        let same = Ioapic::from_registers(&ioapic.registers());
+        assert_eq!(same.messages().collect::<Vec<_>>(), [message]);
         assert!(set(&mut ioapic, 0x10 + 8, 1 << 16 | 0x31));
         assert_eq!(ioapic.messages().count(), 0);
     }

@@ -11,8 +11,9 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use serde::{Deserialize, Serialize};
 use vm_superio::serial::NoEvents;
-use vm_superio::{Serial, Trigger};
+use vm_superio::{Serial, SerialState, Trigger};
 use vmm_sys_util::eventfd::EventFd;
 
 use crate::kvm::control::{Control, Wanted};
@@ -104,6 +105,16 @@ impl Write for Sink {
     }
 }
 
+/// The registers of a port.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PortState {
+    /// Divisor low and high, interrupt enable and identification, line control and status, modem control and
+    /// status, scratch.
+    registers: [u8; 9],
+    /// What the guest has not read yet.
+    received: Vec<u8>,
+}
+
 /// One serial port.
 pub struct Uart {
     serial: Serial<IrqLine, NoEvents, Sink>,
@@ -119,6 +130,53 @@ impl Uart {
     /// A port whose interrupts go to `irq` and whose output goes to `sink`.
     pub fn new(irq: EventFd, sink: Sink) -> Self {
         Self { serial: Serial::new(IrqLine(irq), sink) }
+    }
+
+    /// A port with these registers.
+    pub fn from_state(state: &PortState, irq: EventFd, sink: Sink) -> Result<Self, String> {
+        let [
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+        ] = state.registers;
+        let state = SerialState {
+            baud_divisor_low,
+            baud_divisor_high,
+            interrupt_enable,
+            interrupt_identification,
+            line_control,
+            line_status,
+            modem_control,
+            modem_status,
+            scratch,
+            in_buffer: state.received.clone(),
+        };
+        let serial = Serial::from_state(&state, IrqLine(irq), NoEvents, sink);
+        serial.map(|serial| Self { serial }).map_err(|error| format!("{error:?}"))
+    }
+
+    /// Its registers.
+    #[must_use]
+    pub fn state(&self) -> PortState {
+        let state = self.serial.state();
+        let registers = [
+            state.baud_divisor_low,
+            state.baud_divisor_high,
+            state.interrupt_enable,
+            state.interrupt_identification,
+            state.line_control,
+            state.line_status,
+            state.modem_control,
+            state.modem_status,
+            state.scratch,
+        ];
+        PortState { registers, received: state.in_buffer }
     }
 
     /// The guest reads a register.
@@ -174,6 +232,26 @@ mod tests {
         assert_eq!(irq.read().unwrap(), 1);
         assert_eq!(uart.read(2) & 0xf, 2, "IIR names the empty transmitter");
         assert_eq!(uart.read(5) & 0x60, 0x60, "LSR says room");
+    }
+
+    #[test]
+    fn a_port_goes_on_with_its_registers() {
+        let (mut before, _control, _irq) = uart(None);
+        // Divisor latch open, divisor, 8 bits, all interrupts, scratch.
+        for (offset, value) in [(3, 0x80), (0, 0x0c), (1, 0x01), (3, 0x03), (1, 0x0f), (4, 0x0b), (7, 0x5a)] {
+            before.write(offset, value);
+        }
+        let state = before.state();
+        let irq = EventFd::new(libc::EFD_NONBLOCK).unwrap();
+        let control = Arc::new(Control::new(1).unwrap());
+        let mut after = Uart::from_state(&state, irq, Sink::new("com1", None, control)).unwrap();
+        assert_eq!(after.state(), state);
+        for offset in [1, 3, 4, 5, 6, 7] {
+            assert_eq!(after.read(offset), before.read(offset), "register {offset}");
+        }
+        let long = PortState { received: vec![0; 4096], ..state };
+        let sink = Sink::new("com1", None, Arc::new(Control::new(1).unwrap()));
+        assert!(Uart::from_state(&long, EventFd::new(0).unwrap(), sink).is_err());
     }
 
     #[test]

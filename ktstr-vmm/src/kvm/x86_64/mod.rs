@@ -5,4 +5,5 @@ mod affinity;
 pub mod boot;
 pub mod cpuid;
 pub mod layout;
+pub mod state;
 pub mod watch;
