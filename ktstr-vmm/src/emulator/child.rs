@@ -172,7 +172,8 @@ mod tests {
     #[test]
     fn who_was_ended_from_outside_is_told_from_who_ended_by_itself() {
         use std::os::unix::process::ExitStatusExt;
-        let end = |raw| VmExit::EmulatorDied { how: describe(ExitStatus::from_raw(raw)), stderr: String::new() };
+        let end =
+            |raw| VmExit::EmulatorDied { how: describe(ExitStatus::from_raw(raw)), stderr: String::new() };
         assert!(!end(libc::SIGKILL).is_of_itself());
         for raw in [libc::SIGSEGV, libc::SIGABRT, libc::SIGSYS, 1 << 8, 0] {
             assert!(end(raw).is_of_itself(), "{:?}", end(raw));
