@@ -15,6 +15,7 @@ pub mod client;
 pub mod codec;
 pub mod device;
 mod ending;
+pub mod figures;
 pub mod guest;
 pub mod handover;
 pub mod histogram;

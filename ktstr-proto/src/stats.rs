@@ -3,6 +3,8 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::figures::LatencyFigures;
+
 /// A part of a scenario: the time before its first step, or one step.
 #[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
 pub struct PhaseBucket {
@@ -85,12 +87,75 @@ pub struct PhaseCgroup {
     pub p99_wake_latency_ns: u64,
     /// The longest.
     pub max_wake_latency_ns: u64,
+    /// From the wake to the run, of the wakes of all its workers.
+    #[serde(default)]
+    pub wake_latency: Option<LatencyFigures>,
+    /// How late timers of its workers were.
+    #[serde(default)]
+    pub timer_latency: Option<LatencyFigures>,
+    /// Longest gap of a worker, milliseconds.
+    #[serde(default)]
+    pub max_gap_ms: u64,
+    /// Lowest off-CPU share of a worker in its time in this phase, percent.
+    #[serde(default)]
+    pub min_off_cpu_pct: f64,
+    /// The highest.
+    #[serde(default)]
+    pub max_off_cpu_pct: f64,
     /// What the kernel accounted while the step held; `None` for cgroups that were not there all the time.
     #[serde(default)]
     pub usage: Option<CgroupUsage>,
 }
 
 impl PhaseCgroup {
+    /// Names that [`Self::metric`] knows.
+    pub const METRICS: &[&str] = &[
+        "p99_wake_latency_us",
+        "median_wake_latency_us",
+        "worst_wake_latency_us",
+        "wake_latency_cv",
+        "p99_timer_latency_us",
+        "p999_timer_latency_us",
+        "median_timer_latency_us",
+        "worst_timer_latency_us",
+        "mean_run_delay_us",
+        "max_gap_ms",
+        "min_off_cpu_pct",
+        "max_off_cpu_pct",
+        "off_cpu_spread_pct",
+        "migration_ratio",
+        "iterations_per_worker",
+        "total_iterations",
+    ];
+
+    /// A figure by its name; `None` for what was not measured and for names that are not in [`Self::METRICS`].
+    pub fn metric(&self, name: &str) -> Option<f64> {
+        let (wake, timer) = (self.wake_latency, self.timer_latency);
+        match name {
+            "p99_wake_latency_us" => Some(wake?.p99_us),
+            "median_wake_latency_us" => Some(wake?.median_us),
+            "worst_wake_latency_us" => Some(wake?.worst_us),
+            "wake_latency_cv" => Some(wake?.cv),
+            "p99_timer_latency_us" => Some(timer?.p99_us),
+            "p999_timer_latency_us" => Some(timer?.p999_us),
+            "median_timer_latency_us" => Some(timer?.median_us),
+            "worst_timer_latency_us" => Some(timer?.worst_us),
+            "mean_run_delay_us" => Some(self.mean_run_delay_ns()? as f64 / 1000.0),
+            "max_gap_ms" => Some(self.max_gap_ms as f64),
+            "min_off_cpu_pct" => Some(self.min_off_cpu_pct),
+            "max_off_cpu_pct" => Some(self.max_off_cpu_pct),
+            "off_cpu_spread_pct" => Some(self.max_off_cpu_pct - self.min_off_cpu_pct),
+            "migration_ratio" => {
+                (self.iterations > 0).then(|| self.migrations as f64 / self.iterations as f64)
+            }
+            "iterations_per_worker" => {
+                (self.workers > 0).then(|| self.iterations as f64 / f64::from(self.workers))
+            }
+            "total_iterations" => Some(self.iterations as f64),
+            _ => None,
+        }
+    }
+
     /// Time runnable but not running before it was put on a CPU, nanoseconds; `None` when it never was.
     pub fn mean_run_delay_ns(&self) -> Option<u64> {
         self.run_delay_ns.checked_div(self.pcount)

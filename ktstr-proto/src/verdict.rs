@@ -4,12 +4,14 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-pub use crate::thresholds::Assert;
+pub use crate::{
+    figures::{CgroupStats, ScenarioStats},
+    thresholds::Assert,
+};
 use crate::{
     histogram::Histogram,
     monitor::MonitorSummary,
     run::{AccelKind, RunId},
-    stats::{PayloadMetrics, Phase, PhaseBucket, PhaseCgroup},
 };
 
 /// The lattice `Fail > Inconclusive > Pass > NotRun`; merging keeps the greatest.
@@ -256,91 +258,8 @@ pub struct PhaseSlice {
     pub major_faults: u64,
     /// From the wake to the run, nanoseconds.
     pub wake_latency: Histogram,
-}
-
-/// Figures of one cgroup.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct CgroupStats {
-    /// Name.
-    pub name: String,
-    /// Workers in it.
-    pub workers: u32,
-    /// CPUs its workers ran on.
-    pub cpus: u32,
-    /// Lowest off-CPU share of a worker, percent.
-    pub min_off_cpu_pct: f64,
-    /// Highest off-CPU share of a worker, percent.
-    pub max_off_cpu_pct: f64,
-    /// Their difference, percentage points.
-    pub spread_pct: f64,
-    /// Longest gap, milliseconds.
-    pub max_gap_ms: u64,
-    /// Migrations in total.
-    pub migrations: u64,
-    /// Iterations in total.
-    pub iterations: u64,
-    /// Mean run delay per schedule, microseconds.
-    pub mean_run_delay_us: f64,
-}
-
-/// Figures of the whole scenario.
-#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
-pub struct ScenarioStats {
-    /// Per cgroup, in order of creation.
-    pub cgroups: Vec<CgroupStats>,
-    /// Every worker's telemetry.
-    pub workers: Vec<WorkerReport>,
-    /// The baseline and each step.
-    pub phases: Vec<PhaseBucket>,
-    /// What programs beside the workers measured.
-    pub payloads: Vec<PayloadMetrics>,
-}
-
-impl ScenarioStats {
-    /// Largest spread of any cgroup, percentage points; 0 is perfect fairness.
-    pub fn worst_spread(&self) -> f64 {
-        self.cgroups.iter().map(|c| c.spread_pct).fold(0.0, f64::max)
-    }
-
-    /// Longest gap of any worker, milliseconds.
-    pub fn worst_gap_ms(&self) -> u64 {
-        self.cgroups.iter().map(|c| c.max_gap_ms).max().unwrap_or(0)
-    }
-
-    /// Migrations of all workers.
-    pub fn total_migrations(&self) -> u64 {
-        self.cgroups.iter().map(|c| c.migrations).sum()
-    }
-
-    /// One phase.
-    pub fn phase(&self, phase: Phase) -> Option<&PhaseBucket> {
-        self.phases.iter().find(|bucket| bucket.index == phase.index())
-    }
-
-    /// One cgroup in one phase.
-    pub fn phase_cgroup(&self, phase: Phase, cgroup: &str) -> Option<&PhaseCgroup> {
-        self.phase(phase)?.cgroup(cgroup)
-    }
-
-    /// Whether the scenario had steps.
-    pub fn has_steps(&self) -> bool {
-        self.phases.iter().any(|bucket| bucket.index > 0)
-    }
-
-    /// Figures of one cgroup.
-    pub fn cgroup(&self, name: &str) -> Option<&CgroupStats> {
-        self.cgroups.iter().find(|cgroup| cgroup.name == name)
-    }
-
-    /// What a program measured; the last one of this name.
-    pub fn payload(&self, name: &str) -> Option<&PayloadMetrics> {
-        self.payloads.iter().rev().find(|payload| payload.name == name)
-    }
-
-    /// Iterations of all workers.
-    pub fn total_iterations(&self) -> u64 {
-        self.cgroups.iter().map(|c| c.iterations).sum()
-    }
+    /// How late a timer was, nanoseconds.
+    pub timer_latency: Histogram,
 }
 
 /// What a test function returns.

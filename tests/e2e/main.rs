@@ -13,6 +13,7 @@ mod host;
 mod maps;
 mod matrix;
 mod observe;
+mod operations;
 mod pulse;
 mod race;
 mod shares;

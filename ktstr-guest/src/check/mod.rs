@@ -8,6 +8,8 @@ pub mod usage;
 
 use std::{collections::BTreeMap, time::Duration};
 
+use ktstr_proto::figures::LatencyFigures;
+use ktstr_proto::histogram::Histogram;
 use ktstr_proto::verdict::{
     Assert, AssertResult, CgroupStats, DetailKind, Outcome, ScenarioStats, TimeFigures, WorkerExit,
     WorkerReport,
@@ -60,7 +62,7 @@ pub fn judge_groups(assert: &Assert, topo: Option<&TestTopology>, groups: Vec<Gr
     for same_cgroup in groups.chunk_by(|a, b| name(a) == name(b)) {
         let members: Vec<WorkerReport> =
             same_cgroup.iter().flat_map(|group| &group.reports).cloned().collect();
-        let mut stats = cgroup_stats(&members);
+        let mut stats = cgroup_stats(&members, topo);
         let mut worst: Option<CgroupStats> = None;
         let all_peers = same_cgroup
             .iter()
@@ -72,7 +74,7 @@ pub fn judge_groups(assert: &Assert, topo: Option<&TestTopology>, groups: Vec<Gr
                 Some(lived) if lived >= SHORT_LIFE => peers.iter().filter(|w| settled(w)).cloned().collect(),
                 _ => peers.clone(),
             };
-            let theirs = cgroup_stats(&compared);
+            let theirs = cgroup_stats(&compared, topo);
             judge_fairness(assert, lived, &compared, &theirs, &mut result);
             rates::judge(assert, topo, &peers, &mut result);
             if worst.as_ref().is_none_or(|worst| worst.spread_pct < theirs.spread_pct) {
@@ -231,26 +233,48 @@ fn off_cpu_pct(worker: &WorkerReport) -> Option<f64> {
     Some(off as f64 * 100.0 / worker.wall_time_ns as f64)
 }
 
-fn cgroup_stats(members: &[WorkerReport]) -> CgroupStats {
+fn cgroup_stats(members: &[WorkerReport], topo: Option<&TestTopology>) -> CgroupStats {
     let mut cpus: Vec<u32> = members.iter().flat_map(|w| w.cpus_used.iter().copied()).collect();
     cpus.sort_unstable();
     cpus.dedup();
     let shares: Vec<f64> = members.iter().filter_map(off_cpu_pct).collect();
     let min = shares.iter().copied().reduce(f64::min).unwrap_or(0.0);
     let max = shares.iter().copied().reduce(f64::max).unwrap_or(0.0);
-    let delay_ns: u64 = members.iter().map(|w| w.run_delay_ns).sum();
-    let times_run: u64 = members.iter().map(|w| w.pcount).sum();
+    let mean_delay = |delay_ns: u64, times_run: u64| match times_run {
+        0 => 0.0,
+        times_run => delay_ns as f64 / 1000.0 / times_run as f64,
+    };
+    let sum = |of: fn(&WorkerReport) -> u64| members.iter().map(of).sum::<u64>();
+    let together = |of: fn(&WorkerReport) -> Option<&Histogram>| {
+        let mut all = Histogram::default();
+        members.iter().filter_map(of).for_each(|one| all.merge(one));
+        LatencyFigures::of(&all)
+    };
+    let gap = members.iter().max_by_key(|w| w.max_gap_ns);
+    let iterations = sum(|w| w.iterations);
+    let moved = sum(|w| w.kernel_migrations.unwrap_or(w.migrations));
+    let living: Vec<&WorkerReport> = members.iter().filter(|w| w.not_run.is_none()).collect();
+    let placed = rates::placed(&living, topo);
     CgroupStats {
         name: members.first().map(|w| w.cgroup.clone()).unwrap_or_default(),
         workers: members.len() as u32,
         cpus: cpus.len() as u32,
         min_off_cpu_pct: min,
         max_off_cpu_pct: max,
+        avg_off_cpu_pct: shares.iter().sum::<f64>() / shares.len().max(1) as f64,
         spread_pct: max - min,
-        max_gap_ms: members.iter().map(|w| w.max_gap_ns / 1_000_000).max().unwrap_or(0),
-        migrations: members.iter().map(|w| w.migrations).sum(),
-        iterations: members.iter().map(|w| w.iterations).sum(),
-        mean_run_delay_us: if times_run == 0 { 0.0 } else { delay_ns as f64 / 1000.0 / times_run as f64 },
+        max_gap_ms: gap.map_or(0, |w| w.max_gap_ns / 1_000_000),
+        max_gap_cpu: gap.map_or(0, |w| w.max_gap_cpu),
+        migrations: sum(|w| w.migrations),
+        migration_ratio: (iterations > 0).then(|| moved as f64 / iterations as f64),
+        iterations,
+        cpu_time_ns: sum(|w| w.cpu_time_ns),
+        mean_run_delay_us: mean_delay(sum(|w| w.run_delay_ns), sum(|w| w.pcount)),
+        worst_run_delay_us: members.iter().map(|w| mean_delay(w.run_delay_ns, w.pcount)).fold(0.0, f64::max),
+        wake_latency: together(|w| (!w.is_messenger).then_some(&w.wake_latency)),
+        timer_latency: together(|w| Some(&w.timer_latency)),
+        page_locality: placed.map(|placed| placed.local),
+        cross_node_migration_ratio: placed.map(|placed| placed.moved),
     }
 }
 

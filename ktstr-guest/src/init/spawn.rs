@@ -6,7 +6,10 @@ use std::{
     process::{Command, Stdio},
 };
 
-use ktstr_proto::guest::{GuestJob, LogSource};
+use ktstr_proto::{
+    device::{DISK_DEVICE, DiskConfig, Filesystem},
+    guest::{GuestJob, LogSource},
+};
 use nix::{
     errno::Errno,
     sys::signal::{Signal, killpg},
@@ -14,6 +17,7 @@ use nix::{
 };
 
 use super::{streams::Stream, watch::Watch};
+use crate::work::DISK_ENV;
 
 /// Where commands are looked for.
 pub const PATH: &str = "/include-files:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
@@ -61,9 +65,16 @@ pub fn command(program: &str, job: &GuestJob) -> Command {
         .env("HOME", "/root")
         .env("TERM", "linux")
         .env("KTSTR_SEED", job.seed.to_string())
+        .envs(work_disk(job))
         .envs(job.env.iter().map(|(name, value)| (name, value)))
         .current_dir("/");
     command
+}
+
+/// A raw disk that can be written is there to be written: work types that press on block devices take it.
+fn work_disk(job: &GuestJob) -> Option<(&'static str, &'static str)> {
+    let raw = |disk: &&DiskConfig| matches!(disk.filesystem, Filesystem::Raw) && !disk.read_only;
+    job.disk.as_ref().filter(raw).map(|_| (DISK_ENV, DISK_DEVICE))
 }
 
 /// Starts a command in a process group of its own, its output watched.

@@ -8,6 +8,7 @@ use std::{
 };
 
 use ktstr_proto::guest::SchedulerRequest;
+use nix::errno::Errno;
 
 use super::{
     AffinityIntent, CgroupDef, Op, ScenarioError, WorkSpec, cpu_list,
@@ -18,7 +19,7 @@ use super::{
 };
 use crate::{
     attributes::Attributes,
-    work::{CloneMode, WorkType, WorkloadConfig, WorkloadHandle},
+    work::{CloneMode, WorkError, WorkType, WorkloadConfig, WorkloadHandle},
 };
 
 /// A group of workers before it is made.
@@ -108,6 +109,7 @@ impl Engine<'_> {
             Op::OfflineCpu { cpu } => {
                 set_online(*cpu, false, place)?;
                 self.offline.insert(*cpu);
+                self.forget_affinities();
                 self.widen();
                 format!("cpu{cpu} offline")
             }
@@ -271,8 +273,12 @@ impl Engine<'_> {
                     self.ctx.cgroups.move_process(cgroup, pid)?;
                 }
             }
+            let wanders = config.work_type.sets_affinities();
+            let own = |own: &Vec<u32>| within(restricted.as_deref(), if wanders { &[] } else { own });
             self.workers.push(Running {
-                allowed: vec![affinity.iter().map(|own| within(restricted.as_deref(), own)).collect()],
+                allowed: vec![affinity.iter().map(own).collect()],
+                wanders,
+                leaves: config.work_type.leaves_its_cgroup(),
                 handle,
                 origin: config.cgroup,
                 cgroup: cgroup.into(),
@@ -370,19 +376,11 @@ impl Engine<'_> {
         self.cgroups.iter_mut().find(|live| live.name == name)
     }
 
-    /// The CPUs a cgroup is restricted to by itself or by one above it, as far as they are in service.
+    /// The CPUs a cgroup is restricted to by itself and by those above it.
     fn restriction(&self, cgroup: &str) -> Option<Vec<u32>> {
-        let mut name = cgroup;
-        loop {
-            let own = self.live(name).map(|live| live.cpus.as_slice()).unwrap_or_default();
-            let in_service: Vec<u32> =
-                own.iter().copied().filter(|cpu| !self.offline.contains(cpu)).collect();
-            if !in_service.is_empty() {
-                return Some(own.to_vec());
-            }
-            // With none of them in service the kernel takes those of the cgroup above.
-            name = name.rsplit_once('/')?.0;
-        }
+        let levels = cgroup.match_indices('/').map(|(at, _)| &cgroup[..at]).chain([cgroup]);
+        let own = levels.map(|name| self.live(name).map(|live| live.cpus.as_slice()).unwrap_or_default());
+        effective(own, &self.offline)
     }
 
     /// The CPUs a cgroup may use.
@@ -414,11 +412,33 @@ impl Engine<'_> {
 
     /// What each worker is allowed now.
     fn allowed_now(&self) -> Vec<Vec<Option<BTreeSet<u32>>>> {
-        let of = |worker: &Running| {
-            let restricted = self.restriction(&worker.cgroup);
-            worker.affinity.iter().map(|own| within(restricted.as_deref(), own)).collect()
+        let of = |worker: &Running| match worker.leaves {
+            // What happens to the cgroup no longer reaches them.
+            true => worker.allowed.last().cloned().unwrap_or_default(),
+            false => {
+                let restricted = self.restriction(&worker.cgroup);
+                let own =
+                    |own: &Vec<u32>| within(restricted.as_deref(), if worker.wanders { &[] } else { own });
+                worker.affinity.iter().map(own).collect()
+            }
         };
         self.workers.iter().map(of).collect()
+    }
+
+    /// A worker none of whose CPUs is in service any more is let run elsewhere by the kernel, and stays free
+    /// when they come back (kernel/sched/core.c, `select_fallback_rq()`).
+    fn forget_affinities(&mut self) {
+        let restrictions: Vec<_> = self.workers.iter().map(|w| self.restriction(&w.cgroup)).collect();
+        for (worker, restricted) in self.workers.iter_mut().zip(restrictions) {
+            for own in worker.affinity.iter_mut().filter(|own| !own.is_empty()) {
+                let left = |cpu: &u32| {
+                    !self.offline.contains(cpu) && restricted.as_ref().is_none_or(|cpus| cpus.contains(cpu))
+                };
+                if !own.iter().any(left) {
+                    own.clear();
+                }
+            }
+        }
     }
 
     /// Adds what each worker is allowed now to what it was allowed before.
@@ -467,7 +487,12 @@ impl Engine<'_> {
         for worker in self.workers.iter().filter(|worker| worker.cgroup == cgroup) {
             for (index, cpus) in worker.affinity.iter().enumerate() {
                 let asked = if cpus.is_empty() { self.ctx.topo.all_cpus() } else { cpus };
-                worker.handle.set_affinity(index, asked).map_err(failed)?;
+                match worker.handle.set_affinity(index, asked) {
+                    // It ended, which is a finding of its own.
+                    Err(WorkError::System { source, .. })
+                        if source.raw_os_error() == Some(Errno::ESRCH as i32) => {}
+                    other => other.map_err(failed)?,
+                }
             }
         }
         self.narrow();
@@ -494,7 +519,8 @@ impl Engine<'_> {
         if let Some(since) = self.live_mut(cgroup).and_then(|live| live.frozen_since.take()) {
             let below = format!("{cgroup}/");
             for worker in &self.workers {
-                if worker.cgroup == cgroup || worker.cgroup.starts_with(&below) {
+                let inside = worker.cgroup == cgroup || worker.cgroup.starts_with(&below);
+                if inside && !worker.leaves {
                     worker.handle.was_frozen(since.elapsed());
                 }
             }
@@ -522,6 +548,21 @@ impl Engine<'_> {
             Err(reason) => Err(ScenarioError::Scheduler { place: place.into(), reason }),
         }
     }
+}
+
+/// What is left of the CPUs that each level, from the top, is restricted to (none is not at all): where a level has
+/// nothing in common with what is above it, or nothing in service, the kernel takes what is above
+/// (Documentation/admin-guide/cgroup-v2.rst, `cpuset.cpus.effective`).
+fn effective<'a>(levels: impl Iterator<Item = &'a [u32]>, offline: &BTreeSet<u32>) -> Option<Vec<u32>> {
+    let mut effective: Option<Vec<u32>> = None;
+    for own in levels.filter(|own| !own.is_empty()) {
+        let above = |cpu: &u32| effective.as_ref().is_none_or(|above| above.contains(cpu));
+        let both: Vec<u32> = own.iter().copied().filter(above).collect();
+        if both.iter().any(|cpu| !offline.contains(cpu)) {
+            effective = Some(both);
+        }
+    }
+    effective
 }
 
 /// An error of the host, and where it was asked.
@@ -579,4 +620,31 @@ fn irq_number(irq: &Irq, place: &str) -> Result<u32, ScenarioError> {
         place: place.into(),
         reason: format!("no numbered line of /proc/interrupts has `{label}` in it"),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_level_is_bound_by_those_above_it() {
+        let left = |levels: &[&[u32]], offline: &[u32]| {
+            effective(levels.iter().copied(), &offline.iter().copied().collect())
+        };
+        assert_eq!(left(&[&[], &[]], &[]), None);
+        assert_eq!(left(&[&[2, 3], &[]], &[]), Some(vec![2, 3]));
+        assert_eq!(left(&[&[], &[0, 1]], &[]), Some(vec![0, 1]));
+        assert_eq!(left(&[&[1, 2, 3], &[0, 1]], &[]), Some(vec![1]));
+        assert_eq!(left(&[&[2, 3], &[0, 1]], &[]), Some(vec![2, 3]), "nothing in common");
+        assert_eq!(left(&[&[1, 2, 3], &[0, 1]], &[1]), Some(vec![1, 2, 3]), "nothing in service");
+    }
+
+    #[test]
+    fn what_has_nothing_in_common_with_its_cgroup_is_allowed_the_cgroups() {
+        let set = |cpus: &[u32]| Some(cpus.iter().copied().collect::<BTreeSet<u32>>());
+        assert_eq!(within(None, &[]), None);
+        assert_eq!(within(None, &[1]), set(&[1]));
+        assert_eq!(within(Some(&[0, 1]), &[1, 2]), set(&[1]));
+        assert_eq!(within(Some(&[0, 1]), &[2]), set(&[0, 1]));
+    }
 }

@@ -53,6 +53,14 @@ impl Plan {
         if steps.is_empty() {
             return Err(ScenarioError::NoSteps);
         }
+        for (number, step) in steps.iter().enumerate() {
+            if let HoldSpec::Frac(frac) = step.hold
+                && !(frac.is_finite() && frac >= 0.0)
+            {
+                let reason = format!("it cannot hold for {frac} of the duration: give a number from 0 on");
+                return Err(ScenarioError::Impossible { place: format!("step {number}"), reason });
+            }
+        }
         let times = holds(&steps, ctx.duration);
         for (number, (step, time)) in steps.iter().zip(&times).enumerate() {
             if matches!(step.hold, HoldSpec::Loop { .. }) && time.is_zero() {
@@ -95,6 +103,10 @@ pub(super) struct Running {
     pub allowed: Vec<Vec<Option<BTreeSet<u32>>>>,
     /// CPUs each is restricted to by itself; empty is not at all.
     pub affinity: Vec<Vec<u32>>,
+    /// They set affinities themselves, so that what they were given says nothing.
+    pub wanders: bool,
+    /// They go into cgroups of their own, where what becomes of this one does not reach them.
+    pub leaves: bool,
 }
 
 /// A program that runs.
@@ -317,7 +329,9 @@ impl Engine<'_> {
             let holds =
                 worker.cgroup == cgroup.name || worker.cgroup.starts_with(&format!("{}/", cgroup.name));
             if holds && let Some(since) = cgroup.frozen_since {
-                worker.handle.was_frozen(since.elapsed());
+                if !worker.leaves {
+                    worker.handle.was_frozen(since.elapsed());
+                }
                 // Should it fail, the worker is found not to stop, which says the same.
                 let _ = self.ctx.cgroups.freeze(&cgroup.name, false);
             }

@@ -88,6 +88,14 @@ pub enum ScenarioError {
         #[source]
         source: SchedPolicyError,
     },
+    /// An attribute of workers cannot be had.
+    #[error("workers of cgroup `{cgroup}`: {reason}")]
+    Attribute {
+        /// The cgroup.
+        cgroup: String,
+        /// What was asked for and why it is refused.
+        reason: String,
+    },
     /// No kernel takes the memory policy.
     #[error("the memory policy of cgroup `{cgroup}` is impossible")]
     MemPolicy {

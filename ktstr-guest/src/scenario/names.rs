@@ -230,6 +230,30 @@ fn check_work(ctx: &Ctx, cgroup: &str, work: &super::WorkSpec) -> Result<(), Sce
     if work.workers.is_some() && work.workers_pct.is_some() {
         return Err(ScenarioError::WorkersTwice { cgroup: cgroup() });
     }
+    let attribute = |reason: String| Err(ScenarioError::Attribute { cgroup: cgroup(), reason });
+    if let Some(pct) = work.workers_pct.filter(|pct| !(pct.is_finite() && *pct > 0.0)) {
+        return attribute(format!("workers_pct of {pct} is no number of workers: give one above 0"));
+    }
+    if let Some(nice) = work.nice.filter(|nice| !(-20..=19).contains(nice)) {
+        return attribute(format!("nice value {nice}: they go from -20 to 19"));
+    }
+    for name in [&work.comm, &work.pcomm].into_iter().flatten() {
+        if name.is_empty() || name.len() > 15 || name.contains('\0') {
+            return attribute(format!("`{name}` is no name of a task: the kernel keeps 1 to 15 bytes"));
+        }
+    }
+    if let Some(node) = work.numa_node {
+        match ctx.topo.nodes().get(node as usize) {
+            None => {
+                let nodes = ctx.topo.num_numa_nodes();
+                return attribute(format!("there is no NUMA node {node}: {} has {nodes}", ctx.topo));
+            }
+            Some(cpus) if cpus.is_empty() => {
+                return attribute(format!("NUMA node {node} has no CPU to run on"));
+            }
+            Some(_) => {}
+        }
+    }
     if let Some(policy) = work.sched_policy {
         policy.checked().map_err(|source| ScenarioError::SchedPolicy { cgroup: cgroup(), source })?;
     }
@@ -300,6 +324,23 @@ mod tests {
         assert!(one(Op::set_cpuset("cg_0", CpusetSpec::Llc(400))).contains("names LLC 400"));
         let policy = WorkSpec::default().sched_policy(crate::attributes::SchedPolicy::Fifo(0));
         assert!(one(Op::spawn_workers("cg_0", policy)).contains("priorities go from 1 to 99"));
+        let spawn = |work: WorkSpec| one(Op::spawn_workers("cg_0", work));
+        let refused = [
+            (WorkSpec::default().numa_node(90), "there is no NUMA node 90"),
+            (WorkSpec::default().nice(30), "nice value 30: they go from -20 to 19"),
+            (WorkSpec::default().comm("longer than fifteen"), "the kernel keeps 1 to 15 bytes"),
+            (WorkSpec::default().workers_pct(f64::INFINITY), "workers_pct of inf is no number of workers"),
+            (WorkSpec::default().workers_pct(f64::NAN), "workers_pct of NaN"),
+            (WorkSpec::default().workers_pct(-1.0), "workers_pct of -1"),
+        ];
+        for (work, reason) in refused {
+            let text = spawn(work);
+            assert!(text.contains(reason) && text.contains("cg_0"), "{text}");
+        }
+        for frac in [f64::NAN, f64::INFINITY, -0.5] {
+            let text = refusal(Backdrop::new(), vec![Step::hold(HoldSpec::frac(frac))]);
+            assert!(text.contains("step 0: it cannot hold for"), "{text}");
+        }
         let nested = Step::new(
             vec![Op::add_cgroup("a"), Op::add_cgroup("a/b"), Op::remove_cgroup("a")],
             HoldSpec::FULL,

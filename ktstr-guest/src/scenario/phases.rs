@@ -5,9 +5,10 @@
 use std::time::Instant;
 
 use ktstr_proto::{
+    figures::LatencyFigures,
     histogram::Histogram,
     stats::{Phase, PhaseBucket, PhaseCgroup},
-    verdict::WorkerReport,
+    verdict::{PhaseSlice, WorkerReport},
 };
 
 use super::{engine::Running, hold::Account};
@@ -40,15 +41,43 @@ pub(super) struct Phases {
     buckets: Vec<PhaseBucket>,
     /// Counters of each group when the phase began, by its order.
     before: Vec<(usize, Totals)>,
-    /// Wake latencies by phase and cgroup.
-    wakes: Vec<(u32, String, Histogram)>,
+    /// What workers kept by phase, by phase and cgroup.
+    kept: Vec<Kept>,
+}
+
+/// What the workers of a cgroup kept of a phase.
+struct Kept {
+    phase: u32,
+    cgroup: String,
+    wakes: Histogram,
+    timers: Histogram,
+    /// Lowest and highest share of the time that a worker wanted to run and did not, percent.
+    off_cpu: Option<(f64, f64)>,
+}
+
+impl Kept {
+    fn add(&mut self, slice: &PhaseSlice, is_messenger: bool) {
+        if !is_messenger {
+            self.wakes.merge(&slice.wake_latency);
+        }
+        self.timers.merge(&slice.timer_latency);
+        if slice.wall_time_ns > 0 {
+            let off = slice
+                .wall_time_ns
+                .saturating_sub(slice.voluntary_off_cpu_ns)
+                .saturating_sub(slice.cpu_time_ns);
+            let pct = off as f64 * 100.0 / slice.wall_time_ns as f64;
+            let (low, high) = self.off_cpu.unwrap_or((pct, pct));
+            self.off_cpu = Some((low.min(pct), high.max(pct)));
+        }
+    }
 }
 
 impl Phases {
     /// The baseline begins.
     pub fn begin() -> Self {
         let baseline = PhaseBucket { label: Phase::Baseline.to_string(), ..PhaseBucket::default() };
-        Self { begun: Instant::now(), buckets: vec![baseline], before: Vec::new(), wakes: Vec::new() }
+        Self { begun: Instant::now(), buckets: vec![baseline], before: Vec::new(), kept: Vec::new() }
     }
 
     fn now_ms(&self) -> u64 {
@@ -92,19 +121,29 @@ impl Phases {
     pub fn finish(&mut self, cgroup: &str, order: usize, reports: &[WorkerReport]) {
         self.account(cgroup, order, reports);
         self.before.retain(|(known, _)| *known != order);
-        for slice in reports.iter().flat_map(|report| &report.phases) {
+        let slices = reports.iter().flat_map(|report| report.phases.iter().map(|s| (s, report.is_messenger)));
+        for (slice, is_messenger) in slices {
             let Some(phase) = self.buckets.iter_mut().find(|phase| phase.index == slice.phase) else {
                 continue;
             };
             let entry = entry(phase, cgroup);
             entry.run_delay_ns += slice.run_delay_ns;
             entry.pcount += slice.pcount;
-            let known =
-                |(phase, name, _): &&mut (u32, String, Histogram)| *phase == slice.phase && name == cgroup;
-            match self.wakes.iter_mut().find(known) {
-                Some((.., wakes)) => wakes.merge(&slice.wake_latency),
-                None => self.wakes.push((slice.phase, cgroup.into(), slice.wake_latency.clone())),
+            entry.max_gap_ms = entry.max_gap_ms.max(slice.max_gap_ns / 1_000_000);
+            let known = |kept: &&mut Kept| kept.phase == slice.phase && kept.cgroup == cgroup;
+            if let Some(kept) = self.kept.iter_mut().find(known) {
+                kept.add(slice, is_messenger);
+                continue;
             }
+            let mut kept = Kept {
+                phase: slice.phase,
+                cgroup: cgroup.into(),
+                wakes: Histogram::default(),
+                timers: Histogram::default(),
+                off_cpu: None,
+            };
+            kept.add(slice, is_messenger);
+            self.kept.push(kept);
         }
     }
 
@@ -137,17 +176,19 @@ impl Phases {
         for phase in &mut self.buckets {
             for cgroup in &mut phase.cgroups {
                 if mixed == Some(phase.index) {
-                    (cgroup.run_delay_ns, cgroup.pcount) = (0, 0);
+                    (cgroup.run_delay_ns, cgroup.pcount, cgroup.max_gap_ms) = (0, 0, 0);
                     continue;
                 }
-                let known = |(index, name, _): &&(u32, String, Histogram)| {
-                    *index == phase.index && *name == cgroup.name
-                };
-                let Some((.., wakes)) = self.wakes.iter().find(known) else { continue };
+                let known = |kept: &&Kept| kept.phase == phase.index && kept.cgroup == cgroup.name;
+                let Some(kept) = self.kept.iter().find(known) else { continue };
+                let wakes = &kept.wakes;
                 cgroup.wakes = wakes.count();
                 cgroup.median_wake_latency_ns = wakes.quantile(0.5).unwrap_or_default();
                 cgroup.p99_wake_latency_ns = wakes.quantile(0.99).unwrap_or_default();
                 cgroup.max_wake_latency_ns = wakes.max();
+                cgroup.wake_latency = LatencyFigures::of(wakes);
+                cgroup.timer_latency = LatencyFigures::of(&kept.timers);
+                (cgroup.min_off_cpu_pct, cgroup.max_off_cpu_pct) = kept.off_cpu.unwrap_or_default();
             }
         }
         self.buckets
@@ -190,7 +231,6 @@ mod tests {
 
     #[test]
     fn latencies_are_those_of_all_workers_of_a_cgroup_in_the_phase() {
-        use ktstr_proto::verdict::PhaseSlice;
         let slice = |phase, wakes: &[u64]| PhaseSlice {
             phase,
             run_delay_ns: 600,
@@ -207,6 +247,8 @@ mod tests {
         let buckets = phases.into_buckets();
         let step = buckets[1].cgroup("a").unwrap();
         assert_eq!((step.wakes, step.max_wake_latency_ns), (4, 9000));
+        assert_eq!(step.metric("worst_wake_latency_us"), Some(9.0));
+        assert_eq!(step.metric("worst_timer_latency_us"), None);
         assert!(step.median_wake_latency_ns.abs_diff(1000) < 16 && step.p99_wake_latency_ns > 8900);
         assert_eq!(step.mean_run_delay_ns(), Some(200));
         let baseline = buckets[0].cgroup("a").unwrap();
@@ -216,7 +258,6 @@ mod tests {
 
     #[test]
     fn a_mixture_of_phases_is_given_to_none() {
-        use ktstr_proto::verdict::PhaseSlice;
         let mut phases = Phases::begin();
         for index in 1..=MAX_PHASES as u32 {
             phases.next(index, format!("Step[{}]", index - 1), &[]);

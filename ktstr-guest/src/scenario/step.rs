@@ -8,7 +8,7 @@ use super::{CgroupDef, Ctx, Op, Payload};
 /// How long a step lasts once its operations are done.
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub enum HoldSpec {
-    /// A fraction of [`Ctx::duration`].
+    /// A fraction of [`Ctx::duration`], from 0 on; what is no such number is refused when the scenario is run.
     Frac(f64),
     /// So long.
     Fixed(Duration),
@@ -219,7 +219,9 @@ impl Backdrop {
 /// How long each step lasts, and how often its operations are repeated.
 pub(super) fn holds(steps: &[Step], duration: Duration) -> Vec<Duration> {
     let fixed = |hold: &HoldSpec| match hold {
-        HoldSpec::Frac(frac) => Some(duration.mul_f64(frac.clamp(0.0, 1000.0))),
+        HoldSpec::Frac(frac) => {
+            Some(duration.mul_f64(if frac.is_finite() { frac.clamp(0.0, 1000.0) } else { 0.0 }))
+        }
         HoldSpec::Fixed(time) => Some(*time),
         HoldSpec::Loop { .. } => None,
     };

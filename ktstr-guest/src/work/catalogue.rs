@@ -182,6 +182,19 @@ impl WorkType {
         }
     }
 
+    /// Whether workers set affinities, their own or each other's, so that those they were given do not last.
+    pub fn sets_affinities(&self) -> bool {
+        matches!(
+            self,
+            Self::AffinityChurn { .. } | Self::CrossAffinityChurn { .. } | Self::NumaMigrationChurn { .. }
+        )
+    }
+
+    /// Whether workers move into cgroups of their own beside the one they were started in.
+    pub fn leaves_its_cgroup(&self) -> bool {
+        matches!(self, Self::CgroupChurn { .. })
+    }
+
     /// Whether a worker never gives up the CPU by itself, so that all time off the CPU is the scheduler's.
     pub fn never_blocks(&self) -> bool {
         matches!(

@@ -108,5 +108,6 @@ fn slice(phase: u32, figures: &PhaseSlot) -> PhaseSlice {
         minor_faults: figures.get(Counter::MinorFaults),
         major_faults: figures.get(Counter::MajorFaults),
         wake_latency: figures.histogram(Series::Wake),
+        timer_latency: figures.histogram(Series::Timer),
     }
 }

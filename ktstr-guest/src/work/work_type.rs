@@ -111,10 +111,11 @@ pub enum WorkType {
         period_iters: u64,
     },
     /// 16 writes of 4 KiB to a file opened with `O_SYNC`, then `fdatasync`. Presses on I/O sleeps
-    /// (`io_schedule`) and wakes from the block layer. Uses a stripe of its own on `/dev/vda`, else a file.
+    /// (`io_schedule`) and wakes from the block layer. Uses a stripe of its own on the raw disk that the test
+    /// declares, else a file.
     IoSyncWrite,
     /// Reads 4 KiB at a random offset with `O_DIRECT`. Presses on short I/O sleeps and wakes from
-    /// completion interrupts.
+    /// completions.
     IoRandRead,
     /// Sequential writes and random reads in turn with `O_DIRECT`, `fdatasync` every 16th time. Presses on
     /// I/O completions that arrive in convoys.
@@ -278,8 +279,8 @@ pub enum WorkType {
         /// Steps between two pages.
         spin_iters: u64,
     },
-    /// Moves a region of memory from node to node with `mbind` and touches it. Presses on page migration
-    /// and NUMA balancing. Not run with memory on fewer than two nodes, unless nodes are named.
+    /// Moves a region of memory from node to node with `mbind` and touches it. Presses on page
+    /// migration. Not run with memory on fewer than two nodes, unless nodes are named.
     NumaWorkingSetSweep {
         /// Size of the region.
         region_kib: u32,
@@ -328,14 +329,14 @@ pub enum WorkType {
         queue_depth_target: u64,
     },
     /// Pairs that send each other `SIGUSR1` between bursts. Presses on signal delivery: kicks of running
-    /// tasks (`kick_process`) and wakes.
+    /// tasks (`kick_process`).
     SignalStorm {
         /// Signals after a burst.
         signals_per_iter: u32,
         /// Steps of a burst.
         work_iters: u64,
     },
-    /// One FIFO worker interrupts spinning fair ones about a thousand times a second. Presses on real-time
+    /// One FIFO worker interrupts spinning fair ones about a thousand times a second, all on one CPU. Presses on real-time
     /// preemption, and on what a BPF scheduler does when its CPU is taken (`cpu_release`).
     PreemptStorm {
         /// Fair workers of a group.
@@ -345,7 +346,7 @@ pub enum WorkType {
         /// Its sleep, microseconds.
         rt_sleep_us: u64,
     },
-    /// FIFO workers that never sleep beside fair ones. Presses on real-time throttling and the fair (and
+    /// FIFO workers that never sleep beside fair ones, all on one CPU. Presses on real-time throttling and the fair (and
     /// ext) deadline server.
     RtStarvation {
         /// Real-time workers of a group.

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use super::spin;
 use crate::{
-    attributes::SchedPolicy,
+    attributes::{SchedPolicy, set_affinity},
     work::{
+        cpus,
         not_run::Missing,
         worker::{Done, Place, Worker},
     },
@@ -14,8 +15,11 @@ use crate::{
 /// Priority of the worker that interrupts.
 pub(super) const STORM_PRIORITY: u32 = 50;
 
-/// Real-time workers come first in a group.
+/// All of a group on one CPU, where the real-time workers, which come first, are in the others' way.
 pub(super) fn take_priority(place: Place, rt_workers: u32, priority: u32) -> Done {
+    let allowed = cpus::allowed();
+    let cpu = *allowed.get(place.group % allowed.len().max(1)).ok_or(Missing::Policy)?;
+    set_affinity(0, &[cpu]).map_err(|errno| Missing::Policy.because(errno))?;
     if place.position >= rt_workers as usize {
         return Ok(());
     }

@@ -149,6 +149,10 @@ fn attend(shared: &Shared<'_>, desk: &Desk, config: &SchbenchConfig) {
         while desk.word.load(SeqCst) == 0 && !shared.board.stopped() {
             slept = futex_wait(&desk.word, 0, WAIT_SLICE);
         }
+        if desk.word.load(SeqCst) == 0 {
+            // Told to stop; nobody asked for anything.
+            break;
+        }
         let stamp = desk.stamp.load(SeqCst);
         if slept && stamp >= since {
             shared.record(Series::Wake, now_ns().saturating_sub(stamp));
