@@ -119,7 +119,8 @@ fn template(config: &DiskConfig, maker: &Maker, cache: &Path) -> Result<PathBuf,
         fs::metadata(&program).and_then(|found| found.modified()).map_err(file("look at", &program))?;
     let stamp = made.duration_since(std::time::UNIX_EPOCH).unwrap_or_default().as_secs();
     let path = cache.join(format!("{}-{}M-{stamp:x}.img", maker.kind, config.capacity_mib));
-    if path.is_file() {
+    // One of another size was cut short when the host went down.
+    if fs::metadata(&path).is_ok_and(|found| found.is_file() && found.len() == config.bytes()) {
         return Ok(path);
     }
     let unfinished =
@@ -135,6 +136,7 @@ fn template(config: &DiskConfig, maker: &Maker, cache: &Path) -> Result<PathBuf,
         let said = if said.is_empty() { output.status.to_string() } else { said };
         return Err(DiskError::Program { program: maker.program, capacity_mib: config.capacity_mib, said });
     }
+    unfinished.as_file().sync_all().map_err(file("keep", &path))?;
     // Whoever was faster has made the same.
     unfinished.persist(&path).map_err(|e| file("keep", &path)(e.error))?;
     Ok(path)

@@ -68,7 +68,7 @@ fn nextest(more: &[String]) -> std::process::Command {
     let mut command = workspace::cargo();
     command.args(["nextest", "run", "--no-fail-fast"]).args(more);
     if env::var_os("KTSTR_REQUIRE").is_none() {
-        command.env("KTSTR_REQUIRE", "tcg,det");
+        command.env("KTSTR_REQUIRE", "tcg,det,iasl");
     }
     command
 }

@@ -50,11 +50,13 @@ pub fn number(host: &HostTopology, allowed: &CpuSet, cap: Option<u32>) -> Result
     }
 }
 
-/// Chooses. `shared` says how many others hold each LLC with a budget of theirs.
+/// Chooses. `shared` says how many others hold each LLC with a budget of theirs; CPUs of such budgets are
+/// `busy` and taken only where nothing else is left.
 pub fn choose(
     host: &HostTopology,
     allowed: &CpuSet,
     shared: &BTreeMap<usize, usize>,
+    busy: &CpuSet,
     number: u32,
 ) -> Result<Budget, BudgetError> {
     let allowed: CpuSet = host.cpus().intersection(allowed).copied().collect();
@@ -79,10 +81,13 @@ pub fn choose(
         (room < number, std::cmp::Reverse(llcs.iter().map(in_use).sum::<usize>()), *node)
     });
     let mut budget = Budget { cpus: CpuSet::new(), llcs: BTreeSet::new() };
-    for (_, mut llcs) in order {
+    for (_, llcs) in &mut order {
         llcs.sort_by_key(|llc| (std::cmp::Reverse(in_use(llc)), *llc));
-        for llc in llcs {
-            let taken: Vec<u32> = usable(llc).into_iter().take(number - budget.cpus.len()).collect();
+    }
+    for of_others in [false, true] {
+        for &llc in order.iter().flat_map(|(_, llcs)| llcs) {
+            let cpus = usable(llc).into_iter().filter(|cpu| busy.contains(cpu) == of_others);
+            let taken: Vec<u32> = cpus.take(number - budget.cpus.len()).collect();
             if !taken.is_empty() {
                 budget.cpus.extend(taken);
                 budget.llcs.insert(llc);
@@ -104,7 +109,8 @@ mod tests {
     };
 
     fn chosen(host: &HostTopology, cap: Option<u32>) -> Budget {
-        choose(host, &host.cpus(), &BTreeMap::new(), number(host, &host.cpus(), cap).unwrap()).unwrap()
+        choose(host, &host.cpus(), &BTreeMap::new(), &CpuSet::new(), number(host, &host.cpus(), cap).unwrap())
+            .unwrap()
     }
 
     #[test]
@@ -131,13 +137,13 @@ mod tests {
     fn what_others_share_already_comes_first_and_nodes_are_not_mixed_needlessly() {
         let host = recorded::written(SERVER);
         let shared = BTreeMap::from([(6, 2), (1, 1)]);
-        let budget = choose(&host, &host.cpus(), &shared, 16).unwrap();
+        let budget = choose(&host, &host.cpus(), &shared, &CpuSet::new(), 16).unwrap();
         assert_eq!(budget.llcs, BTreeSet::from([6]));
-        let budget = choose(&host, &host.cpus(), &shared, 32).unwrap();
+        let budget = choose(&host, &host.cpus(), &shared, &CpuSet::new(), 32).unwrap();
         assert_eq!(budget.llcs, BTreeSet::from([4, 6]));
         // Only the first node has room for all of it within the mask.
         let allowed: CpuSet = (0..40).collect();
-        let budget = choose(&host, &allowed, &shared, 20).unwrap();
+        let budget = choose(&host, &allowed, &shared, &CpuSet::new(), 20).unwrap();
         assert_eq!(budget.llcs, BTreeSet::from([0, 1, 2]));
     }
 
@@ -145,7 +151,7 @@ mod tests {
     fn too_much_and_nothing_are_refused() {
         let host = recorded::host(TWO_CORES);
         assert_eq!(number(&host, &host.cpus(), Some(0)), Err(BudgetError::Zero));
-        let error = choose(&host, &host.cpus(), &BTreeMap::new(), 3).unwrap_err();
+        let error = choose(&host, &host.cpus(), &BTreeMap::new(), &CpuSet::new(), 3).unwrap_err();
         assert_eq!(
             error.to_string(),
             "a CPU cap of 3 where this process may use 2 CPUs (0-1): give at most 2"
@@ -162,7 +168,7 @@ mod tests {
             static HOST: LazyLock<HostTopology> = LazyLock::new(|| recorded::written(SERVER));
             let host = &*HOST;
             let cap = 1 + share * (mask.len() as u32 - 1) / 99;
-            let budget = choose(host, &mask, &shared, cap).unwrap();
+            let budget = choose(host, &mask, &shared, &CpuSet::new(), cap).unwrap();
             prop_assert_eq!(budget.cpus.len(), cap as usize);
             prop_assert!(budget.cpus.is_subset(&mask));
             prop_assert_eq!(&budget.llcs, &host.llcs_of(&budget.cpus));

@@ -2,18 +2,21 @@
 //!
 //! One file per LLC, `ktstr-llc-N.lock` in `KTSTR_LOCK_DIR` (else the directory for temporary files), held
 //! with flock(2): exclusively by a machine that has the LLC for itself, shared by those with a budget of
-//! CPUs there. The kernel drops a lock when its holder ends, however it ends. Who holds what is read from
-//! `/proc/locks` and never needed to decide.
+//! CPUs there. `ktstr-cpu-N.lock` says which CPUs of an LLC such a budget has, so that the next one takes
+//! others first. The kernel drops a lock when its holder ends, however it ends. Who holds an LLC is read
+//! from `/proc/locks` and never needed to decide.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    env, fs, io,
+    env, fmt, fs, io,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
 };
 
 use nix::fcntl::{Flock, FlockArg};
 use serde::Serialize;
+
+use super::topology::CpuSet;
 
 /// Names the directory of the lock files.
 pub const DIR: &str = "KTSTR_LOCK_DIR";
@@ -57,7 +60,15 @@ pub struct LockError {
 /// LLCs that are held until this is dropped.
 #[derive(Debug)]
 pub struct Held {
-    _files: Vec<Flock<fs::File>>,
+    files: Vec<Flock<fs::File>>,
+}
+
+impl Held {
+    /// Both.
+    pub fn and(mut self, other: Self) -> Self {
+        self.files.extend(other.files);
+        self
+    }
 }
 
 /// Where the lock files are.
@@ -75,27 +86,38 @@ impl LockDir {
         Self(path.to_owned())
     }
 
-    fn path(&self, llc: usize) -> PathBuf {
-        self.0.join(format!("ktstr-llc-{llc}.lock"))
-    }
-
     /// Takes them all, or says which of them is held by others.
     pub fn take(&self, llcs: &BTreeSet<usize>, claim: Claim) -> Result<Result<Held, usize>, LockError> {
         let how = match claim {
             Claim::Exclusive => FlockArg::LockExclusiveNonblock,
             Claim::Shared => FlockArg::LockSharedNonblock,
         };
+        self.lock("llc", llcs.iter().copied(), how)
+    }
+
+    /// Takes these CPUs of LLCs that are shared, or says which of them is in another's budget.
+    pub fn take_cpus(&self, cpus: &CpuSet) -> Result<Result<Held, u32>, LockError> {
+        self.lock("cpu", cpus.iter().copied(), FlockArg::LockExclusiveNonblock)
+    }
+
+    /// Locks one file for each, or says for which that is not possible now.
+    fn lock<N: Copy + fmt::Display>(
+        &self,
+        kind: &str,
+        numbers: impl Iterator<Item = N>,
+        how: FlockArg,
+    ) -> Result<Result<Held, N>, LockError> {
         let mut files = Vec::new();
-        for &llc in llcs {
-            let path = self.path(llc);
+        for number in numbers {
+            let path = self.0.join(format!("ktstr-{kind}-{number}.lock"));
             let file = open(&path).map_err(|source| LockError { path: path.clone(), source })?;
             match Flock::lock(file, how) {
                 Ok(locked) => files.push(locked),
-                Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Ok(Err(llc)),
+                Err((_, nix::errno::Errno::EWOULDBLOCK)) => return Ok(Err(number)),
                 Err((_, errno)) => return Err(LockError { path, source: errno.into() }),
             }
         }
-        Ok(Ok(Held { _files: files }))
+        Ok(Ok(Held { files }))
     }
 
     /// Who holds which LLC, as far as this process may see.

@@ -2,7 +2,7 @@
 //!
 //! vCPUs of one guest LLC get CPUs of one host LLC, two threads of a guest core get two threads of one host
 //! core, two guest cores never share one, and LLCs of one guest node lie on one host node. One CPU more is
-//! for everything that is not a vCPU. Guest memory comes as free 2 MiB pages of the nodes chosen. Whatever
+//! for everything that is not a vCPU. Guest memory comes as 2 MiB pages of the nodes chosen. Whatever
 //! of that is not to be had is a [`Refusal`]; all are collected, so that one run tells everything that is
 //! to be changed.
 
@@ -64,17 +64,17 @@ pub enum Refusal {
         /// On the host.
         found: usize,
     },
-    /// Not enough free large pages.
+    /// Not enough large pages.
     #[error(
-        "hugepages: {wanted} pages of 2 MiB on host node {node}, {free} are free; `echo N > /sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/nr_hugepages` as root reserves them"
+        "hugepages: {wanted} pages of 2 MiB on host node {node}, {reserved} are set apart; `echo N > /sys/devices/system/node/node{node}/hugepages/hugepages-2048kB/nr_hugepages` as root reserves them"
     )]
     LargePages {
         /// Host node.
         node: u32,
         /// Wanted there.
         wanted: u64,
-        /// Free there.
-        free: u64,
+        /// Set apart there, used ones among them.
+        reserved: u64,
     },
     /// The kernel does not pin.
     #[error("pinning to CPU {cpu}: {why}")]
@@ -140,6 +140,27 @@ impl fmt::Display for Placement {
     }
 }
 
+/// Pages that are set apart, and that others use now.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct PagesInUse {
+    /// Host node.
+    pub node: u32,
+    /// Wanted there.
+    pub wanted: u64,
+    /// Free there.
+    pub free: u64,
+}
+
+impl Placement {
+    /// What is missing of its pages as long as others use theirs.
+    pub fn pages_in_use(&self, host: &HostTopology) -> Option<PagesInUse> {
+        self.large_pages.iter().find_map(|(&node, &wanted)| {
+            let free = host.nodes.get(&node).map_or(0, |node| node.large_pages.free);
+            (free < wanted).then_some(PagesInUse { node, wanted, free })
+        })
+    }
+}
+
 /// What a machine is, as far as the host is concerned.
 #[derive(Debug, Clone, Copy)]
 pub struct Machine<'a> {
@@ -197,11 +218,11 @@ pub fn place(
         let wide = wide_cores(&host.llcs[*llc], allowed, threads as usize);
         cpus.extend(wide.iter().take(cores as usize).flat_map(|core| core[..threads as usize].to_vec()));
     }
-    let service = service(host, allowed, &cpus);
+    let mut nodes: Vec<u32> = with_room.iter().map(|(node, _)| *node).collect();
+    let service = service(host, allowed, &cpus, &nodes);
     if service.is_none() && !matches!(refusals.first(), Some(Refusal::Cpus { .. })) {
         refusals.push(Refusal::Service { usable });
     }
-    let mut nodes: Vec<u32> = with_room.iter().map(|(node, _)| *node).collect();
     let alone = machine.numa.count(machine.topology).saturating_sub(numa_nodes as usize);
     match memory_nodes(host, &nodes, alone) {
         Ok(more) => nodes.extend(more),
@@ -240,13 +261,15 @@ fn fitting(host: &HostTopology, allowed: &CpuSet, cores: usize, threads: usize) 
     fitting
 }
 
-/// A CPU that no vCPU has, on a core that no vCPU has if there is one.
-fn service(host: &HostTopology, allowed: &CpuSet, taken: &[u32]) -> Option<u32> {
-    let is_free = |cpu: &u32| allowed.contains(cpu) && !taken.contains(cpu);
-    let cores = || host.llcs.iter().flat_map(|llc| &llc.cores);
-    let apart = cores().filter(|core| !core.iter().any(|cpu| taken.contains(cpu)));
-    let apart = apart.flatten().copied().filter(is_free).min();
-    apart.or_else(|| cores().flatten().copied().filter(is_free).min())
+/// A CPU that no vCPU has, if possible on a core that no vCPU has, then near their memory.
+fn service(host: &HostTopology, allowed: &CpuSet, taken: &[u32], nodes: &[u32]) -> Option<u32> {
+    let of_core = |llc: &Llc, core: &[u32]| {
+        let (shared, far) = (core.iter().any(|cpu| taken.contains(cpu)), !nodes.contains(&llc.node));
+        let free = core.iter().copied().filter(|cpu| allowed.contains(cpu) && !taken.contains(cpu));
+        free.map(|cpu| (shared, far, cpu)).min()
+    };
+    let cores = host.llcs.iter().flat_map(|llc| llc.cores.iter().filter_map(move |core| of_core(llc, core)));
+    cores.min().map(|(_, _, cpu)| cpu)
 }
 
 /// Nodes for memory alone: of the host's, those without CPUs first.
@@ -275,9 +298,9 @@ fn large_pages(
         Err(error) => refusals.push(Refusal::Nodes(error)),
     }
     for (&node, &wanted) in &wanted {
-        let free = host.nodes.get(&node).map_or(0, |node| node.free_large_pages);
-        if free < wanted {
-            refusals.push(Refusal::LargePages { node, wanted, free });
+        let reserved = host.nodes.get(&node).map_or(0, |node| node.large_pages.reserved);
+        if reserved < wanted {
+            refusals.push(Refusal::LargePages { node, wanted, reserved });
         }
     }
     wanted
@@ -343,7 +366,7 @@ mod tests {
             refused(&host, "1n1l8c2t", 4096),
             [
                 "CPUs: 16 vCPUs and a CPU for the rest need 17, this run may use 16",
-                "hugepages: 2048 pages of 2 MiB on host node 0, 1024 are free; `echo N > \
+                "hugepages: 2048 pages of 2 MiB on host node 0, 1024 are set apart; `echo N > \
                  /sys/devices/system/node/node0/hugepages/hugepages-2048kB/nr_hugepages` as root reserves them"
             ]
         );
@@ -400,11 +423,13 @@ mod tests {
                 .starts_with("hugepages: 128 pages of 2 MiB on host node 0, 0 are")
         );
         let pages = TWO_CORES.replace(
-            "node0/hugepages/hugepages-2048kB/free_hugepages\t0",
-            "node0/hugepages/hugepages-2048kB/free_hugepages\t128",
+            "node0/hugepages/hugepages-2048kB/nr_hugepages\t0",
+            "node0/hugepages/hugepages-2048kB/nr_hugepages\t128",
         );
         let placement = placed(&recorded::host(&pages), "1n1l1c1t", 256).unwrap();
         assert_eq!((&placement.cpus, placement.service), (&vec![1], 0));
+        let in_use = Some(PagesInUse { node: 0, wanted: 128, free: 0 });
+        assert_eq!(placement.pages_in_use(&recorded::host(&pages)), in_use);
         assert_eq!(
             placement.to_string(),
             "vCPUs on host CPUs 1 (SCHED_FIFO), the rest on CPU 0, memory on node 0 in 128 pages of 2 MiB"

@@ -55,8 +55,17 @@ impl Llc {
 pub struct Node {
     /// Its CPUs; none for a node of memory alone.
     pub cpus: CpuSet,
-    /// 2 MiB pages that are free.
-    pub free_large_pages: u64,
+    /// Its pages of 2 MiB.
+    pub large_pages: LargePages,
+}
+
+/// Pages of 2 MiB set apart (`vm.nr_hugepages`).
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct LargePages {
+    /// All of them.
+    pub reserved: u64,
+    /// Those that nobody uses now.
+    pub free: u64,
 }
 
 /// The host as its kernel describes it.
@@ -132,18 +141,24 @@ fn nodes(dir: &Path, sys: &Path, online: &CpuSet) -> Result<BTreeMap<u32, Node>,
         let number = name.to_str().and_then(|name| name.strip_prefix("node")?.parse().ok());
         let Some(number) = number else { continue };
         let cpus = list(&item.path().join("cpulist"))?.intersection(online).copied().collect();
-        nodes.insert(number, Node { cpus, free_large_pages: free_large_pages(&item.path()) });
+        nodes.insert(number, Node { cpus, large_pages: LargePages::below(&item.path()) });
     }
     if nodes.is_empty() {
-        let free_large_pages = free_large_pages(&sys.join("kernel/mm"));
-        nodes.insert(0, Node { cpus: online.clone(), free_large_pages });
+        let large_pages = LargePages::below(&sys.join("kernel/mm"));
+        nodes.insert(0, Node { cpus: online.clone(), large_pages });
     }
     Ok(nodes)
 }
 
-fn free_large_pages(above: &Path) -> u64 {
-    let path = above.join("hugepages/hugepages-2048kB/free_hugepages");
-    fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+impl LargePages {
+    /// As the files of a node, or of the memory as a whole, have them.
+    fn below(dir: &Path) -> Self {
+        let number = |name: &str| {
+            let path = dir.join("hugepages/hugepages-2048kB").join(name);
+            fs::read_to_string(path).ok().and_then(|text| text.trim().parse().ok()).unwrap_or(0)
+        };
+        Self { reserved: number("nr_hugepages"), free: number("free_hugepages") }
+    }
 }
 
 fn list(path: &Path) -> Result<CpuSet, TopologyError> {
@@ -251,7 +266,9 @@ pub(crate) mod recorded {
                 format_list(&of(node * per..(node + 1) * per, cores))
             ));
             let free = shape.large_pages_per_node;
-            text.push_str(&format!("{path}/hugepages/hugepages-2048kB/free_hugepages\t{free}\n"));
+            for name in ["nr", "free"] {
+                text.push_str(&format!("{path}/hugepages/hugepages-2048kB/{name}_hugepages\t{free}\n"));
+            }
         }
         text
     }
@@ -272,7 +289,7 @@ mod tests {
     fn a_small_machine_as_it_was_recorded() {
         let host = host(TWO_CORES);
         assert_eq!(host.llcs, [Llc { node: 0, cores: vec![vec![0], vec![1]] }]);
-        assert_eq!(host.nodes[&0], Node { cpus: CpuSet::from([0, 1]), free_large_pages: 0 });
+        assert_eq!(host.nodes[&0], Node { cpus: CpuSet::from([0, 1]), large_pages: LargePages::default() });
     }
 
     #[test]

@@ -472,9 +472,13 @@ impl Session {
                 self.conclude(Some(Duration::from_micros(resumed.stood_us)));
             }
             (Stage::Thawing { request }, Err(why)) if request == id => {
-                // The machine has ended meanwhile, or it cannot go on: its exit or the deadline tells.
                 self.record("resume-refused", why);
                 self.conclude(None);
+                // Otherwise it has ended meanwhile, which its exit tells.
+                if why.code == ErrorCode::Infrastructure {
+                    let how = format!("could not let the machine go on after it stood: {}", why.message);
+                    self.stop(Stopped::Died(Process::Vmm, how));
+                }
             }
             _ => return false,
         }

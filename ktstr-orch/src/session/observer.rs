@@ -15,7 +15,7 @@ use ktstr_proto::{
     vmm::Started,
 };
 
-use super::{PERIOD_MS, Session, State, pump};
+use super::{PERIOD_MS, Session, State, pump, share};
 use crate::children::{Child, describe};
 
 impl Session {
@@ -24,6 +24,8 @@ impl Session {
         let plan = self.plan.as_ref().expect("a started machine has a plan");
         let mut monitor = Child::<MonitorLink>::spawn("ktstr-monitor", &[], self.dir.log_file("monitor.log"))
             .map_err(|e| chain(&e))?;
+        // Of a machine alone it goes to the service CPU, once the vCPUs have theirs.
+        share::hold(plan, monitor.pid())?;
         // Under det nothing on the host writes into the guest.
         let det = plan.accel == AccelKind::Det;
         let kept = (!det).then(|| ram.try_clone()).transpose().map_err(|e| e.to_string())?;

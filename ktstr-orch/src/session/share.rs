@@ -23,27 +23,33 @@ pub(super) fn isolation(plan: &Plan) -> Option<Isolation> {
     }
 }
 
+/// Host CPUs that everything of a run is held to, if it is.
+pub(super) fn cpus(plan: &Plan) -> Option<CpuSet> {
+    match &plan.grant.share {
+        Share::Usual => None,
+        Share::Budget(budget) => Some(budget.cpus.clone()),
+        Share::Isolated(placement) => {
+            Some(placement.cpus.iter().copied().chain([placement.service]).collect())
+        }
+    }
+}
+
+/// Holds a process that has not begun to work, and what it will start, to them.
+pub(super) fn hold(plan: &Plan, pid: u32) -> Result<(), String> {
+    let Some(cpus) = cpus(plan) else { return Ok(()) };
+    effects::confine_process(pid, &cpus)
+        .map_err(|error| format!("the host does not hold processes to CPUs {}: {error}", format_list(&cpus)))
+}
+
 impl Session {
     /// Holds a process that has not begun to work, and what it will start, to the machine's host CPUs.
     pub(super) fn hold_to_share(&mut self, plan: &Plan, pid: u32) -> Result<(), Stopped> {
-        let (cpus, told): (CpuSet, _) = match &plan.grant.share {
-            Share::Usual => return Ok(()),
-            Share::Budget(budget) => {
-                let told = format!("cpu_budget: the machine runs on host CPUs {}", format_list(&budget.cpus));
-                (budget.cpus.clone(), Some(told))
+        hold(plan, pid).map_err(Stopped::Missing)?;
+        if let Share::Budget(budget) = &plan.grant.share {
+            let told = format!("cpu_budget: the machine runs on host CPUs {}", format_list(&budget.cpus));
+            if !self.notes.contains(&told) {
+                self.notice(told);
             }
-            Share::Isolated(placement) => {
-                (placement.cpus.iter().copied().chain([placement.service]).collect(), None)
-            }
-        };
-        effects::confine_process(pid, &cpus).map_err(|error| {
-            Stopped::Missing(format!(
-                "the host does not hold processes to CPUs {}: {error}",
-                format_list(&cpus)
-            ))
-        })?;
-        if let Some(told) = told.filter(|told| !self.notes.contains(told)) {
-            self.notice(told);
         }
         Ok(())
     }

@@ -11,7 +11,7 @@ use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
 use std::sync::Arc;
 
-use nix::fcntl::{FallocateFlags, FcntlArg, SealFlag, fallocate, fcntl};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, mmap_anonymous, munmap};
 use vm_memory::{Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestRegionMmap, MmapRegion};
@@ -64,6 +64,14 @@ pub enum RamError {
         /// Why.
         #[source]
         source: io::Error,
+    },
+    /// Memory is not where it was tied to.
+    #[error("NUMA: guest RAM bound to node {node} of the host lies on node {found}")]
+    Misplaced {
+        /// The host's node.
+        node: u32,
+        /// Where it lies.
+        found: i32,
     },
     /// The mappings do not make an address space.
     #[error("arrange the mapped RAM: {detail}")]
@@ -181,9 +189,14 @@ impl GuestRam {
                 bind(&regions, &mappings, binding)
                     .map_err(|source| RamError::Bind { node: binding.node, source })?;
             }
-            // The kernel puts what is missing where the bindings say, or has none left.
-            fallocate(&file, FallocateFlags::empty(), 0, bytes as i64)
-                .map_err(|errno| RamError::LargePages { bytes, source: errno.into() })?;
+            // Large pages follow the policy of the mapping that touches them, not one of the file.
+            for (region, mapping) in regions.iter().zip(&mappings) {
+                populate(mapping.start, region.len)
+                    .map_err(|source| RamError::LargePages { bytes, source })?;
+            }
+            for binding in bindings {
+                look(&regions, &mappings, binding)?;
+            }
         }
         let ram = Ram { memfd: OwnedFd::from(file), regions: regions.clone() };
         Ok((Self { memory, large: bindings.is_some(), regions, _mappings: Arc::new(mappings) }, ram))
@@ -222,23 +235,66 @@ fn bind(regions: &[RamRegion], mappings: &[Mapping], binding: &Binding) -> io::R
     }
     let mut mask = [0u64; NODES / WORD];
     mask[node / WORD] = 1 << (node % WORD);
-    for (region, mapping) in regions.iter().zip(mappings) {
-        let from = binding.file_offset.max(region.file_offset);
-        let to = (binding.file_offset + binding.len).min(region.file_offset + region.len);
-        if from >= to {
-            continue;
-        }
-        let at = mapping.start.as_ptr().wrapping_byte_add((from - region.file_offset) as usize);
+    for (at, len) in parts(regions, mappings, binding) {
         // SAFETY: an address range inside a mapping of ours; where its pages lie changes no contents. The
         // kernel takes one bit less than it is told.
-        let result = unsafe {
-            libc::syscall(libc::SYS_mbind, at, to - from, libc::MPOL_BIND, mask.as_ptr(), NODES + 1, 0)
-        };
+        let result =
+            unsafe { libc::syscall(libc::SYS_mbind, at, len, libc::MPOL_BIND, mask.as_ptr(), NODES + 1, 0) };
         if result != 0 {
             return Err(io::Error::last_os_error());
         }
     }
     Ok(())
+}
+
+/// Where a part of the RAM file is mapped: addresses and lengths.
+fn parts<'a>(
+    regions: &'a [RamRegion],
+    mappings: &'a [Mapping],
+    binding: &'a Binding,
+) -> impl Iterator<Item = (*mut libc::c_void, u64)> + 'a {
+    regions.iter().zip(mappings).filter_map(|(region, mapping)| {
+        let from = binding.file_offset.max(region.file_offset);
+        let to = (binding.file_offset + binding.len).min(region.file_offset + region.len);
+        let at = mapping.start.as_ptr().wrapping_byte_add(from.saturating_sub(region.file_offset) as usize);
+        (from < to).then(|| (at, to - from))
+    })
+}
+
+/// Has all pages of a mapping now, or an error: madvise(2).
+fn populate(start: NonNull<libc::c_void>, len: u64) -> io::Result<()> {
+    // SAFETY: a mapping of ours; populating it changes no contents.
+    match unsafe { libc::madvise(start.as_ptr(), len as usize, libc::MADV_POPULATE_WRITE) } {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+/// Asks the kernel for the node of every large page of a part: get_mempolicy(2).
+fn look(regions: &[RamRegion], mappings: &[Mapping], binding: &Binding) -> Result<(), RamError> {
+    let node = binding.node;
+    for (at, len) in parts(regions, mappings, binding) {
+        for page in (0..len).step_by(LARGE_PAGE as usize) {
+            let found = node_of(at.wrapping_byte_add(page as usize))
+                .map_err(|source| RamError::Bind { node, source })?;
+            if u32::try_from(found) != Ok(node) {
+                return Err(RamError::Misplaced { node, found });
+            }
+        }
+    }
+    Ok(())
+}
+
+/// `MPOL_F_NODE | MPOL_F_ADDR`: the node of an address's page (include/uapi/linux/mempolicy.h).
+const NODE_OF_ADDRESS: libc::c_ulong = 1 << 0 | 1 << 1;
+
+fn node_of(at: *mut libc::c_void) -> io::Result<i32> {
+    let mut node: libc::c_int = -1;
+    // SAFETY: writes one integer; the address is only looked up.
+    let result = unsafe {
+        libc::syscall(libc::SYS_get_mempolicy, &raw mut node, std::ptr::null::<u64>(), 0, at, NODE_OF_ADDRESS)
+    };
+    if result == 0 { Ok(node) } else { Err(io::Error::last_os_error()) }
 }
 
 #[cfg(test)]
@@ -297,6 +353,21 @@ mod tests {
         }
         assert!(bind(&regions, &mappings, &Binding { node: 1000, ..part }).is_err());
         assert!(bind(&regions, &mappings, &Binding { node: 5000, ..part }).is_err());
+    }
+
+    /// The memory of a one-node host lies on its node, and what lies elsewhere is noticed.
+    #[test]
+    fn where_a_page_lies_is_asked_for() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(2 * LARGE_PAGE).unwrap();
+        let regions = [region(0, 2 * LARGE_PAGE)];
+        let mappings = [Mapping::of(&file, &regions[0]).unwrap()];
+        let whole = Binding { file_offset: 0, len: 2 * LARGE_PAGE, node: 0 };
+        bind(&regions, &mappings, &whole).unwrap();
+        populate(mappings[0].start, regions[0].len).unwrap();
+        look(&regions, &mappings, &whole).unwrap();
+        let elsewhere = look(&regions, &mappings, &Binding { node: 1, ..whole }).unwrap_err();
+        assert!(matches!(elsewhere, RamError::Misplaced { node: 1, found: 0 }), "{elsewhere}");
     }
 
     /// Whichever the host has: pages that are all there at once, or an error that says what is missing.
