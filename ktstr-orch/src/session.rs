@@ -393,6 +393,7 @@ impl Session {
             }
             VmmEvent::Saved(saved) => self.saved(saved),
             VmmEvent::Written { place, cpu } => self.place_written(place, cpu),
+            station @ VmmEvent::Station { .. } => self.record("station", &station),
             VmmEvent::Statistics(counted) => self.keep(|dir| dir.write_json("kvm-statistics.json", &counted)),
             VmmEvent::Exited(exit @ (VmExit::EmulatorDied { .. } | VmExit::InternalError { .. }))
                 if self.device_is_gone() =>
@@ -430,6 +431,7 @@ impl Session {
                 Ok(Some(message)) => {
                     if self.first_frame.is_none() {
                         self.first_frame = Some(Instant::now());
+                        self.record("first-word", &());
                         let limit = self.plan.as_ref().map_or(Duration::from_secs(60), |p| p.run_limit);
                         self.give_up = Some(Instant::now() + limit);
                     }

@@ -252,6 +252,13 @@ pub enum VmmEvent {
     },
     /// What KVM counted for each vCPU, by number; the end of the machine follows.
     Statistics(Vec<VcpuStatistics>),
+    /// Where a start has got to.
+    Station {
+        /// What had just been done.
+        what: String,
+        /// When that was, microseconds since the request to start arrived.
+        at_us: u64,
+    },
 }
 
 /// Counters of one vCPU: exits by reason, halts, polls; see KVM_GET_STATS_FD in

@@ -239,13 +239,14 @@ pins! {
         VmmEvent::Console(_) => "Console", VmmEvent::Com2(_) => "Com2", VmmEvent::Ring(_) => "Ring",
         VmmEvent::RingBroken(_) => "RingBroken", VmmEvent::Exited(_) => "Exited",
         VmmEvent::Saved(_) => "Saved", VmmEvent::Written { .. } => "Written",
-        VmmEvent::Statistics(_) => "Statistics",
+        VmmEvent::Statistics(_) => "Statistics", VmmEvent::Station { .. } => "Station",
     } from [
         VmmEvent::Console(vec![1]), VmmEvent::Com2(vec![2]), VmmEvent::Ring(vec![3]),
         VmmEvent::RingBroken("b".into()), VmmEvent::Exited(VmExit::PowerOff),
         VmmEvent::Saved(Ok(Saved { bytes: 6, stood_us: 7 })),
         VmmEvent::Written { place: watch_point(), cpu: 8 },
         VmmEvent::Statistics(vec![VcpuStatistics { counters: vec![("exits".into(), 8)] }]),
+        VmmEvent::Station { what: "w".into(), at_us: 9 },
     ];
     VmExit {
         VmExit::PowerOff => "PowerOff", VmExit::Reset => "Reset", VmExit::TripleFault => "TripleFault",

@@ -30,19 +30,25 @@ pub struct Handover {
     at: u64,
     len: u64,
     keep: Option<Keep>,
+    seen: bool,
 }
 
 impl Handover {
     /// Of everything in `archive`, through a ring's region.
     pub fn new(region: GuestRing, archive: File, keep: Option<Keep>) -> io::Result<Handover> {
         let len = (&archive).seek(SeekFrom::End(0))?;
-        Ok(Handover { giver: Giver::new(region), archive, at: 0, len, keep })
+        Ok(Handover { giver: Giver::new(region), archive, at: 0, len, keep, seen: false })
     }
 
     /// Whether the guest waits for the next piece.
     #[must_use]
     pub fn is_awaited(&self) -> bool {
         self.giver.is_awaited()
+    }
+
+    /// Whether nobody has asked before.
+    pub fn is_new(&mut self) -> bool {
+        !std::mem::replace(&mut self.seen, true)
     }
 
     /// What has happened to the kernel of a guest that waits: [`ktstr_proto::handover::TROUBLE`].

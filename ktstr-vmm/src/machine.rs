@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::time::Instant;
 
 use ktstr_proto::capture::WatchPoint;
 use ktstr_proto::device::{DiskConfig, NetConfig};
@@ -206,6 +207,11 @@ pub trait Running: Send {
 
     /// Everything about a frozen machine that is not in its RAM, in the backend's own form.
     fn device_state(&mut self) -> Result<Vec<u8>, MachineError>;
+
+    /// What was done to start it, and when; told once.
+    fn stations(&mut self) -> Vec<(&'static str, Instant)> {
+        Vec::new()
+    }
 
     /// What was counted for each vCPU; told once, after the machine has ended.
     fn statistics(&mut self) -> Vec<VcpuStatistics> {

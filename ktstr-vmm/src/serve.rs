@@ -254,6 +254,9 @@ impl Server {
                 Output::Saved(saved) => VmmEvent::Saved(saved),
                 Output::Written { place, cpu } => VmmEvent::Written { place, cpu },
                 Output::Statistics(counted) => VmmEvent::Statistics(counted),
+                Output::Station(what, after) => {
+                    VmmEvent::Station { what: what.to_owned(), at_us: after.as_micros() as u64 }
+                }
                 Output::Exited(exit) => VmmEvent::Exited(exit_on_the_wire(exit)),
             };
             self.channel.queue_event(&event, Fds::default())?;
@@ -346,6 +349,7 @@ fn refusal(message: &str) -> RemoteError {
 }
 
 fn launch(start: &Start, mut fds: Fds, attached: &mut Fds) -> Result<(Session, Started), RefusedStart> {
+    let begun = Instant::now();
     let topology = start.topology.checked()?;
     let given_later = start.input.is_some() || start.snapshot != Snapshot::Unused;
     if start.accel == AccelKind::Det && (start.ring.mode != RingMode::Linear || given_later) {
@@ -388,6 +392,7 @@ fn launch(start: &Start, mut fds: Fds, attached: &mut Fds) -> Result<(Session, S
     if let Some(input) = input {
         session.hand_over(&start.ring, input.into(), keep)?;
     }
+    session.asked_for_at(begun);
     let ram = session.ram();
     let regions = ram
         .regions

@@ -4,6 +4,7 @@
 //! pace: what is not asked for stays in the machine, and a full ring makes the guest wait. The end
 //! comes last, after everything the machine has written.
 
+use std::collections::VecDeque;
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::time::{Duration, Instant};
@@ -37,6 +38,8 @@ pub enum Output {
     Statistics(Vec<VcpuStatistics>),
     /// The machine is gone; nothing follows.
     Exited(Exit),
+    /// Where the start has got to, and how long after the request.
+    Station(&'static str, Duration),
     /// The snapshot asked for was written, or why not.
     Saved(Result<Saved, String>),
     /// A vCPU wrote to a watched place; the machine stands.
@@ -60,6 +63,9 @@ pub struct Session {
     ended: bool,
     /// Since when the vCPUs stand.
     frozen: Option<Instant>,
+    /// When the start was asked for, and what has been done since that nobody has been told.
+    begun: Instant,
+    stations: VecDeque<(&'static str, Instant)>,
 }
 
 impl Session {
@@ -82,6 +88,8 @@ impl Session {
             exit: None,
             ended: false,
             frozen: None,
+            begun: Instant::now(),
+            stations: VecDeque::new(),
         })
     }
 
@@ -98,6 +106,17 @@ impl Session {
         Ok(())
     }
 
+    /// The machine was asked for at this moment; [`Output::Station`] tells what has been done since.
+    pub fn asked_for_at(&mut self, begun: Instant) {
+        self.begun = begun;
+        self.stations = self.machine.stations().into();
+        self.station("machine handed out");
+    }
+
+    fn station(&mut self, what: &'static str) {
+        self.stations.push_back((what, Instant::now()));
+    }
+
     /// Whether the guest may wait for the next piece of its job at any moment.
     #[must_use]
     pub fn is_handing_over(&self) -> bool {
@@ -107,6 +126,9 @@ impl Session {
     fn serve_handover(&mut self) -> Option<Output> {
         let frozen = self.frozen.is_some();
         let handover = self.handover.as_mut().filter(|handover| !frozen && handover.is_awaited())?;
+        if handover.is_new() {
+            self.stations.push_back(("guest waits", Instant::now()));
+        }
         if let Some(keep) = handover.keep() {
             let saved = match handover.taint() {
                 0 => self.keep(&keep),
@@ -120,6 +142,7 @@ impl Session {
             Ok(true) => None,
             Ok(false) => {
                 self.handover = None;
+                self.station("job given");
                 None
             }
             Err(error) => {
@@ -222,6 +245,9 @@ impl Session {
     pub fn next_output(&mut self) -> Result<Option<Output>, ConsoleError> {
         if self.ended {
             return Ok(None);
+        }
+        if let Some((what, at)) = self.stations.pop_front() {
+            return Ok(Some(Output::Station(what, at.saturating_duration_since(self.begun))));
         }
         // The machine's end is looked at before its outlets: what they hold then is all there is.
         while let (None, Some(event)) = (&self.exit, self.machine.next_event()) {

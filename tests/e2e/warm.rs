@@ -175,8 +175,37 @@ fn a_test_with_a_scheduler_comes_to_the_same_from_a_snapshot() {
     }
 }
 
+/// Each way for a run to end is the same whether its machine has booted, is kept, or was kept.
+#[test]
+fn verdicts_are_the_same_booted_and_from_a_snapshot() {
+    let store = Store::new();
+    let kernel_panics = || exec("echo c >/proc/sysrq-trigger");
+    let kinds = [spec("panicking", Accel::Tcg), spec("erring", Accel::Tcg), spec("crashing", Accel::Tcg)];
+    for wanted in kinds.into_iter().chain([kernel_panics()]) {
+        let (booted, _) = store.run(RunSpec { warm: false, ..wanted.clone() });
+        assert_eq!(booted.boot, Boot::Cold);
+        assert_ne!(booted.outcome, Outcome::Pass, "it is to go wrong");
+        // The first of its kind of machine is kept, the next begins from that.
+        for _ in 0..2 {
+            let (report, _) = store.run(wanted.clone());
+            assert_ne!(report.boot, Boot::Cold, "{:?}", report.notes);
+            assert_eq!(report.outcome, booted.outcome, "{}: {:?}", wanted.name, report.cause);
+            let kind = |report: &RunReport| report.cause.as_ref().map(std::mem::discriminant);
+            let both = (&report.cause, &booted.cause);
+            assert_eq!(kind(&report), kind(&booted), "{}: {both:?}", wanted.name);
+            if report.boot == Boot::Warm {
+                break;
+            }
+            store.snapshot();
+        }
+    }
+    // What brought that kernel down may have been there before: the next one boots.
+    assert_eq!(store.run(exec("true")).0.boot, Boot::Kept);
+}
+
 /// Machines of the nested kind die now and then before they have said a word. Such a snapshot is discarded
-/// and the run boots; then there are more runs until two have begun from one.
+/// and the run boots; then there are more runs until two have begun from one. What the test does not get to in
+/// time it does in another attempt: the limit is the one of the lab's tests.
 #[test]
 fn on_kvm_two_machines_from_one_snapshot_come_to_what_a_booted_one_comes_to() {
     const MOST: usize = 5;
@@ -195,9 +224,13 @@ fn on_kvm_two_machines_from_one_snapshot_come_to_what_a_booted_one_comes_to() {
         if not_run(&report, Accel::Kvm) {
             return;
         }
+        begun.push(report.boot);
+        if report.infrastructure {
+            // Nothing was said about any scheduler, by a machine that the lab lost or did not get to run.
+            continue;
+        }
         assert_eq!(report.outcome, Outcome::Pass, "{:?} {output}", report.cause);
         assert_ne!(report.boot, Boot::Cold, "{:?}", report.notes);
-        begun.push(report.boot);
         if test {
             assert!(report.monitor.is_some_and(|summary| summary.samples > 0), "it is observed");
             continue;
@@ -209,7 +242,7 @@ fn on_kvm_two_machines_from_one_snapshot_come_to_what_a_booted_one_comes_to() {
         assert!(seen.iter().all(|(other, bytes)| other != id && bytes != random), "{seen:?} {output}");
         seen.push((id.to_owned(), random.to_owned()));
     }
-    assert_eq!(begun[0], Boot::Kept);
+    assert!(begun.contains(&Boot::Kept), "{begun:?}");
 }
 
 #[test]

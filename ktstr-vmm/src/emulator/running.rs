@@ -182,6 +182,7 @@ pub struct Prepared {
     state: Option<OwnedFd>,
     incoming: bool,
     debugger: Debugger,
+    stations: Vec<(&'static str, Instant)>,
 }
 
 /// What a machine begins with.
@@ -247,6 +248,7 @@ impl Prepared {
             gdb: debugger.as_ref().map(|(_, theirs)| theirs.as_fd()),
         };
         let incoming = filling.is_some();
+        let mut stations = vec![("RAM made", Instant::now())];
         let machine = args::Machine {
             mode: emulator.mode,
             threads: Threads::choose(
@@ -265,14 +267,25 @@ impl Prepared {
             fds,
         };
         let child = spawn_confined(emulator, &args::compose(&machine), &fds.all(), !fds.networks.is_empty())?;
+        stations.push(("emulator's process", Instant::now()));
         if let Some(filling) = filling {
             // No thread may be left when the process confines itself.
             filling
                 .join()
                 .map_err(|_| resource("fill guest RAM")(std::io::Error::other("it panicked")))??;
+            stations.push(("RAM filled", Instant::now()));
         }
         let debugger = debugger.map_or(Debugger::Never, |(ours, _)| Debugger::Idle(ours));
-        Ok(Prepared { child, qmp: Qmp::new(ours)?, ram, mode: emulator.mode, state, incoming, debugger })
+        Ok(Prepared {
+            child,
+            qmp: Qmp::new(ours)?,
+            ram,
+            mode: emulator.mode,
+            state,
+            incoming,
+            debugger,
+            stations,
+        })
     }
 
     /// Guest RAM, so that an observer can map it before the first instruction.
@@ -286,8 +299,10 @@ impl Prepared {
         if let Err(error) = self.qmp.handshake(CONTROL_LIMIT) {
             return Err(self.explain(error));
         }
+        self.stations.push(("emulator answers", Instant::now()));
         if let Some(state) = self.state.as_ref().filter(|_| self.incoming) {
             migration::take_in(&mut self.qmp, state.as_fd())?;
+            self.stations.push(("devices restored", Instant::now()));
         }
         if let Err(error) = self.qmp.call("cont", CONTROL_LIMIT) {
             return Err(self.explain(error));
@@ -414,6 +429,7 @@ pub struct EmulatedMachine {
     mode: Mode,
     state: Option<OwnedFd>,
     debugger: Debugger,
+    stations: Vec<(&'static str, Instant)>,
     ready: Epoll,
     events: VecDeque<Event>,
     shutdown: Option<ShutdownReason>,
@@ -424,7 +440,8 @@ pub struct EmulatedMachine {
 
 impl EmulatedMachine {
     fn new(prepared: Prepared) -> Result<EmulatedMachine, StartError> {
-        let Prepared { child, qmp, ram, mode, state, debugger, .. } = prepared;
+        let Prepared { child, qmp, ram, mode, state, debugger, mut stations, .. } = prepared;
+        stations.push(("vCPUs run", Instant::now()));
         let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(resource("make the event set"))?;
         for fd in [child.pidfd(), child.stderr(), qmp.as_fd()] {
             ready.add(fd, EpollEvent::new(EpollFlags::EPOLLIN, 0)).map_err(resource("fill the event set"))?;
@@ -436,6 +453,7 @@ impl EmulatedMachine {
             mode,
             state,
             debugger,
+            stations,
             ready,
             events: VecDeque::new(),
             shutdown: None,
@@ -556,6 +574,10 @@ impl Running for EmulatedMachine {
 
     fn event_fd(&self) -> BorrowedFd<'_> {
         self.ready.0.as_fd()
+    }
+
+    fn stations(&mut self) -> Vec<(&'static str, Instant)> {
+        std::mem::take(&mut self.stations)
     }
 
     fn next_event(&mut self) -> Option<Event> {

@@ -401,7 +401,7 @@ impl Shell {
             Output::RingBroken(reason) => self.channel_lost = Some(reason),
             Output::Exited(exit) => return Ok(Some(exit)),
             // None is asked for here.
-            Output::Saved(_) | Output::Written { .. } | Output::Statistics(_) => {}
+            Output::Saved(_) | Output::Written { .. } | Output::Statistics(_) | Output::Station(..) => {}
         }
         Ok(None)
     }

@@ -9,10 +9,12 @@
 //! the project's limits; absolute times are this machine's.
 
 mod init;
+mod stations;
 
 use crate::{lab::LabKernel, workspace::RUN_PACKAGES};
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use stations::Stations;
 use std::env;
 use std::fs;
 use std::io::Read;
@@ -93,6 +95,8 @@ struct Pair {
     goal: Option<f64>,
     baseline: Case,
     ours: Case,
+    /// Whether the stations of ours are told.
+    stations: bool,
 }
 
 /// What a pair showed; in the order in which one hides another.
@@ -178,6 +182,7 @@ fn tcg_pair(args: &BenchArgs, kernel: &LabKernel, bins: &Path, initrd: &Path) ->
             marker: None,
             until_marker: false,
         },
+        stations: false,
     })
 }
 
@@ -207,6 +212,7 @@ fn warm_pair(args: &BenchArgs, kernel: &LabKernel, bins: &Path) -> Result<Pair> 
         goal: Some(WARM_GOAL),
         baseline: case("booted, to the command's first word", &["--cold", "--exec", &say])?,
         ours: case("from a snapshot, to the command's first word", &["--warm", "--exec", &say])?,
+        stations: true,
     })
 }
 
@@ -257,6 +263,7 @@ fn lab_pair(args: &BenchArgs, kernel: &LabKernel, bins: &Path, initrd: &Path) ->
             marker: Some(init::MARKER),
             until_marker: false,
         },
+        stations: false,
     })
 }
 
@@ -301,6 +308,9 @@ fn measure(pair: &Pair, rounds: u32) -> Result<Verdict> {
             println!("  warm-up failed: {err:#}");
         }
     }
+    let runs = runs_root()?;
+    let forget = || drop(fs::remove_dir_all(&runs));
+    let mut stations = Stations::default();
     let (mut a, mut b) = (Vec::new(), Vec::new());
     for round in 1..=rounds {
         let cell = |case: &Case, all: &mut Vec<f64>| match time(case) {
@@ -313,9 +323,15 @@ fn measure(pair: &Pair, rounds: u32) -> Result<Verdict> {
                 "   failed".to_owned()
             }
         };
-        let (a, b) = (cell(&pair.baseline, &mut a), cell(&pair.ours, &mut b));
+        let a = cell(&pair.baseline, &mut a);
+        forget();
+        let b = cell(&pair.ours, &mut b);
+        if let (true, Err(error)) = (pair.stations, stations.add_run(&runs)) {
+            println!("  no stations of this run: {error:#}");
+        }
         println!("  {round:>3}  A {a}   B {b}");
     }
+    stations.table(median).iter().for_each(|line| println!("  {line}"));
     let enough = |seconds: &[f64]| seconds.len() * 5 >= rounds as usize * 4 && !seconds.is_empty();
     if !enough(&a) || !enough(&b) {
         println!(
@@ -369,6 +385,7 @@ fn run(argv: &[String], marker: Option<&str>) -> Result<(Output, Option<Instant>
     let mut child = Command::new("timeout")
         .args(["--kill-after=5", &RUN_LIMIT.as_secs().to_string()])
         .args(argv)
+        .env("KTSTR_RUNS_ROOT", runs_root()?)
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
@@ -418,6 +435,11 @@ fn target_dir() -> Result<PathBuf> {
     exe.ancestors().nth(2).map(Path::to_owned).context("this executable does not lie in a target directory")
 }
 
+/// Where the measured runs leave what they say about themselves.
+fn runs_root() -> Result<PathBuf> {
+    Ok(work_dir()?.join("runs"))
+}
+
 fn work_dir() -> Result<PathBuf> {
     let dir = target_dir()?.join("bench");
     fs::create_dir_all(&dir).with_context(|| format!("creating {}", dir.display()))?;
@@ -449,6 +471,7 @@ mod tests {
             goal: None,
             baseline: case("true"),
             ours: case(ours),
+            stations: false,
         };
         assert_eq!(measure(&pair("false", 1e9), 2).unwrap(), Verdict::Inconclusive);
         assert_eq!(measure(&pair("true", 1e9), 2).unwrap(), Verdict::Pass);
