@@ -27,12 +27,13 @@ pub const MIN_VCPU_TIME: Duration = Duration::from_millis(40);
 struct Sustained {
     window: usize,
     recent: std::collections::VecDeque<f64>,
-    best: f64,
+    /// None until the window was full.
+    best: Option<f64>,
 }
 
 impl Sustained {
     fn new(window: u32) -> Self {
-        Self { window: window.max(1) as usize, recent: Default::default(), best: 0.0 }
+        Self { window: window.max(1) as usize, recent: Default::default(), best: None }
     }
 
     fn add(&mut self, value: f64) {
@@ -41,7 +42,8 @@ impl Sustained {
             self.recent.pop_front();
         }
         if self.recent.len() == self.window {
-            self.best = self.recent.iter().copied().fold(f64::INFINITY, f64::min).max(self.best);
+            let least = self.recent.iter().copied().fold(f64::INFINITY, f64::min);
+            self.best = Some(self.best.map_or(least, |best| best.max(least)));
         }
     }
 
@@ -99,12 +101,12 @@ pub struct Summary {
     pub standstills: u32,
     /// Largest imbalance in one sample.
     pub max_imbalance: f64,
-    /// Largest imbalance that was sustained.
-    pub sustained_imbalance: f64,
+    /// Largest imbalance that was sustained; none without enough samples in a row.
+    pub sustained_imbalance: Option<f64>,
     /// Deepest local DSQ in one sample, with its CPU.
     pub max_dsq_depth: Option<(u32, CpuId)>,
-    /// Deepest local DSQ that was sustained on one CPU.
-    pub sustained_dsq_depth: u32,
+    /// Deepest local DSQ that was sustained on one CPU, with that CPU; none without enough samples in a row.
+    pub sustained_dsq_depth: Option<(u32, CpuId)>,
     /// CPUs whose clock stood still with work waiting, sustained.
     pub stuck: Vec<CpuId>,
     /// Increase of each event counter while it could be read.
@@ -139,9 +141,9 @@ impl Observation {
                 implausible: 0,
                 standstills: 0,
                 max_imbalance: 0.0,
-                sustained_imbalance: 0.0,
+                sustained_imbalance: None,
                 max_dsq_depth: None,
-                sustained_dsq_depth: 0,
+                sustained_dsq_depth: None,
                 stuck: Vec::new(),
                 events: BTreeMap::new(),
                 median_took: Duration::ZERO,
@@ -186,10 +188,10 @@ impl Observation {
     pub fn summary(&self) -> Summary {
         let mut took = self.took.clone();
         took.sort();
-        let depth = self.cpus.values().map(|cpu| cpu.depth.best).fold(0.0, f64::max);
+        let depths = self.cpus.iter().filter_map(|(cpu, own)| Some((own.depth.best? as u32, *cpu)));
         Summary {
             sustained_imbalance: self.imbalance.best,
-            sustained_dsq_depth: depth as u32,
+            sustained_dsq_depth: depths.max_by_key(|(depth, cpu)| (*depth, std::cmp::Reverse(*cpu))),
             stuck: self
                 .cpus
                 .iter()
@@ -371,9 +373,9 @@ mod tests {
         let even = |n: u64| sample(&[(true, 2, n + 1, 0), (true, 2, n + 2, 0)]);
         let four = observe((0..4).map(uneven).chain((4..8).map(even)).chain((8..12).map(uneven)));
         assert_eq!(four.max_imbalance, 4.5);
-        assert_eq!(four.sustained_imbalance, 1.0);
+        assert_eq!(four.sustained_imbalance, Some(1.0));
         let five = observe((0..5).map(uneven).chain((5..8).map(even)));
-        assert_eq!(five.sustained_imbalance, 4.5);
+        assert_eq!(five.sustained_imbalance, Some(4.5));
     }
 
     #[test]
@@ -406,11 +408,11 @@ mod tests {
         };
         let summary = observe((0..10).map(turns));
         assert_eq!(summary.max_dsq_depth, Some((60, CpuId(0))));
-        assert_eq!(summary.sustained_dsq_depth, 0);
+        assert_eq!(summary.sustained_dsq_depth, Some((0, CpuId(0))));
         let stays = |n: u64| sample(&[(true, 1, n + 1, 0), (true, 1, n + 2, 55 + n as u32)]);
         let summary = observe((0..5).map(stays));
         assert_eq!(summary.max_dsq_depth, Some((59, CpuId(1))));
-        assert_eq!(summary.sustained_dsq_depth, 55);
+        assert_eq!(summary.sustained_dsq_depth, Some((55, CpuId(1))));
     }
 
     #[test]
@@ -459,7 +461,7 @@ mod tests {
             observation.add(&stuck(n, 9), None);
         }
         let summary = observation.summary();
-        assert_eq!((summary.stuck, summary.sustained_imbalance), (vec![], 0.0));
+        assert_eq!((summary.stuck, summary.sustained_imbalance), (vec![], None));
     }
 
     #[test]

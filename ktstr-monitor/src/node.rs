@@ -63,7 +63,9 @@ impl Node {
     /// The reason for a gap.
     pub fn gap(gap: &Gap) -> Self {
         match gap {
-            Gap::Absent(_) | Gap::NoSymbol { .. } => Self::Absent(chain(gap)),
+            Gap::Absent(_) | Gap::NoSymbol { .. } | Gap::Off { .. } | Gap::Nothing { .. } => {
+                Self::Absent(chain(gap))
+            }
             _ => Self::Unreadable(chain(gap)),
         }
     }
@@ -137,12 +139,25 @@ impl Node {
             Self::Int(value) => value.to_string(),
             Self::Float(value) => format!("{value:.3}"),
             Self::Hex(value) => format!("{value:#x}"),
-            Self::Text(value) => value.clone(),
+            Self::Text(value) => shown(value),
             Self::Absent(reason) => format!("(absent: {reason})"),
             Self::Unreadable(reason) => format!("(unreadable: {reason})"),
             Self::List(_) | Self::Map(_) => self.text(),
         }
     }
+}
+
+/// Text of the guest on its way to a terminal: control characters, but for line ends and tabs, as escapes.
+pub(crate) fn shown(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for c in text.chars() {
+        match c {
+            '\n' | '\t' => out.push(c),
+            c if c.is_control() => out.extend(c.escape_default()),
+            c => out.push(c),
+        }
+    }
+    out
 }
 
 fn insert(members: &mut Vec<(Cow<'static, str>, Node)>, path: &'static str, value: Node) {
@@ -245,6 +260,12 @@ mod tests {
         for part in ["nr: 3", "weight=1024", "(absent: no such member)", "0xffff", "NULL"] {
             assert!(text.contains(part), "{part} in {text}");
         }
+    }
+
+    #[test]
+    fn a_guest_cannot_speak_to_the_terminal() {
+        let text = Node::map([("comm", Node::Text("a\u{1b}]52;c\u{7}\u{9b}b\n".into()))]).text();
+        assert_eq!(text, "comm=a\\u{1b}]52;c\\u{7}\\u{9b}b\n");
     }
 
     #[test]

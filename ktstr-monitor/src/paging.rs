@@ -5,7 +5,7 @@
 //! length of one capture, a [`Tlb`] remembers where pages lie: 10,000 tasks are a million reads. And a
 //! [`Kept`] copies what is read, so that it can be read again when the guest runs on.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 
 use thiserror::Error;
 
@@ -81,6 +81,12 @@ pub enum AccessError {
         #[source]
         source: ReadError,
     },
+    /// The guest makes reading take too long.
+    #[error("gave up at {kva}: this look has taken {READS} reads, the guest's structures do not end")]
+    Exhausted {
+        /// The address that was not read any more.
+        kva: Kva,
+    },
     /// The read would run past the end of the address space.
     #[error("a read of {len} bytes at {kva} runs past the end of the address space")]
     Wraps {
@@ -89,6 +95,28 @@ pub enum AccessError {
         /// The length.
         len: usize,
     },
+}
+
+/// Reads of one look, at most: 100,000 tasks take about a million.
+const READS: u64 = 8_000_000;
+
+/// Reads that a look has left. Each list is bounded by itself; what a guest makes of lists in lists is
+/// bounded by this.
+#[derive(Debug)]
+pub struct Budget(Cell<u64>);
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self(Cell::new(READS))
+    }
+}
+
+impl Budget {
+    fn spend(&self) -> bool {
+        let left = self.0.get();
+        self.0.set(left.saturating_sub(1));
+        left > 0
+    }
 }
 
 /// Remembered translations, valid as long as the guest's page tables are taken to stand still.
@@ -151,13 +179,14 @@ pub struct KernelMem<'m> {
     table: PageTables,
     tlb: Option<&'m Tlb>,
     kept: Option<&'m Kept>,
+    budget: Option<&'m Budget>,
 }
 
 impl<'m> KernelMem<'m> {
     /// `mem` as seen through `table`.
     pub fn new(mem: &'m GuestMem, table: impl Into<PageTables>) -> Self {
         let table = table.into();
-        Self { mem, table, tlb: None, kept: None }
+        Self { mem, table, tlb: None, kept: None, budget: None }
     }
 
     /// The same, remembering translations in `tlb`, which must be new for each freeze.
@@ -168,6 +197,11 @@ impl<'m> KernelMem<'m> {
     /// The same, by way of the copy in `kept`. Page tables are not read through it.
     pub fn keeping(self, kept: &'m Kept) -> Self {
         Self { kept: Some(kept), ..self }
+    }
+
+    /// The same, for as many reads as `budget` has left.
+    pub fn within(self, budget: &'m Budget) -> Self {
+        Self { budget: Some(budget), ..self }
     }
 
     /// Copies the bytes into what is kept, as far as they are there: who reads them later is told
@@ -212,6 +246,9 @@ impl<'m> KernelMem<'m> {
 
     /// Copies `into.len()` bytes from `kva` on, across pages.
     pub fn read(&self, kva: Kva, into: &mut [u8]) -> Result<(), AccessError> {
+        if self.budget.is_some_and(|budget| !budget.spend()) {
+            return Err(AccessError::Exhausted { kva });
+        }
         let mut done = 0;
         while done < into.len() {
             let here = kva.checked_add(done as u64).ok_or(AccessError::Wraps { kva, len: into.len() })?;

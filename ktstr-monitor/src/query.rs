@@ -5,6 +5,7 @@
 //! a number for one item. Only the parts that the path begins with are read.
 
 use ktstr_proto::capture::Question;
+use ktstr_proto::link::chain;
 use thiserror::Error;
 
 use crate::bpf;
@@ -13,6 +14,7 @@ use crate::kernel::task::Task;
 use crate::kernel::{LiveKernel, Profile};
 use crate::mem::GuestMem;
 use crate::node::Node;
+use crate::structure;
 
 /// A longer path is no path.
 const MAX_PATH: usize = 1024;
@@ -73,7 +75,9 @@ pub fn parts(question: &Question) -> Parts {
     match question {
         Question::Tasks | Question::Task(_) => Parts { tasks: true, ..Parts::NONE },
         Question::Dsqs => Parts { tasks: true, dsqs: true, ..Parts::NONE },
-        Question::Scx | Question::Map(..) | Question::Bpf => Parts::NONE,
+        Question::Scx | Question::Map(..) | Question::Bpf | Question::Modules | Question::Structure(_) => {
+            Parts::NONE
+        }
         Question::Cgroups => Parts { cgroups: true, ..Parts::NONE },
         Question::Path(path) => match path.split(['.', '[']).next().unwrap_or_default() {
             // Tasks on lists are shown with their names.
@@ -81,6 +85,7 @@ pub fn parts(question: &Question) -> Parts {
             "dsq" => Parts { tasks: true, dsqs: true, ..Parts::NONE },
             "tasks" | "unreadable_tasks" => Parts { tasks: true, ..Parts::NONE },
             "cgroups" | "psi" => Parts { cgroups: true, ..Parts::NONE },
+            "modules" => Parts { modules: true, ..Parts::NONE },
             "scx" | "kernel" | "jiffies" | "hz" => Parts::NONE,
             _ => Parts::ALL,
         },
@@ -105,6 +110,11 @@ pub fn answer(
             return Ok((node.map_err(|why| QueryError::Bpf { why })?, began.elapsed()));
         }
         Question::Bpf => return Ok((bpf::answer_all(profile, live, mem), began.elapsed())),
+        Question::Modules => return Ok((structure::modules(profile, live, mem), began.elapsed())),
+        Question::Structure(asked) => {
+            let node = structure::answer(profile, live, mem, asked);
+            return Ok((node.map_err(|e| QueryError::Bpf { why: chain(&e) })?, began.elapsed()));
+        }
         _ => {}
     }
     let state = KernelState::read(profile, live, mem, parts(question));
@@ -126,8 +136,8 @@ pub fn of_state(state: &KernelState, question: &Question) -> Result<Node, QueryE
         Question::Cgroups => Ok(member("cgroups")),
         Question::Path(path) => select(&state.node(), path),
         // Answered from the guest's memory, see `answer`.
-        Question::Map(..) | Question::Bpf => {
-            Err(QueryError::Bpf { why: "a capture of the kernel's state holds no BPF maps".into() })
+        Question::Map(..) | Question::Bpf | Question::Modules | Question::Structure(_) => {
+            Err(QueryError::Bpf { why: "a capture of the kernel's state holds no types".into() })
         }
     }
 }

@@ -107,9 +107,14 @@ pub fn write(view: &View<'_, '_>, mem: &GuestMem, out: &mut File) -> Result<u64,
     for (region, place) in regions.iter().zip(places) {
         written += write_region(mem, region, place, out)?;
     }
-    // The last byte gives the file its length, whatever of its end is a hole.
+    // The last byte gives the file its length, whatever of its end is a hole. It may be one of memory, and
+    // the jail has no other way to make a file longer.
+    let mut last = [0];
+    if let Some(region) = regions.last().filter(|region| region.len.is_multiple_of(PAGE) && region.len > 0) {
+        mem.read(Gpa(region.start.0 + region.len - 1), &mut last)?;
+    }
     out.seek(SeekFrom::Start(at - 1)).map_err(file("extend"))?;
-    out.write_all(&[0]).map_err(file("extend"))?;
+    out.write_all(&last).map_err(file("extend"))?;
     Ok(written)
 }
 

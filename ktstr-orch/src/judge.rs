@@ -21,7 +21,7 @@ use ktstr_proto::{
 
 pub use self::tail::Tail;
 use self::{
-    observed::{add_event_findings, add_monitor_findings, add_unjudged, monitor_limits},
+    observed::{add_event_findings, add_monitor_findings, add_unjudged, add_unmeasured, monitor_limits},
     tail::{FATAL, NOT_UNPACKED, PANIC, STALE_TEXT},
 };
 
@@ -299,7 +299,9 @@ impl Evidence {
                         let outcome = if asked { Outcome::Inconclusive } else { Outcome::NotRun };
                         add_unjudged(&mut result, assert, outcome, "there was no monitor");
                     }
-                    (Some(monitor), _) => {
+                    (Some(monitor), accel) => {
+                        let defaults = accel.map_or(Assert::NO_OVERRIDES, Assert::defaults_for);
+                        add_unmeasured(&mut result, monitor, assert, &defaults);
                         add_monitor_findings(&mut result, monitor, assert);
                         add_event_findings(&mut result, monitor, host, assert);
                     }
@@ -510,7 +512,7 @@ mod tests {
         frames.push(GuestFrame::TestEnded(TestEnd::Returned(AssertResult::pass())));
         let mut evidence = evidence(frames);
         evidence.monitor =
-            Some(MonitorSummary { sustained_local_dsq_depth: 99, ..MonitorSummary::default() });
+            Some(MonitorSummary { sustained_local_dsq_depth: Some(99), ..MonitorSummary::default() });
         let assert = Assert::default_checks();
         assert_eq!(evidence.judge(Some(AccelKind::Tcg), &assert, None).outcome, Outcome::Fail);
         let det = evidence.judge(Some(AccelKind::Det), &assert, None);

@@ -184,7 +184,12 @@ impl Session {
         let give_up = self.give_up.filter(|_| !self.errands.stands());
         let watches =
             self.watches.deadline().filter(|_| self.state == State::Running && self.monitor_attached);
-        give_up.into_iter().chain(host).chain(watches).chain(self.errands.deadline()).min()
+        give_up
+            .into_iter()
+            .chain(host)
+            .chain(watches)
+            .chain(self.errands.deadline(self.monitor_attached))
+            .min()
     }
 
     fn notice(&mut self, text: String) {

@@ -44,6 +44,24 @@ pub enum Question {
     Map(String, Option<String>),
     /// All BPF programs and maps.
     Bpf,
+    /// A structure of the kernel or of a module, by its type.
+    Structure(Structure),
+    /// Loaded modules.
+    Modules,
+}
+
+/// A structure that is to be shown by its BTF.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Structure {
+    /// Its type: `task_struct`, or `kvm:kvm_caps` for one of a module.
+    pub of: String,
+    /// Where: a thread id (for `task_struct`), `0xADDRESS`, `SYMBOL`, `MODULE:SYMBOL`; behind a symbol
+    /// `@CPU` for a per-CPU variable and `[N]` for an element.
+    pub at: String,
+    /// A member instead of all: `se.avg.util_avg`, `mm->owner->pid`.
+    pub path: Option<String>,
+    /// Pointers followed one after the other, at most 4.
+    pub follow: u8,
 }
 
 /// Asked by a client of a live run.

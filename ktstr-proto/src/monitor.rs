@@ -194,14 +194,17 @@ pub struct MonitorSummary {
     pub failed_samples: u32,
     /// Largest `max(nr_running) / max(1, min(nr_running))` over one sample.
     pub max_imbalance_ratio: f64,
-    /// The largest such ratio that held for `sustained_samples` in a row.
-    pub sustained_imbalance_ratio: f64,
+    /// The largest such ratio that held for `sustained_samples` in a row; none where there were not so many.
+    pub sustained_imbalance_ratio: Option<f64>,
     /// Deepest local DSQ and its CPU.
     pub max_local_dsq_depth: u32,
     /// CPU of the deepest local DSQ.
     pub max_local_dsq_cpu: u32,
-    /// The depth that held for `sustained_samples` in a row on one CPU.
-    pub sustained_local_dsq_depth: u32,
+    /// The depth that held for `sustained_samples` in a row on one CPU; none where there were not so many, or
+    /// this kernel does not tell.
+    pub sustained_local_dsq_depth: Option<u32>,
+    /// That CPU.
+    pub sustained_local_dsq_cpu: u32,
     /// CPUs whose clock stood still for `sustained_samples` in a row with tasks waiting.
     pub stuck_cpus: Vec<u32>,
     /// Whether the vCPUs' own run time was known, so that `stuck_cpus` leaves out those the host did

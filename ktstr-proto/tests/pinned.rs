@@ -152,6 +152,10 @@ fn captured() -> Captured {
     Captured { read_us: 1, tasks: 2, dsqs: 3, copied_bytes: 5, vmcore_bytes: 4 }
 }
 
+fn structure() -> Structure {
+    Structure { of: "m:t".into(), at: "s@1".into(), path: Some("p".into()), follow: 2 }
+}
+
 fn start() -> Start {
     Start {
         accel: AccelKind::Tcg,
@@ -196,9 +200,11 @@ pins! {
         Question::Path(_) => "Path", Question::Tasks => "Tasks", Question::Task(_) => "Task",
         Question::Dsqs => "Dsqs", Question::Scx => "Scx", Question::Cgroups => "Cgroups",
         Question::Map(..) => "Map", Question::Bpf => "Bpf",
+        Question::Structure(_) => "Structure", Question::Modules => "Modules",
     } from [
         Question::Path("rq".into()), Question::Tasks, Question::Task(7), Question::Dsqs, Question::Scx,
         Question::Cgroups, Question::Map(".bss".into(), Some("x".into())), Question::Bpf,
+        Question::Structure(structure()), Question::Modules,
     ];
     ClientEvent {
         ClientEvent::Notice(_) => "Notice", ClientEvent::Output { .. } => "Output",

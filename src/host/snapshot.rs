@@ -306,7 +306,7 @@ mod tests {
         let has = |pid: u64| move |e: &Entry<'_>| e.get("pid").and_then(|f| f.as_u64()) == Ok(pid);
         assert_eq!(tasks.find(has(13)).unwrap().get("vtime").unwrap().as_u64(), Ok(40));
         assert_eq!(tasks.max_by(|e| e.get("vtime")?.as_f64()).unwrap().key(), "[13] \"b\"");
-        assert_eq!(tasks.filter(has(12)).len(), 1);
+        assert_eq!(tasks.filter(has(12)).unwrap().len(), 1);
     }
 
     #[test]

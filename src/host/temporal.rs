@@ -142,7 +142,7 @@ impl<T: Number> SeriesField<T> {
             return true;
         }
         let mean = late.iter().map(|(_, value)| value.to_f64()).sum::<f64>() / late.len() as f64;
-        let room = (mean * tolerance).abs();
+        let room = mean.abs() * tolerance;
         let near = |value: T| (value.to_f64() - mean).abs() <= room;
         let wrong = late.iter().find(|(_, value)| !near(*value));
         verdict.hold(wrong.is_none(), || {
@@ -167,6 +167,9 @@ impl<T: Number> SeriesField<T> {
         let (pattern, label, samples) = ("converges_to", self.label(), self.points().len());
         if samples < ROW {
             verdict.note(format!("{label}: {pattern} holds vacuously, there are {samples} samples"));
+            return true;
+        }
+        if !self.enough(verdict, pattern, 1, self.known().count()) {
             return true;
         }
         let mut row = 0;
@@ -272,6 +275,10 @@ impl<T: Number> SeriesField<T> {
 impl SeriesField<bool> {
     /// Every value is true.
     pub fn always_true(&self, verdict: &mut Verdict) -> bool {
+        if self.points().is_empty() {
+            verdict.undecided(format!("{}: always_true: there are no samples", self.label()));
+            return true;
+        }
         let wrong = self.points().iter().find(|point| point.value != Ok(true));
         verdict.hold(wrong.is_none(), || {
             let label = self.label();
@@ -294,6 +301,10 @@ pub struct EachClaim<'a, T> {
 impl<T: Number> EachClaim<'_, T> {
     fn all(self, what: &str, holds: impl Fn(T) -> bool) -> bool {
         let Self { field, verdict } = self;
+        if field.points().is_empty() {
+            verdict.undecided(format!("each {} {what}: there are no samples", field.label()));
+            return true;
+        }
         let fine = |point: &&Point<T>| point.value.as_ref().is_ok_and(|value| holds(*value));
         let wrong = field.points().iter().find(|point| !fine(point));
         verdict.hold(wrong.is_none(), || {

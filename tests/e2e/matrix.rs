@@ -12,7 +12,7 @@ use std::{
 use serde_json::Value;
 
 /// Capabilities in the order of the table: name, and where a capture shows them.
-const CAPABILITIES: [(&str, &[&str]); 17] = [
+const CAPABILITIES: [(&str, &[&str]); 19] = [
     (
         "run queue: counts, clocks, running task",
         &[
@@ -85,6 +85,17 @@ const CAPABILITIES: [(&str, &[&str]); 17] = [
     ("sched_ext: event counters", &["scx/events"]),
     ("control groups: tree, cpu.stat", &["cgroups/*/path", "cgroups/*/usage_ns", "cgroups/*/cgroup"]),
     ("pressure (PSI), system and groups", &["psi", "cgroups/*/psi"]),
+    ("loaded modules and their symbols", &["modules/*/name", "modules/*/state", "modules/*/symbols"]),
+    (
+        "BPF programs and maps",
+        &[
+            "bpf/programs/*/name",
+            "bpf/programs/*/verified_insns",
+            "bpf/programs/*/runs",
+            "bpf/maps/*/type",
+            "bpf/maps/*/max_entries",
+        ],
+    ),
 ];
 
 /// The column of one kernel: a cell for each capability.
@@ -125,13 +136,18 @@ fn count(value: &Value, absent: &mut BTreeSet<String>) -> usize {
     match value {
         Value::Object(members) => {
             if let (1, Some(reason)) = (members.len(), value.get("absent")) {
-                absent.insert(member(reason.as_str().expect("a reason")));
+                let reason = reason.as_str().expect("a reason");
+                // Other reasons are not this kernel's: no scheduler, a task on no DSQ.
+                if reason.contains("this kernel") {
+                    absent.insert(member(reason));
+                }
                 return 0;
             }
             assert!(!members.contains_key("unreadable"), "{value}");
             members.values().map(|inner| count(inner, absent)).sum()
         }
         Value::Array(items) => items.iter().map(|item| count(item, absent)).sum(),
+        Value::Null => 0,
         _ => 1,
     }
 }

@@ -21,6 +21,7 @@ use crate::matrix;
 /// A worker that is stopped after some work has constant figures; six that spin fill the queues.
 const PLANT: &str = r#"
 exec 2>&1
+for M in irqbypass kvm; do insmod "/include-files/$(uname -r).$M.ko"; done
 echo 1 > /proc/sys/kernel/sched_schedstats
 /include-files/scx-ktstr --watchdog-ms 25000 &
 until [ "$(cat /sys/kernel/sched_ext/state)" = enabled ]; do sleep 0.1; done
@@ -103,14 +104,86 @@ fn ask(args: &[&str]) -> Value {
     serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{args:?}: {e}"))
 }
 
-fn planted(kernel: Option<&str>) -> RunSpec {
+/// Modules of the stored kernels, by names that tell which kernel each is for: the guest knows its own.
+fn modules(series: Option<&str>, into: &Path) -> Vec<PathBuf> {
+    let var = |name| std::env::var_os(name).map(PathBuf::from);
+    let store = var("KTSTR_CACHE_DIR")
+        .or_else(|| Some(var("XDG_CACHE_HOME")?.join("ktstr/kernels")))
+        .or_else(|| Some(var("HOME")?.join(".cache/ktstr/kernels")));
+    let entries = store.into_iter().filter_map(|dir| fs::read_dir(dir).ok()).flatten().flatten();
+    let mut found = Vec::new();
+    for dir in entries.map(|entry| entry.path()) {
+        let metadata = fs::read(dir.join("metadata.json")).unwrap_or_default();
+        let metadata: Value = serde_json::from_slice(&metadata).unwrap_or_default();
+        let Some(release) = metadata["release"].as_str() else { continue };
+        if series.is_some_and(|series| !release.starts_with(series)) {
+            continue;
+        }
+        for name in ["irqbypass", "kvm"] {
+            let to = into.join(format!("{release}.{name}.ko"));
+            if !found.contains(&to) && fs::copy(dir.join(format!("modules/{name}.ko")), &to).is_ok() {
+                found.push(to);
+            }
+        }
+    }
+    found
+}
+
+/// Structures of the kernel and of a module that the guest has loaded, by the types of each.
+fn structures(run: &str, capture: &Value) {
+    let shown = |words: &[&str]| -> Value {
+        let mut args = vec!["query", run, "struct"];
+        args.extend(words);
+        args.push("--json");
+        ask(&args)["value"].clone()
+    };
+    let init = shown(&["task_struct", "1"]);
+    assert_eq!((int(&init, "/pid"), int(&init, "/tgid")), (1, 1), "{}", at(&init, "/comm"));
+    let own = at(capture, "/tasks").as_array().unwrap().iter().find(|task| int(task, "/pid") == 1);
+    assert_eq!(at(&init, "/comm"), at(own.expect("PID 1"), "/comm"));
+    assert_eq!(shown(&["task_struct", "1", "real_parent->comm"]), "swapper/0");
+    for cpu in [0, 1] {
+        assert_eq!(shown(&["rq", &format!("runqueues@{cpu}"), "cpu"]), cpu);
+    }
+    let followed = ask(&["query", run, "struct rq runqueues@1 rd", "--follow", "1", "--json"]);
+    assert!(int(&followed, "/value/value/refcount/counter") >= 1, "{followed}");
+    let refused = monitor(&["query", run, "struct", "rq", "runqueues"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("per CPU: write runqueues@CPU"), "{said}");
+
+    let loaded = at(capture, "/modules").as_array().unwrap();
+    if !loaded.iter().any(|module| at(module, "/name") == "kvm") {
+        println!("NOT RUN: the store has no module for {}", at(capture, "/kernel"));
+        return;
+    }
+    assert!(loaded.iter().all(|module| at(module, "/state") == "live"), "{loaded:?}");
+    let modules = ask(&["query", run, "modules", "--json"]);
+    println!("modules: {modules}");
+    let kvm = modules.as_array().unwrap().iter().find(|module| at(module, "/name") == "kvm").unwrap();
+    assert!(int(kvm, "/types") > 1000 && int(kvm, "/symbols") > 1000, "{kvm}");
+    // A table of the module's own type, which has another name in older ones.
+    let is_there = |of: &&str| monitor(&["query", run, "struct", of, "kvm:kvm_caps"]).status.success();
+    let of = ["kvm:_kvm_stats_desc", "kvm:kvm_stats_desc"].into_iter().find(is_there).expect("a type");
+    let first = shown(&[of, "kvm:kvm_vm_stats_desc"]);
+    assert_eq!(at(&first, "/name"), "remote_tlb_flush", "{first}");
+    assert_eq!(shown(&[of, "kvm:kvm_vm_stats_desc[1]", "name"]), "remote_tlb_flush_requests");
+    // Its type is found without saying whose it is.
+    assert_eq!(shown(&["kvm_caps", "kvm:kvm_caps", "supported_vm_types"]), 0);
+    assert_eq!(shown(&["file_operations", "kvm:kvm_chardev_ops", "llseek"]), "noop_llseek");
+    let refused = monitor(&["query", run, "struct", "kvm:no_such", "kvm:kvm_caps"]);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(said.contains("nor a module has a structure `no_such`") && said.contains("irqbypass"), "{said}");
+}
+
+fn planted(kernel: Option<&str>, files: &Path) -> RunSpec {
     let mut spec = exec(PLANT);
     spec.topology = Topology::new(1, 1, 2, 1).unwrap();
     spec.kernel = kernel.map(str::to_owned).or(spec.kernel);
     spec.memory_mb = Some(384);
     spec.observe = true;
     spec.watchdog_ms = Some(60_000);
-    let include = vec![bin("scx-ktstr")];
+    let mut include = vec![bin("scx-ktstr")];
+    include.extend(modules(spec.kernel.as_deref(), files));
     spec.job = Job::Shell(ShellJob { include, exec: Some(PLANT.into()), dmesg: false, term: None });
     spec
 }
@@ -204,7 +277,8 @@ fn compare(capture: &Value, before: &Account, after: &Account) {
 
 fn facts(kernel: Option<&str>) {
     let root = tempfile::tempdir().unwrap();
-    let live = Live::start(planted(kernel), root.path());
+    let files = tempfile::tempdir().unwrap();
+    let live = Live::start(planted(kernel, files.path()), root.path());
     let dir = live.dir.clone();
     let run = dir.to_str().unwrap();
     wait_for("the guest's account", PATIENCE, || Account::read(&printed(&dir), 0));
@@ -239,6 +313,8 @@ fn facts(kernel: Option<&str>) {
     assert!(programs.iter().any(|prog| int(prog, "/verified_insns") > 0), "{programs:?}");
     assert!(at(map(".bss"), "/entries/0/value").as_object().is_some_and(|vars| vars.len() > 2));
     assert!(text.contains("== BPF programs and maps =="), "{text}");
+
+    structures(run, &capture);
 
     // Ten who ask at once all get their answer.
     let began = Instant::now();

@@ -10,10 +10,10 @@ use serde_json::{Value as Json, json};
 
 use super::follow::Follow;
 use super::map::{Cell, Entries, Entry, Key, Limits, MapInfo, MapKind, Owner};
-use super::path::{Path, Place};
+use super::path::Path;
 use super::program::ProgramInfo;
 use super::reader::{BpfError, Reader};
-use super::write::WriteError;
+use super::write::{Located, WriteError};
 use crate::cast;
 use crate::render::{Options, Renderer, Value, to_json, to_text};
 use crate::types::{Ty, TypeRef};
@@ -265,28 +265,26 @@ pub fn query(
         return Ok(Some(MapAnswer::Map(Box::new(dump))));
     };
     let located = reader.locate(map, path, &follow)?;
-    Ok(Some(MapAnswer::Value(render_place(reader, &located.place, located.at, &follow, options.render))))
+    Ok(Some(MapAnswer::Value(reader.render(&located, &follow, options.render))))
 }
 
-fn render_place(
-    reader: &Reader<'_>,
-    place: &Place,
-    at: crate::addr::Kva,
-    follow: &Follow<'_, '_>,
-    options: Options,
-) -> Value {
-    let mut renderer = Renderer::new(follow, options);
-    let len = match place.bits {
-        Some((low, width)) => (u64::from(low) + u64::from(width)).div_ceil(8),
-        None => match place.ty.size() {
-            Some(len) => len,
-            None => return Value::Missing(format!("a {} has no size", place.ty.name())),
-        },
-    };
-    match (reader.bytes(at, len, "a value"), place.bits) {
-        (Err(error), _) => Value::Missing(chained(&error)),
-        (Ok(bytes), Some((low, width))) => renderer.render_bits(&place.ty, &bytes, low, width),
-        (Ok(bytes), None) => renderer.render(&place.ty, &bytes),
+impl Reader<'_> {
+    /// What lies there, as its type says.
+    pub fn render(&self, located: &Located, follow: &Follow<'_, '_>, options: Options) -> Value {
+        let Located { at, place } = located;
+        let mut renderer = Renderer::new(follow, options);
+        let len = match place.bits {
+            Some((low, width)) => (u64::from(low) + u64::from(width)).div_ceil(8),
+            None => match place.ty.size() {
+                Some(len) => len,
+                None => return Value::Missing(format!("a {} has no size", place.ty.name())),
+            },
+        };
+        match (self.bytes(*at, len, "a value"), place.bits) {
+            (Err(error), _) => Value::Missing(chained(&error)),
+            (Ok(bytes), Some((low, width))) => renderer.render_bits(&place.ty, &bytes, low, width),
+            (Ok(bytes), None) => renderer.render(&place.ty, &bytes),
+        }
     }
 }
 

@@ -64,6 +64,17 @@ impl Reader<'_> {
         result.map_err(|source| BpfError::Object { at, source })
     }
 
+    /// The BTF objects of loaded modules: names and where each lies.
+    pub fn module_objects(&self) -> Result<Vec<(String, Kva)>, BpfError> {
+        let all = self.idr("btf_idr")?.items;
+        let of_module = |at: Kva| {
+            let base = self.get_kva(at, &self.layout.btf.base, "btf.base_btf").ok()?;
+            let name = self.text(at, &self.layout.btf.name, "btf.name").ok()?;
+            (!base.is_null() && !name.is_empty()).then_some((name, at))
+        };
+        Ok(all.into_iter().filter_map(of_module).collect())
+    }
+
     fn parse_object(&self, at: Kva) -> Result<Arc<TypeSet>, ObjectError> {
         let layout = &self.layout.btf;
         let read = ObjectError::Read;

@@ -74,6 +74,12 @@ pub enum PathError {
         /// The index.
         index: u64,
     },
+    /// Behind the end of the value.
+    #[error("the path leads out of `{of}`")]
+    Outside {
+        /// The type.
+        of: String,
+    },
     /// The type information contradicts itself.
     #[error("the type information on `{of}` is damaged")]
     Damaged {

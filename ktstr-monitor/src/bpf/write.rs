@@ -8,7 +8,7 @@
 use thiserror::Error;
 
 use super::map::{Cell, Entry, Key, MapInfo, Owner};
-use super::path::{Path, PathError, Place, Selector};
+use super::path::{Path, PathError, Place, Selector, Step};
 use super::reader::{BpfError, Reader};
 use crate::addr::Kva;
 use crate::mem::GuestMemMut;
@@ -98,12 +98,28 @@ impl Reader<'_> {
     pub fn locate(&self, map: &MapInfo, path: &Path, deref: &dyn Deref) -> Result<Located, WriteError> {
         let cell = self.select(map, path)?;
         let untyped = || WriteError::Untyped { map: map.name.clone() };
-        let mut base = cell.at;
-        let mut place = Place::whole(map.value_type.clone().ok_or_else(untyped)?);
+        let ty = map.value_type.as_ref().ok_or_else(untyped)?;
+        self.walk(cell.at, ty, Some(map.value_size.into()), &path.steps, deref)
+    }
+
+    /// Goes `steps` into the `ty` at `base`, following pointers on the way. What is found ends within
+    /// `room` bytes, or within the type that the last pointer leads to, where that has a size.
+    pub fn walk(
+        &self,
+        mut base: Kva,
+        ty: &TypeRef,
+        room: Option<u64>,
+        steps: &[Step],
+        deref: &dyn Deref,
+    ) -> Result<Located, WriteError> {
+        let mut place = Place::whole(ty.clone());
+        let mut limit = room.or_else(|| ty.size());
         // The structure that the place is a member of, and where in it.
         let mut member: Option<(TypeRef, u64)> = None;
-        for step in &path.steps {
+        for step in steps {
             if let Some(found) = self.follow(base, &place, member.as_ref(), deref)? {
+                // A structure that ends in an array of no length has as many elements as it was given room for.
+                limit = found.ty.size().filter(|_| !ends_open(&found.ty));
                 (base, place) = (found.at, Place::whole(found.ty));
             }
             let next = place.step(step)?;
@@ -114,6 +130,9 @@ impl Reader<'_> {
             place = next;
         }
         let at = base.checked_add(place.offset).unwrap_or(Kva(u64::MAX));
+        if limit.is_some_and(|limit| end_of(&place).is_none_or(|end| end > limit)) {
+            return Err(PathError::Outside { of: ty.name() }.into());
+        }
         Ok(Located { at, place })
     }
 
@@ -170,6 +189,24 @@ impl Reader<'_> {
     }
 }
 
+/// Bytes from the start of the value to the end of the place.
+fn end_of(place: &Place) -> Option<u64> {
+    let len = match place.bits {
+        Some((low, width)) => (u64::from(low) + u64::from(width)).div_ceil(8),
+        None => place.ty.size()?,
+    };
+    place.offset.checked_add(len)
+}
+
+/// Whether it ends in a flexible array.
+fn ends_open(ty: &TypeRef) -> bool {
+    let last = ty.strip().and_then(|ty| match ty.set.ty(ty.id)? {
+        Ty::Composite(composite) => Some(ty.with(composite.members.last()?.ty)),
+        _ => None,
+    });
+    last.is_some_and(|last| matches!(last.set.strip(last.id), Some((_, Ty::Array { len: 0, .. }))))
+}
+
 /// Whether the key is what the selector says.
 fn key_is(map: &MapInfo, key: &Key, Selector(numbers): &Selector) -> bool {
     let one = |value: i128| numbers[..] == [value];
@@ -190,6 +227,11 @@ fn encode_key(map: &MapInfo, numbers: &[i128]) -> Option<Vec<u8>> {
     let mut put = |offset: u64, size: u64, value: i128| {
         let at = usize::try_from(offset).ok()?;
         let size = usize::try_from(size).ok().filter(|size| *size <= 16)?;
+        // A number that does not fit is another key.
+        let bits = (size * 8) as u32;
+        if bits < 128 && !(-(1i128 << (bits.max(1) - 1))..1i128 << bits).contains(&value) {
+            return None;
+        }
         bytes.get_mut(at..at.checked_add(size)?)?.copy_from_slice(&value.to_le_bytes()[..size]);
         Some(())
     };

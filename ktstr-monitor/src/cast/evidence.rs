@@ -38,12 +38,22 @@ pub struct Evidence {
     in_arena: BTreeSet<TypeId>,
 }
 
+/// A pointer's type, where it leads, and whether it came out of a map.
+type Typed = (TypeRef, Space, bool);
+
 #[derive(Debug, Default)]
 struct Seen {
-    types: Vec<(TypeRef, Space)>,
+    types: Vec<Typed>,
     places: BTreeSet<(u64, u64)>,
     in_arena: bool,
     /// It holds numbers, too.
+    number: bool,
+}
+
+/// What speaks for and against a slot, its own and what was copied into it.
+#[derive(Clone, Debug, Default)]
+struct Heard {
+    types: Vec<(Cast, Ground)>,
     number: bool,
 }
 
@@ -58,15 +68,15 @@ pub enum Ground {
 
 impl Evidence {
     /// A pointer to `to` was stored, or what it held went where such pointers go.
-    pub fn typed(&mut self, slot: Slot, to: &TypeRef, space: Space) {
+    pub fn typed(&mut self, slot: Slot, to: &TypeRef, space: Space, of_map: bool) {
         let Some(to) = to.strip() else { return };
         // `void *` and pointers to numbers say nothing that could be shown.
         if !matches!(to.set.ty(to.id), Some(Ty::Composite(_) | Ty::Forward { .. })) {
             return;
         }
         let seen = self.slots.entry(slot).or_default();
-        if !seen.types.iter().any(|(known, _)| *known == to) {
-            seen.types.push((to, space));
+        if !seen.types.iter().any(|(known, ..)| *known == to) {
+            seen.types.push((to, space, of_map));
         }
     }
 
@@ -101,9 +111,9 @@ impl Evidence {
             own.places.extend(seen.places);
             own.in_arena |= seen.in_arena;
             own.number |= seen.number;
-            for (ty, space) in seen.types {
-                if !own.types.iter().any(|(known, _)| *known == ty) {
-                    own.types.push((ty, space));
+            for typed in seen.types {
+                if !own.types.iter().any(|(known, ..)| *known == typed.0) {
+                    own.types.push(typed);
                 }
             }
         }
@@ -114,51 +124,50 @@ impl Evidence {
     /// What follows, for the slots of `set`. `is_kernels` says which structures the kernel has, too: in
     /// the object they only name the members that the program uses, so their shape means nothing.
     pub fn resolve(&self, set: &Arc<TypeSet>, is_kernels: &dyn Fn(&str) -> bool) -> Resolved {
-        let mut found: HashMap<Slot, (Cast, Ground)> = HashMap::new();
+        let mut heard: BTreeMap<Slot, Heard> = BTreeMap::new();
         let mut shapes = 0;
-        for (&slot, seen) in self.slots.iter().filter(|(_, seen)| !seen.number) {
-            match &seen.types[..] {
-                [(to, space)] if fits(to, &seen.places) => {
-                    found.insert(slot, (Cast { to: to.clone(), space: *space }, Ground::Flow));
-                }
-                [] if seen.in_arena && shapes < MAX_SHAPES => {
-                    shapes += 1;
-                    if let Some(to) = self.by_shape(set, slot, &seen.places, is_kernels) {
-                        found.insert(slot, (Cast { to, space: Space::Arena }, Ground::Shape));
-                    }
-                }
-                _ => {}
+        for (&slot, seen) in &self.slots {
+            let own = heard.entry(slot).or_default();
+            own.number = seen.number;
+            for (to, space, of_map) in &seen.types {
+                // A program's own structure in a map is not the kernel's of the same name, and which one is
+                // meant cannot be said where it is shown.
+                let name = to.set.get(to.id).map_or("", |entry| entry.name.as_str());
+                let unclear = *of_map && is_kernels(name) && Arc::ptr_eq(&to.set, set);
+                own.number |= unclear || !fits(to, &seen.places);
+                own.types.push((Cast { to: to.clone(), space: *space }, Ground::Flow));
+            }
+            if seen.types.is_empty() && !seen.number && seen.in_arena && shapes < MAX_SHAPES {
+                shapes += 1;
+                let to = self.by_shape(set, slot, &seen.places, is_kernels);
+                own.types.extend(to.map(|to| (Cast { to, space: Space::Arena }, Ground::Shape)));
             }
         }
-        self.spread(&mut found);
-        Resolved { found }
+        self.spread(&mut heard);
+        let sure = |(slot, heard): (Slot, Heard)| match <[_; 1]>::try_from(heard.types) {
+            Ok([only]) if !heard.number => Some((slot, only)),
+            _ => None,
+        };
+        Resolved { found: heard.into_iter().filter_map(sure).collect() }
     }
 
-    /// What is copied from a pointer is a pointer; a slot that disagrees with what is copied into it is
-    /// neither. Not the other way round: where pointers go, numbers may be copied to as well.
-    fn spread(&self, found: &mut HashMap<Slot, (Cast, Ground)>) {
-        let mut banned: BTreeSet<Slot> = BTreeSet::new();
-        let judged =
-            |slot: &Slot| self.slots.get(slot).is_some_and(|seen| seen.number || seen.types.len() > 1);
-        // As many rounds as a chain of copies may be long.
-        for _ in 0..8 {
+    /// What is copied from a pointer is a pointer, what is copied from a number is a number: all that was
+    /// heard of one slot holds for those that it is copied to. Not the other way round: where pointers go,
+    /// numbers may be copied to as well. Only then is it decided, so that no slot hands on what it is not.
+    fn spread(&self, heard: &mut BTreeMap<Slot, Heard>) {
+        // Each pass but the last adds something; types of one slot are few, and two are as bad as more.
+        loop {
             let mut grew = false;
             for (from, to) in &self.links {
-                if banned.contains(to) || judged(to) {
-                    continue;
-                }
-                let Some(cast) = found.get(from).cloned() else { continue };
-                match found.get(to) {
-                    None => {
-                        found.insert(*to, cast);
+                let Some(given) = heard.get(from).cloned() else { continue };
+                let own = heard.entry(*to).or_default();
+                grew |= given.number && !own.number;
+                own.number |= given.number;
+                for typed in given.types {
+                    if own.types.len() < 2 && !own.types.iter().any(|(known, _)| known.to == typed.0.to) {
+                        own.types.push(typed);
                         grew = true;
                     }
-                    Some((own, _)) if own.to != cast.0.to => {
-                        found.remove(to);
-                        banned.insert(*to);
-                        grew = true;
-                    }
-                    Some(_) => {}
                 }
             }
             if !grew {
@@ -213,6 +222,17 @@ impl Resolved {
     /// What `slot` points at.
     pub fn get(&self, slot: Slot) -> Option<&Cast> {
         self.found.get(&slot).map(|(cast, _)| cast)
+    }
+
+    /// Whether the same is said of the same slots.
+    pub fn is_same(&self, other: &Self) -> bool {
+        self.len() == other.len() && self.found.keys().all(|slot| self.get(*slot) == other.get(*slot))
+    }
+
+    /// Without what `other` does not say.
+    pub fn agreeing(mut self, other: &Self) -> Self {
+        self.found.retain(|slot, (cast, _)| other.get(*slot) == Some(&*cast));
+        self
     }
 
     /// How many there are.

@@ -24,8 +24,9 @@ const MAX_BLOCKS: usize = 60_000;
 /// A frame of the stack, in bytes.
 const FRAME: i64 = 512;
 
-/// Interprets `code`, reading slots that are `known` already as what they are.
-pub fn analyse(code: &Code, known: &Resolved) -> Evidence {
+/// Interprets `code`, reading slots that are `known` already as what they are. None where that does not come
+/// to an end.
+pub fn analyse(code: &Code, known: &Resolved) -> Option<Evidence> {
     let mut flow = Flow {
         code,
         known,
@@ -39,14 +40,16 @@ pub fn analyse(code: &Code, known: &Resolved) -> Evidence {
         evidence: None,
     };
     if flow.blocks.len() > MAX_BLOCKS {
-        return Evidence::default();
+        return None;
     }
-    flow.settle();
+    if !flow.settle() {
+        return None;
+    }
     flow.evidence = Some(Evidence::default());
     for (start, state) in std::mem::take(&mut flow.states) {
         flow.block(start, state);
     }
-    flow.evidence.unwrap_or_default()
+    flow.evidence
 }
 
 /// Where blocks begin.
@@ -86,7 +89,8 @@ struct Flow<'c> {
 }
 
 impl Flow<'_> {
-    fn settle(&mut self) {
+    /// Whether nothing grows any more.
+    fn settle(&mut self) -> bool {
         let called: HashSet<usize> = (self.code.calls.values())
             .filter_map(|callee| if let Callee::Function(start) = callee { Some(*start) } else { None })
             .collect();
@@ -110,12 +114,11 @@ impl Flow<'_> {
             self.queued.remove(&start);
             let Some(state) = self.states.get(&start) else { continue };
             if self.steps > MAX_STEPS || state.visits > MAX_VISITS {
-                // Nothing of a program that does not settle is believed.
-                self.states.clear();
-                return;
+                return false;
             }
             self.block(start, state.clone());
         }
+        true
     }
 
     fn later(&mut self, block: usize) {
@@ -345,7 +348,7 @@ impl Flow<'_> {
                 _ => {}
             }
         }
-        if base.anything && base.atoms.is_empty() && matches!(insn.mode(), Mode::Plain) {
+        if base.anything && matches!(insn.mode(), Mode::Plain) {
             // Nobody can say that this was not the stack.
             state.stack.clear();
         }
@@ -392,7 +395,7 @@ impl Flow<'_> {
                         .strip()
                         .is_some_and(|to| to.id == slot.owner && Arc::ptr_eq(&to.set, &self.code.types));
                     if !itself {
-                        evidence.typed(slot, to, space);
+                        evidence.typed(slot, to, space, matches!(origin, Origin::Program));
                     }
                 }
                 Atom::Held(from, 0, false) => evidence.link(*from, slot),
@@ -409,7 +412,7 @@ impl Flow<'_> {
         let Some(evidence) = &mut self.evidence else { return };
         for atom in &value.atoms {
             if let Atom::Held(slot, 0, false) = atom {
-                evidence.typed(*slot, to, Space::Arena);
+                evidence.typed(*slot, to, Space::Arena, false);
             }
         }
     }
@@ -507,7 +510,8 @@ impl Flow<'_> {
                 Val::number()
             }
             Callee::Function(start) => self.call_function(*start, block, insn, state),
-            Callee::Reader | Callee::Unknown => Val::unknown(),
+            Callee::Reader => Val::number(),
+            Callee::Unknown => Val::unknown(),
         };
         let writes = matches!(callee, Callee::Unknown | Callee::Function(_) | Callee::Kernel(_));
         if writes {

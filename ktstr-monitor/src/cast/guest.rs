@@ -22,15 +22,17 @@ pub fn of_guest(
     maps: &[MapInfo],
 ) -> Vec<(Arc<TypeSet>, Casts)> {
     let mut objects: Vec<(Arc<TypeSet>, Vec<Code>)> = Vec::new();
+    // A program that is left out may be the one that speaks against a pointer of its object.
+    let mut incomplete: Vec<Arc<TypeSet>> = Vec::new();
     let guest = Guest::new(reader, maps);
     let mut insns = 0;
     for program in programs {
         insns += program.insns as usize;
-        if insns > MAX_INSNS {
-            // What is left is shown as numbers.
-            break;
-        }
-        let Some(code) = guest.code(program) else { continue };
+        let code = if insns > MAX_INSNS { None } else { guest.code(program) };
+        let Some(code) = code else {
+            incomplete.extend(program.functions.first().map(|function| Arc::clone(&function.ty.set)));
+            continue;
+        };
         match objects.iter_mut().find(|(set, _)| Arc::ptr_eq(set, &code.types)) {
             Some((_, codes)) => codes.push(code),
             None => objects.push((Arc::clone(&code.types), vec![code])),
@@ -41,6 +43,7 @@ pub fn of_guest(
         let casts = super::resolve(&set, &codes, &is_kernels).into_casts();
         (set, casts)
     };
+    objects.retain(|(set, _)| !incomplete.iter().any(|left_out| Arc::ptr_eq(left_out, set)));
     objects.into_iter().map(resolve).collect()
 }
 

@@ -32,22 +32,24 @@ use evidence::{Evidence, Resolved};
 use crate::types::TypeSet;
 
 /// Rounds of analysis: each may follow pointers that the one before found.
-const ROUNDS: usize = 4;
+const ROUNDS: usize = 6;
 
-/// What all programs of one object show together. `is_kernels` as in [`Evidence::resolve`].
+/// What all programs of one object show together. `is_kernels` as in [`Evidence::resolve`]. Nothing, where
+/// one of them could not be followed to its end: it may be the one that speaks against a pointer.
 pub fn resolve(set: &Arc<TypeSet>, programs: &[Code], is_kernels: &dyn Fn(&str) -> bool) -> Resolved {
     let mut known = Resolved::default();
+    let mut before = Resolved::default();
     for _ in 0..ROUNDS {
         let mut evidence = Evidence::default();
         for code in programs {
-            evidence.merge(flow::analyse(code, &known));
+            let Some(seen) = flow::analyse(code, &known) else { return Resolved::default() };
+            evidence.merge(seen);
         }
-        let next = evidence.resolve(set, is_kernels);
-        let settled = next.len() == known.len();
-        known = next;
-        if settled {
-            break;
+        before = std::mem::replace(&mut known, evidence.resolve(set, is_kernels));
+        if known.is_same(&before) {
+            return known;
         }
     }
-    known
+    // What stands on something that the last round took back is not believed.
+    known.agreeing(&before)
 }

@@ -7,10 +7,10 @@ use anyhow::{Context, Result};
 use ktstr_jail::JailSpec;
 use ktstr_proto::capture::Question;
 
+use crate::guest_kernel::GuestKernel;
 use crate::image::KernelImage;
-use crate::kernel::{LiveKernel, Profile};
+use crate::kernel::Profile;
 use crate::mem::GuestMem;
-use crate::query;
 use crate::vmcore;
 
 /// Answers on standard output.
@@ -22,9 +22,9 @@ pub fn query(core: &Path, kernel: &Path, question: &Question, json: bool) -> Res
     let layout = vmcore::open(&mut core).context("the core file cannot be used")?;
     let mem = GuestMem::map(&core, layout).context("the core file cannot be mapped")?;
     let profile = Profile::of(&KernelImage::read(kernel)?).context("the kernel file cannot be used")?;
-    let live = LiveKernel::locate(&profile, &mem)
+    let kernel = GuestKernel::find(&profile, &mem)
         .context("no such kernel runs in the core file: is it the right kernel file?")?;
-    let (node, _) = query::answer(&profile, &live, &mem, question)?;
+    let (node, _) = kernel.answer(question)?;
     let shown = if json { serde_json::to_string(&node)? } else { node.text() };
     println!("{}", shown.trim_start_matches('\n'));
     Ok(())

@@ -13,17 +13,20 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
-use ktstr_proto::capture::Question;
+use ktstr_proto::capture::{Question, Structure};
 
-const USAGE: &str = "usage: ktstr-monitor query [RUN] QUESTION [--json] [--freeze]
+const USAGE: &str = "usage: ktstr-monitor query [RUN] QUESTION [--json] [--freeze] [--follow N]
        ktstr-monitor query --core FILE --kernel VMLINUX QUESTION [--json]
        ktstr-monitor capture [RUN] [--vmcore] [--json]
        ktstr-monitor attach [RUN] [--watch PATH]...
 
 RUN        directory of a live run, or a part of its id; not needed when only one is live
-QUESTION   tasks | task PID | dsq | scx | cgroups | bpf | map NAME [PATH], or a path: 'rq[*].nr_running', 'rq[0].cfs',
-           'cgroups[*].usage_ns', 'scx.events'; `*` stands for every item
+QUESTION   tasks | task PID | dsq | scx | cgroups | bpf | modules | map NAME [PATH] | struct TYPE WHERE [PATH],
+           or a path: 'rq[*].nr_running', 'rq[0].cfs', 'cgroups[*].usage_ns'; `*` stands for every item
+TYPE       of the kernel or a module: task_struct, kvm:kvm_caps
+WHERE      a thread id (of a task_struct), 0xADDRESS, SYMBOL, SYMBOL@CPU, MODULE:SYMBOL, SYMBOL[N]
 --json     for machines; what is missing is {\"absent\": why} or {\"unreadable\": why}
+--follow   follow that many pointers one after the other, 0 to 4, in struct
 --freeze   stop all vCPUs meanwhile, so that what is answered belongs together
 --core     ask a core file (written by capture --vmcore) instead of a live run
 --kernel   the decompressed kernel of the core file
@@ -42,6 +45,7 @@ struct Options {
     core: Option<PathBuf>,
     kernel: Option<PathBuf>,
     watch: Vec<String>,
+    follow: u8,
 }
 
 /// Runs a command. Exit codes: see the usage.
@@ -64,11 +68,11 @@ fn run(args: &[String]) -> Result<()> {
             match &options.core {
                 Some(core) => {
                     let kernel = options.kernel.as_ref().context("--core needs --kernel VMLINUX")?;
-                    let question = question(&options.words)?;
+                    let question = question(&options.words, options.follow)?;
                     core::query(core, kernel, &question, options.json)
                 }
                 None => {
-                    let (run, question) = run_and_question(&options.words)?;
+                    let (run, question) = run_and_question(&options.words, options.follow)?;
                     live::query(run, question, options.freeze, options.json)
                 }
             }
@@ -108,6 +112,7 @@ fn options(args: &[String]) -> Result<Options> {
             "--vmcore" => options.vmcore = true,
             "--core" => options.core = Some(value()?.into()),
             "--kernel" => options.kernel = Some(value()?.into()),
+            "--follow" => options.follow = value()?.parse().context("--follow takes a number")?,
             "--watch" => options.watch.push(value()?.clone()),
             option if option.starts_with("--") => bail!("there is no option {option}\n{USAGE}"),
             word => options.words.push(word.to_owned()),
@@ -116,8 +121,12 @@ fn options(args: &[String]) -> Result<Options> {
     Ok(options)
 }
 
-fn question(words: &[String]) -> Result<Question> {
-    let words: Vec<_> = words.iter().map(String::as_str).collect();
+fn question(words: &[String], follow: u8) -> Result<Question> {
+    let words: Vec<_> = words.iter().flat_map(|word| word.split(' ')).collect();
+    let structure = |of: &str, at: &str, path: Option<&str>| {
+        let path = path.map(str::to_owned);
+        Question::Structure(Structure { of: of.to_owned(), at: at.to_owned(), path, follow })
+    };
     Ok(match words.as_slice() {
         ["tasks"] => Question::Tasks,
         ["task", pid] => Question::Task(pid.parse().with_context(|| format!("{pid} is no thread id"))?),
@@ -125,6 +134,9 @@ fn question(words: &[String]) -> Result<Question> {
         ["scx"] => Question::Scx,
         ["cgroups"] => Question::Cgroups,
         ["bpf"] => Question::Bpf,
+        ["modules"] => Question::Modules,
+        ["struct", of, at] => structure(of, at, None),
+        ["struct", of, at, path] => structure(of, at, Some(path)),
         ["map", name] => Question::Map((*name).to_owned(), None),
         ["map", name, path] => Question::Map((*name).to_owned(), Some((*path).to_owned())),
         [path] => Question::Path((*path).to_owned()),
@@ -133,12 +145,12 @@ fn question(words: &[String]) -> Result<Question> {
 }
 
 /// `[RUN] QUESTION`: what cannot be a question alone begins with a run.
-fn run_and_question(words: &[String]) -> Result<(Option<&str>, Question)> {
+fn run_and_question(words: &[String], follow: u8) -> Result<(Option<&str>, Question)> {
     match words {
-        [run, rest @ ..] if !rest.is_empty() && run != "task" && run != "map" => {
-            Ok((Some(run), question(rest)?))
+        [run, rest @ ..] if !rest.is_empty() && !["task", "map", "struct"].contains(&run.as_str()) => {
+            Ok((Some(run), question(rest, follow)?))
         }
-        words => Ok((None, question(words)?)),
+        words => Ok((None, question(words, follow)?)),
     }
 }
 
@@ -154,14 +166,22 @@ mod tests {
     fn a_run_may_be_left_out() {
         let asked = |text| {
             let words = words(text);
-            let (run, question) = run_and_question(&words).unwrap();
+            let (run, question) = run_and_question(&words, 1).unwrap();
             (run.map(str::to_owned), question)
         };
         assert_eq!(asked("tasks"), (None, Question::Tasks));
         assert_eq!(asked("task 7"), (None, Question::Task(7)));
         assert_eq!(asked("demo task 7"), (Some("demo".into()), Question::Task(7)));
+        let structure = |at: &str, path: Option<&str>| {
+            let (of, at, path) = ("rq".into(), at.to_owned(), path.map(str::to_owned));
+            Question::Structure(Structure { of, at, path, follow: 1 })
+        };
+        assert_eq!(asked("struct rq runqueues@0"), (None, structure("runqueues@0", None)));
+        assert_eq!(asked("demo struct rq 0x7 cfs"), (Some("demo".into()), structure("0x7", Some("cfs"))));
+        let in_one = ["struct rq 0x7 cfs".to_owned()];
+        assert_eq!(run_and_question(&in_one, 1).unwrap(), (None, structure("0x7", Some("cfs"))));
         assert_eq!(asked("demo rq[*].clock"), (Some("demo".into()), Question::Path("rq[*].clock".into())));
-        assert!(run_and_question(&words("demo tasks too")).is_err());
+        assert!(run_and_question(&words("demo tasks too"), 0).is_err());
     }
 
     #[test]

@@ -24,7 +24,9 @@ crate::mirror! {
     CgroupCopy, CgroupLayout of "cgroup" {
         level: i32 = "level",
         nr_descendants: i32 = "nr_descendants",
-        nr_populated_children: i32 = "self.nr_populated_children" | "nr_populated_domain_children",
+        nr_populated_children: i32 = "self.nr_populated_children",
+        nr_populated_domain_children: i32 = "nr_populated_domain_children",
+        nr_populated_threaded_children: i32 = "nr_populated_threaded_children",
         nr_populated_csets: i32 = "self.nr_populated_csets" | "nr_populated_csets",
         kn: Kva = "kn",
         psi: Kva = "psi",
@@ -234,12 +236,15 @@ pub fn psi(view: &View<'_, '_>, group: Reading<Kva>) -> Reading<Option<Psi>> {
         return Ok(None);
     }
     let copy = view.profile.state.psi.read(&view.mem, group)?;
+    if copy.enabled == Ok(false) {
+        return Err(Gap::Off { what: "accounting of pressure (psi=0, or cgroup.pressure is 0)" });
+    }
     let (total, avg) = (copy.total?, copy.avg?);
     let states = view.enumerators("psi_states")?;
     let state = |(name, nth): &(String, i64)| {
         let nth = usize::try_from(*nth).ok()?;
         // Averages are kept for every state but the last, which counts time in which anything ran.
-        let avg = avg.get(nth * 3..nth * 3 + 3)?;
+        let avg = avg.get(nth.checked_mul(3)?..nth.checked_mul(3)?.checked_add(3)?)?;
         let load = |n: usize| avg[n] as f64 / f64::from(1u32 << FSHIFT);
         Some(PsiState {
             name: name.clone(),
@@ -269,7 +274,8 @@ impl Psi {
 impl Cgroup {
     /// Everything.
     pub fn node(&self) -> Node {
-        let own = |psi: &Option<Psi>| psi.as_ref().map_or(Node::Null, Psi::node);
+        let none = || Node::Absent("pressure is not accounted".into());
+        let own = |psi: &Option<Psi>| psi.as_ref().map_or_else(none, Psi::node);
         Node::map([
             ("path", Node::reading(&self.path, |path| path.as_str().into())),
             ("usage_ns", Node::reading(&self.usage_ns, |ns| (*ns).into())),

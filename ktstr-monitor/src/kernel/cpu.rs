@@ -42,7 +42,9 @@ crate::mirror! {
         cfs_h_nr_queued: u32 = "cfs.h_nr_queued" | "cfs.h_nr_running",
         cfs_h_nr_runnable: u32 = "cfs.h_nr_runnable",
         cfs_h_nr_idle: u32 = "cfs.h_nr_idle" | "cfs.idle_h_nr_running",
-        cfs_min_vruntime: u64 = "cfs.min_vruntime" | "cfs.zero_vruntime",
+        cfs_min_vruntime: u64 = "cfs.min_vruntime",
+        /// No new name for the one above: it is the reference of the average, and may go back.
+        cfs_zero_vruntime: u64 = "cfs.zero_vruntime",
         cfs_curr: Kva = "cfs.curr",
         cfs_load_avg: u64 = "cfs.avg.load_avg",
         cfs_runnable_avg: u64 = "cfs.avg.runnable_avg",

@@ -2,7 +2,8 @@
 //!
 //! [`mirror!`](crate::mirror) declares a structure by the kernel's names and makes two types of it:
 //! the layout (where this kernel keeps the members, or that it has none) and the copy (what was
-//! read). A member may have several names, the first that exists is taken: kernels rename things.
+//! read). A member may have several names, the first that exists is taken: kernels rename things (never
+//! for a member that means something else).
 //! Members that lie near each other are copied together, so that a task costs a handful of reads.
 
 use super::value::{Gap, Reading};

@@ -11,6 +11,7 @@ pub mod dsq;
 pub mod list;
 mod locate;
 pub mod mirror;
+pub mod module;
 mod profile;
 pub mod rq;
 pub mod scx;

@@ -99,7 +99,7 @@ pub fn read(view: &View<'_, '_>) -> ScxState {
     let sched = loaded.map(|at| view.profile.state.sched.read(&view.mem, at));
     let inside = |member: fn(&SchedCopy) -> Reading<i64>| match &sched {
         Some(Ok(copy)) => member(copy),
-        _ => Err(Gap::NoSymbol { symbol: "scx_root" }),
+        _ => Err(Gap::Nothing { why: "no scheduler is loaded" }),
     };
     let events = match view.symbol("scx_root") {
         Ok(root) => view.profile.scx.read(&view.mem, view.live, root),
@@ -128,7 +128,7 @@ pub fn watchdog_timeout(view: &View<'_, '_>, instance: Option<Kva>) -> Reading<u
             super::list::pointer(&view.mem, instance.wrapping_add(into), what).map(|timeout| timeout.0)
         }
         (_, Err(gap)) => view.word("scx_watchdog_timeout").map_err(|_| gap),
-        (None, Ok(_)) => Err(Gap::NoSymbol { symbol: "scx_root" }),
+        (None, Ok(_)) => Err(Gap::Nothing { why: "no scheduler is loaded" }),
     }
 }
 
@@ -231,7 +231,7 @@ impl ScxState {
 
     fn events_node(&self) -> Node {
         match &self.events {
-            Scx::NotLoaded => Node::Null,
+            Scx::NotLoaded => Node::Absent("no scheduler is loaded".into()),
             Scx::Unknown(gap) => Node::gap(gap),
             Scx::Loaded { events, .. } => {
                 let event = |event: &super::scx::Event| {

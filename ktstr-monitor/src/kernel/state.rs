@@ -12,6 +12,7 @@ use super::cpu::{self, Cpu};
 use super::dsq::{self, Dsq, DsqKind};
 use super::list::Walk;
 use super::locate::LiveKernel;
+use super::module::{self, Module};
 use super::profile::Profile;
 use super::scx_state::{self, ScxState};
 use super::task::{Task, TaskReader};
@@ -22,7 +23,7 @@ use crate::addr::Kva;
 use crate::btf::{FieldMissing, KernelTypes};
 use crate::mem::GuestMem;
 use crate::node::Node;
-use crate::paging::{KernelMem, Tlb};
+use crate::paging::{Budget, KernelMem, Tlb};
 
 /// Where this kernel keeps what a capture reads.
 #[derive(Debug)]
@@ -102,6 +103,8 @@ pub struct KernelState {
     pub tasks: Walk<Task>,
     /// Why tasks are missing from the list.
     pub unreadable_tasks: Vec<Gap>,
+    /// All loaded modules.
+    pub modules: Walk<Module>,
     /// sched_ext.
     pub scx: ScxState,
     /// All dispatch queues.
@@ -123,14 +126,19 @@ pub struct Parts {
     pub dsqs: bool,
     /// Control groups.
     pub cgroups: bool,
+    /// Modules.
+    pub modules: bool,
 }
 
 impl Parts {
     /// Everything.
-    pub const ALL: Self = Self { cpus: true, tasks: true, dsqs: true, cgroups: true };
+    pub const ALL: Self = Self { cpus: true, tasks: true, dsqs: true, cgroups: true, modules: true };
     /// Only what is always read: time and sched_ext.
-    pub const NONE: Self = Self { cpus: false, tasks: false, dsqs: false, cgroups: false };
+    pub const NONE: Self = Self { cpus: false, tasks: false, dsqs: false, cgroups: false, modules: false };
 }
+
+/// Said in place of what depends on it.
+const NO_HZ: &str = "CONFIG_HZ cannot be told from clocks near five minutes of uptime";
 
 impl KernelState {
     /// Reads `parts`; consistent when the vCPUs stand, else each value for itself.
@@ -142,7 +150,8 @@ impl KernelState {
     /// Reads what [`KernelState::read_through`] will read of everything, so that it is kept; the guest
     /// stands meanwhile. Returns how many tasks and dispatch queues there are.
     pub fn touch(profile: &Profile, live: &LiveKernel, mem: KernelMem<'_>) -> (usize, usize) {
-        let view = View { profile, live, mem };
+        let budget = Budget::default();
+        let view = View { profile, live, mem: mem.within(&budget) };
         let tasks = TaskReader::new(&view).touch();
         let rest = Self::read_through(profile, live, mem, Parts { tasks: false, ..Parts::ALL });
         (tasks, rest.dsqs.items.len())
@@ -151,7 +160,8 @@ impl KernelState {
     /// As [`KernelState::read`], through `mem`.
     pub fn read_through(profile: &Profile, live: &LiveKernel, mem: KernelMem<'_>, parts: Parts) -> Self {
         let began = Instant::now();
-        let view = View { profile, live, mem };
+        let budget = Budget::default();
+        let view = View { profile, live, mem: mem.within(&budget) };
         let empty = || Walk { items: Vec::new(), cut: None };
         let jiffies = view.word("jiffies_64").or_else(|_| view.word("jiffies"));
         let cpus: Vec<_> = live.cpus().iter().filter(|_| parts.cpus).map(|a| cpu::read(&view, *a)).collect();
@@ -162,9 +172,10 @@ impl KernelState {
             if parts.tasks { TaskReader::new(&view).all() } else { (empty(), Vec::new()) };
         let cgroups = if parts.cgroups { cgroup::all(&view) } else { empty_of() };
         let psi = if parts.cgroups { cgroup::psi(&view, view.symbol("psi_system")) } else { Ok(None) };
+        let modules = if parts.modules { module::all(&view) } else { empty_of() };
         let hz = hz(&view, &jiffies);
         let (version, took) = (profile.version(), began.elapsed());
-        Self { version, took, jiffies, hz, cpus, tasks, unreadable_tasks, scx, dsqs, cgroups, psi }
+        Self { version, took, jiffies, hz, cpus, tasks, unreadable_tasks, modules, scx, dsqs, cgroups, psi }
     }
 
     /// The task at an address.
@@ -183,26 +194,35 @@ impl KernelState {
         Node::map([
             ("kernel", self.version.as_str().into()),
             ("jiffies", Node::reading(&self.jiffies, |jiffies| (*jiffies).into())),
-            ("hz", self.hz.map_or(Node::Null, Node::from)),
+            ("hz", self.hz.map_or_else(|| Node::Absent(NO_HZ.into()), Node::from)),
             ("rq", Node::List(self.cpus.iter().map(|cpu| rq_node(cpu, &shown)).collect())),
             ("scx", self.scx.node()),
             ("dsq", walk(&self.dsqs, |dsq| dsq_node(dsq, &shown))),
             ("tasks", walk(&self.tasks, |task| self.task_node(task))),
             ("cgroups", walk(&self.cgroups, Cgroup::node)),
-            ("psi", Node::reading(&self.psi, |psi| psi.as_ref().map_or(Node::Null, Psi::node))),
+            ("modules", walk(&self.modules, Module::node)),
+            ("psi", Node::reading(&self.psi, |psi| psi.as_ref().map_or_else(no_psi, Psi::node))),
             ("unreadable_tasks", Node::List(self.unreadable_tasks.iter().map(Node::gap).collect())),
         ])
     }
 
     fn task_node(&self, task: &Task) -> Node {
-        let age_ms = task.runnable_age.clone().ok().flatten().and_then(|age| self.jiffies_to_ms(age));
-        task.node().with("runnable_age_ms", age_ms.map_or(Node::Null, Node::from))
+        let ms = |age: &Option<u64>| match age.map(|age| self.jiffies_to_ms(age)) {
+            None => Node::Absent("it does not wait".into()),
+            Some(None) => Node::Absent(NO_HZ.into()),
+            Some(Some(ms)) => ms.into(),
+        };
+        task.node().with("runnable_age_ms", Node::reading(&task.runnable_age, ms))
     }
 
     /// Milliseconds of that many jiffies.
     pub fn jiffies_to_ms(&self, jiffies: u64) -> Option<u64> {
         Some(jiffies.checked_mul(1000)? / u64::from(self.hz?))
     }
+}
+
+fn no_psi() -> Node {
+    Node::Absent("pressure is not accounted".into())
 }
 
 fn empty_of<T>() -> Walk<T> {
@@ -236,7 +256,7 @@ fn dsq_node(dsq: &Dsq, shown: &impl Fn(&Kva) -> Node) -> Node {
     let nr = copy.and_then(|copy| copy.nr.clone());
     Node::map([
         ("kind", kind.into()),
-        ("of", of.map_or(Node::Null, Node::from)),
+        ("of", of.map_or_else(|| Node::Absent("it belongs to no CPU or node".into()), Node::from)),
         ("id", Node::reading(&id, |id| Node::Hex(*id))),
         ("nr", Node::reading(&nr, |nr| (*nr).into())),
         ("at", dsq.at.into()),

@@ -274,7 +274,12 @@ impl Task {
             .with("state", Node::reading(&words, |word| (*word).into()))
             .with("class", Node::reading(&self.class, |class| (*class).into()))
             .with("cgroup", Node::reading(&self.cgroup, |path| path.node()))
-            .with("dsq", Node::reading(&self.dsq, |id| id.map_or(Node::Null, Node::Hex)))
+            .with(
+                "dsq",
+                Node::reading(&self.dsq, |id| {
+                    id.map_or_else(|| Node::Absent("it is on no DSQ".into()), Node::Hex)
+                }),
+            )
             .with("runnable_age_jiffies", Node::reading(&self.runnable_age, age))
     }
 
@@ -295,5 +300,5 @@ impl Task {
 }
 
 fn age(age: &Option<u64>) -> Node {
-    age.map_or(Node::Null, Node::from)
+    age.map_or_else(|| Node::Absent("it does not wait".into()), Node::from)
 }

@@ -22,6 +22,18 @@ pub enum Gap {
         /// The symbol.
         symbol: &'static str,
     },
+    /// The kernel can do it and does not.
+    #[error("{what} is switched off")]
+    Off {
+        /// What is.
+        what: &'static str,
+    },
+    /// There is nothing that it could be said of.
+    #[error("{why}")]
+    Nothing {
+        /// Why not.
+        why: &'static str,
+    },
     /// It could not be read just now.
     #[error("cannot read `{what}`")]
     Unreadable {

@@ -8,13 +8,14 @@ use std::time::{Duration, Instant};
 use ktstr_monitor::bpf::{BpfLayout, BpfState, Entries, Limits, Reader};
 use ktstr_monitor::cast;
 use ktstr_monitor::cast::code::{Callee, Code, CodeFunction, CodeMap, Meaning};
+use ktstr_monitor::cast::evidence::Evidence;
 use ktstr_monitor::cast::insn::Insn;
-use ktstr_monitor::cast::place::{leaf_at, repeats};
+use ktstr_monitor::cast::place::{Slot, leaf_at, repeats};
 use ktstr_monitor::freeze::Freeze;
 use ktstr_monitor::image::KernelImage;
 use ktstr_monitor::kernel::{LiveKernel, Profile};
-use ktstr_monitor::render::{NoDeref, Options, Renderer, to_json, to_text};
-use ktstr_monitor::types::{TypeId, TypeRef, TypeSet};
+use ktstr_monitor::render::{NoDeref, Options, Renderer, Space, to_json, to_text};
+use ktstr_monitor::types::{Ty, TypeId, TypeRef, TypeSet};
 use proptest::prelude::*;
 
 use crate::bpf_types::{LEN, PLACE, object};
@@ -118,6 +119,49 @@ fn a_tree_that_is_its_own_child_ends() {
     );
     assert!(maps.items.is_empty());
     assert!(!maps.damage.is_empty());
+}
+
+#[test]
+fn a_slot_that_disagrees_with_what_is_copied_hands_nothing_on() {
+    let types = crate::guest::btf(&Shape::default()).section();
+    let set = Arc::new(TypeSet::parse("object", &types).unwrap());
+    let composites: Vec<TypeRef> = set
+        .ids()
+        .filter(|id| matches!(set.ty(*id), Some(Ty::Composite(_))))
+        .map(|id| TypeRef::new(&set, id))
+        .collect();
+    let [one, other, ..] = &composites[..] else { panic!("{composites:?}") };
+    let slot = |owner: u32| Slot { owner: TypeId(owner), offset: 0 };
+    let resolved = |fill: &dyn Fn(&mut Evidence)| {
+        let mut evidence = Evidence::default();
+        fill(&mut evidence);
+        let resolved = evidence.resolve(&set, &|_| false);
+        let mut found: Vec<u32> = resolved.iter().map(|(slot, ..)| slot.owner.0).collect();
+        found.sort_unstable();
+        found
+    };
+    // 1 holds one type, 4 another, both are copied to 2, and that to 3: neither 2 nor 3 has a type.
+    let mixed = resolved(&|evidence| {
+        evidence.typed(slot(1), one, Space::Arena, false);
+        evidence.typed(slot(4), other, Space::Arena, false);
+        for (from, to) in [(1, 2), (2, 3), (4, 2)] {
+            evidence.link(slot(from), slot(to));
+        }
+    });
+    assert_eq!(mixed, [1, 4]);
+    // A number that is copied is a number where it comes to.
+    let number = resolved(&|evidence| {
+        evidence.number(slot(1));
+        evidence.typed(slot(2), one, Space::Arena, false);
+        evidence.link(slot(1), slot(2));
+        evidence.link(slot(2), slot(3));
+    });
+    assert!(number.is_empty(), "{number:?}");
+    let plain = resolved(&|evidence| {
+        evidence.typed(slot(1), one, Space::Arena, false);
+        evidence.link(slot(1), slot(2));
+    });
+    assert_eq!(plain, [1, 2]);
 }
 
 /// How many hostile inputs are tried; `KTSTR_CASES` for more.

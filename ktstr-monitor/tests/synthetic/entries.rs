@@ -4,6 +4,7 @@
 //! `fuzz/` beside this package feeds them from libFuzzer, [`super::hostile_bytes`] in every run of the
 //! suite. Guest memory is made once per thread: what an entry writes into it, it takes away again.
 
+use std::cell::RefCell;
 use std::collections::HashMap;
 use std::sync::{Arc, LazyLock};
 
@@ -17,7 +18,7 @@ use ktstr_monitor::cast::insn::Insn;
 use ktstr_monitor::image::KernelImage;
 use ktstr_monitor::kernel::state::{KernelState, Parts};
 use ktstr_monitor::kernel::{LiveKernel, Profile};
-use ktstr_monitor::mem::{GuestMem, Layout};
+use ktstr_monitor::mem::{GuestMem, GuestMemMut, Layout};
 use ktstr_monitor::paging::KernelMem;
 use ktstr_monitor::render::{NoDeref, Options, Renderer, to_json, to_text};
 use ktstr_monitor::symbols::kallsyms::{Encoding, decode};
@@ -80,6 +81,11 @@ impl Input<'_> {
     }
 }
 
+/// What was read as JSON costs as much as reading it, and is asked for of one input in eight.
+fn is_shown_as_json(data: &[u8]) -> bool {
+    data.len().is_multiple_of(8)
+}
+
 /// Type information, and what is asked of it.
 pub fn btf(data: &[u8]) {
     if let Ok(types) = KernelTypes::parse(data) {
@@ -117,19 +123,57 @@ pub fn kallsyms(data: &[u8]) {
 /// 64 KiB of page tables.
 const TABLES: u64 = 0x1_0000;
 
+/// Room for tables that one thread has for itself: zeros, between two inputs.
+struct Room {
+    memory: GuestMemMut,
+    /// The same bytes, for comparison.
+    bytes: RefCell<Vec<u8>>,
+}
+
+impl Room {
+    fn new() -> Self {
+        let memory = GuestMemMut::map(crate::guest::ram(TABLES), Layout::flat(TABLES).unwrap()).unwrap();
+        Self { memory, bytes: RefCell::new(vec![0; TABLES as usize]) }
+    }
+
+    fn put(&self, at: usize, word: [u8; 8]) {
+        self.memory.write(Gpa(at as u64), &word).unwrap();
+        self.bytes.borrow_mut()[at..at + 8].copy_from_slice(&word);
+    }
+}
+
+thread_local! {
+    static ROOM: Room = Room::new();
+}
+
 /// Page tables of every kind: one byte for the kind, addresses to look up, then entries.
 pub fn walk(data: &[u8]) {
     let mut input = Input(data);
     let table = tables_of(input.byte());
     let kvas: [u64; 4] = std::array::from_fn(|_| input.word());
-    let mut bytes = vec![0; TABLES as usize];
-    while !input.0.is_empty() {
-        let at = usize::from(u16::from_le_bytes(input.take())) & !7;
-        bytes[at..at + 8].copy_from_slice(&input.take::<8>());
-    }
-    let memory = GuestMem::from_bytes(&bytes, Layout::flat(TABLES).unwrap()).unwrap();
-    let mem = KernelMem::new(&memory, table);
-    for kva in kvas.map(Kva) {
+    let entries: Vec<usize> =
+        input.0.chunks(10).map(|raw| usize::from(raw[0]) & !7 | second(raw) << 8).collect();
+    ROOM.with(|room| {
+        for at in &entries {
+            input.take::<2>();
+            room.put(*at, input.take());
+        }
+        look_up(room, table, kvas.map(Kva));
+        // As it was for the next one.
+        for at in &entries {
+            room.put(*at, [0; 8]);
+        }
+    });
+}
+
+fn second(raw: &[u8]) -> usize {
+    raw.get(1).copied().unwrap_or(0).into()
+}
+
+fn look_up(room: &Room, table: PageTables, kvas: [Kva; 4]) {
+    let bytes = room.bytes.borrow();
+    let mem = KernelMem::new(room.memory.read(), table);
+    for (nth, kva) in kvas.into_iter().enumerate() {
         let walked = mem.translate(kva);
         assert!(walked.is_err() || mem.is_canonical(kva), "{kva} is no address");
         let mut into = [0; 64];
@@ -139,7 +183,10 @@ pub fn walk(data: &[u8]) {
             let inside = mapped.gpa.0 + 64 <= TABLES && mapped.left >= 64;
             assert!(!inside || (read.is_ok() && into == bytes[mapped.gpa.0 as usize..][..64]));
         }
-        if let Ok(pieces) = mem.neighbours(kva) {
+        // All 512 of them, so not for each address.
+        if nth < 2
+            && let Ok(pieces) = mem.neighbours(kva)
+        {
             let own = pieces[(kva.0 >> 12) as usize % 512];
             let expected = walked.ok().map(|mapped| Gpa(mapped.gpa.0 & !0xfff));
             assert!(own == expected, "{kva}: {own:?}, not {expected:?}");
@@ -219,8 +266,8 @@ pub fn render(data: &[u8]) {
     for id in set.ids().take(64) {
         let ty = TypeRef::new(&set, id);
         let rendered = renderer.render(&ty, value);
-        let (text, json) = (to_text(&rendered, 0), to_json(&rendered));
-        assert!(!text.is_empty() && !json.to_string().is_empty());
+        assert!(!to_text(&rendered, 0).is_empty());
+        assert!(!is_shown_as_json(data) || !to_json(&rendered).to_string().is_empty());
     }
 }
 
@@ -312,7 +359,8 @@ struct Fixed {
 
 impl Fixed {
     fn new() -> Self {
-        let guest = Guest::new(Shape::default());
+        // One CPU: each is read the same way, and takes its time.
+        let guest = Guest::new(Shape { cpus: 1, ..Shape::default() });
         guest.plant_tasks(3);
         let mem = guest.mem();
         let profile = Profile::of(&KernelImage::parse(guest.kernel.clone()).unwrap()).unwrap();
@@ -358,8 +406,8 @@ pub fn maps(data: &[u8]) {
         let limits = Limits { entries: 8, bytes: 4096 };
         let render = Options { nodes: 200, elements: 16, ..Options::default() };
         let state = BpfState::read(&reader, DumpOptions { limits, render });
-        let (text, json) = (state.to_text(), state.to_json());
-        assert!(json.is_object() && !text.contains('\0'));
+        assert!(!state.to_text().contains('\0'));
+        assert!(!is_shown_as_json(data) || state.to_json().is_object());
         guest.write(PLACE, &vec![0; rest.len()]);
     });
 }
@@ -408,7 +456,10 @@ pub fn tasks(data: &[u8]) {
             planted.first_chunk().map_or(0, |w| u64::from_le_bytes(*w)),
         );
         let state = KernelState::read(&fixed.profile, &fixed.live, &fixed.mem, Parts::ALL);
-        assert!(serde_json::to_string(&state.node()).is_ok());
+        if is_shown_as_json(data) {
+            let node = state.node();
+            assert!(!node.text().is_empty() && serde_json::to_string(&node).is_ok());
+        }
         guest.write(guest.task_gpa(1), &vec![0; planted.len()]);
     });
 }

@@ -115,11 +115,7 @@ pub struct Guest {
 impl Guest {
     /// A guest whose kernel is up, with empty run queues and no BPF scheduler.
     pub fn new(shape: Shape) -> Self {
-        let fd = memfd_create("guest", MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_CLOEXEC).unwrap();
-        let ram = File::from(fd);
-        ram.set_len(RAM).unwrap();
-        let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
-        fcntl(&ram, FcntlArg::F_ADD_SEALS(seals)).unwrap();
+        let ram = ram(RAM);
         let kernel = kernel(&shape, true);
         let mut guest = Self { shape, ram, kernel, next_table: TABLES };
         guest.write_image();
@@ -284,6 +280,16 @@ impl Guest {
             }
         }
     }
+}
+
+/// Memory of that length, sealed as the real one is.
+pub fn ram(len: u64) -> File {
+    let fd = memfd_create("guest", MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_CLOEXEC).unwrap();
+    let ram = File::from(fd);
+    ram.set_len(len).unwrap();
+    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW;
+    fcntl(&ram, FcntlArg::F_ADD_SEALS(seals)).unwrap();
+    ram
 }
 
 fn area(cpu: u32) -> u64 {

@@ -12,9 +12,9 @@ pub(super) fn add_monitor_findings(result: &mut AssertResult, monitor: &MonitorS
     let samples = assert.sustained_samples.unwrap_or(5);
     let mut add = |outcome, message: String| result.push(DetailKind::Monitor, outcome, message);
     if let Some(limit) = assert.max_imbalance_ratio
-        && monitor.sustained_imbalance_ratio > limit
+        && let Some(seen) = monitor.sustained_imbalance_ratio
+        && seen > limit
     {
-        let seen = monitor.sustained_imbalance_ratio;
         add(
             Outcome::Fail,
             format!(
@@ -23,9 +23,10 @@ pub(super) fn add_monitor_findings(result: &mut AssertResult, monitor: &MonitorS
         );
     }
     if let Some(limit) = assert.max_local_dsq_depth
-        && monitor.sustained_local_dsq_depth > limit
+        && let Some(seen) = monitor.sustained_local_dsq_depth
+        && seen > limit
     {
-        let (seen, cpu) = (monitor.sustained_local_dsq_depth, monitor.max_local_dsq_cpu);
+        let cpu = monitor.sustained_local_dsq_cpu;
         add(
             Outcome::Fail,
             format!("local DSQ of cpu{cpu} held {seen} tasks over {samples} samples (threshold {limit})"),
@@ -41,6 +42,37 @@ pub(super) fn add_monitor_findings(result: &mut AssertResult, monitor: &MonitorS
             outcome,
             format!("rq clock stood still over {samples} samples with tasks waiting on CPUs {cpus:?}; {why}"),
         );
+    }
+}
+
+/// Limits that nothing was measured for: in doubt where the test asked for them, else only said.
+pub(super) fn add_unmeasured(
+    result: &mut AssertResult,
+    monitor: &MonitorSummary,
+    assert: &Assert,
+    defaults: &Assert,
+) {
+    let needed = assert.sustained_samples.unwrap_or(5);
+    let limits = [
+        (
+            "max_imbalance_ratio",
+            assert.max_imbalance_ratio.is_some() && monitor.sustained_imbalance_ratio.is_none(),
+            assert.max_imbalance_ratio != defaults.max_imbalance_ratio,
+        ),
+        (
+            "max_local_dsq_depth",
+            assert.max_local_dsq_depth.is_some() && monitor.sustained_local_dsq_depth.is_none(),
+            assert.max_local_dsq_depth != defaults.max_local_dsq_depth,
+        ),
+    ];
+    for (name, unmeasured, asked) in limits {
+        if unmeasured {
+            let outcome = if asked { Outcome::Inconclusive } else { Outcome::NotRun };
+            let counted = monitor.samples;
+            let message =
+                format!("{name} not judged: {counted} samples were counted, {needed} in a row are needed");
+            result.push(DetailKind::Note, outcome, message);
+        }
     }
 }
 

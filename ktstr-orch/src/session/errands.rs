@@ -176,9 +176,13 @@ pub(super) struct Errands {
     late: Option<u32>,
     /// A capture whose files are being written while the guest runs again.
     unwritten: Option<(Cause, CaptureTaken)>,
+    /// A capture that was given up on is being written: its files are nobody's, and the word that they are
+    /// written is not the next capture's.
+    late_files: bool,
     /// They were written before the guest ran again.
     written: Option<Result<(), String>>,
-    taken: u32,
+    /// Captures begun: each has files of its own.
+    begun: u32,
     automatic: u32,
     /// For the server to deliver.
     pub(super) answers: Vec<Answered>,
@@ -192,8 +196,9 @@ pub(super) struct Errands {
 
 impl Errands {
     /// When something is due.
-    pub(super) fn deadline(&self) -> Option<Instant> {
-        let planned = self.planned.front().filter(|_| self.is_idle()).map(|(at, _)| *at);
+    pub(super) fn deadline(&self, observed: bool) -> Option<Instant> {
+        // Where nobody observes nothing is taken, and waiting for it would be a busy loop.
+        let planned = self.planned.front().filter(|_| observed && self.is_idle()).map(|(at, _)| *at);
         self.underway.as_ref().map(|underway| underway.until).into_iter().chain(planned).min()
     }
 
@@ -235,7 +240,11 @@ impl Errands {
     }
 
     fn is_idle(&self) -> bool {
-        self.underway.is_none() && self.unwritten.is_none() && self.late.is_none() && self.waiting.is_empty()
+        self.underway.is_none()
+            && self.unwritten.is_none()
+            && self.late.is_none()
+            && !self.late_files
+            && self.waiting.is_empty()
     }
 
     /// Whether the guest stands, or may.
@@ -382,11 +391,13 @@ impl Session {
     pub(super) fn next_errand(&mut self) {
         let busy = self.errands.underway.is_some() || self.errands.unwritten.is_some();
         let reading = self.monitor.is_some() && !self.monitor_attached;
-        if busy || reading || self.errands.late.is_some() || self.state != State::Running {
+        let late = self.errands.late.is_some() || self.errands.late_files;
+        if busy || reading || late || self.state != State::Running {
             return;
         }
         let Some(errand) = self.errands.waiting.pop_front() else { return };
-        let path = self.dir.path.join(format!("capture-{}", self.errands.taken));
+        let path = self.dir.path.join(format!("capture-{}", self.errands.begun));
+        self.errands.begun += u32::from(matches!(errand, Errand::Capture { .. }));
         self.errands.written = None;
         let (until, placeholder) = (Instant::now() + SWITCH_LIMIT, Stage::Stopping { request: 0 });
         let freezes = errand.freezes();
@@ -493,6 +504,7 @@ impl Session {
     ) -> Unclaimed {
         if self.errands.late == Some(id) {
             self.errands.late = None;
+            self.errands.late_files = matches!(result, Ok(MonitorReply::Capture(_)));
             self.next_errand();
             return None;
         }
@@ -516,6 +528,7 @@ impl Session {
     /// The monitor is gone: nobody will answer.
     pub(super) fn monitor_lost(&mut self) {
         self.errands.late = None;
+        self.errands.late_files = false;
         if self.errands.unwritten.is_some() {
             self.capture_written(Err("the monitor died while it wrote a capture".into()));
         }
@@ -552,12 +565,16 @@ impl Session {
             self.came_to_nothing(&errand, why);
         }
         let left = std::mem::take(&mut self.errands.planned);
+        let why_left = match self.monitor_attached {
+            true => "the run ended before",
+            false => "no monitor observed the run",
+        };
         if !left.is_empty() {
-            self.notice(format!("{} snapshots were not taken: the run ended before", left.len()));
+            self.notice(format!("{} snapshots were not taken: {why_left}", left.len()));
         }
         for (_, boundary) in left {
             let mark = self.errands.mark(Cause::Planned, "snapshot", Instant::now(), Some(boundary));
-            mark.file = Err("the run ended before".to_owned());
+            mark.file = Err(why_left.to_owned());
         }
     }
 
@@ -662,7 +679,6 @@ impl Session {
                 Ok(ClientReply::Query(QueryAnswer { json, text, read_us, stood_us }))
             }
             Some(Found::Captured { read, path }) => {
-                self.errands.taken += 1;
                 let taken = CaptureTaken { path, stood_us: stood_us.unwrap_or(0), read };
                 self.record("capture", &(&name, &taken));
                 self.errands.unwritten = Some((cause, taken));
@@ -684,6 +700,9 @@ impl Session {
 
     /// The monitor has written the files of a capture, or says why it could not.
     pub(super) fn capture_written(&mut self, written: Result<(), String>) {
+        if std::mem::take(&mut self.errands.late_files) {
+            return self.next_errand();
+        }
         if self.errands.unwritten.is_none() && self.errands.underway.is_some() {
             self.errands.written = Some(written);
             return;
@@ -717,13 +736,14 @@ impl Session {
 
     /// The scenario begins: snapshots that the test asked for are planned.
     pub(super) fn scenario_began(&mut self, phase: Phase) {
-        if phase == Phase::ScenarioStarted {
-            self.errands.began.get_or_insert_with(Instant::now);
+        // Snapshots belong to the first scenario of a test.
+        let first = phase == Phase::ScenarioStarted && self.errands.began.is_none();
+        if first {
+            self.errands.began = Some(Instant::now());
         }
-        if phase == Phase::ScenarioStarted
+        if first
             && let ktstr_proto::run::Job::Test(test) = &self.spec.job
             && self.spec.snapshots > 0
-            && self.errands.planned.is_empty()
         {
             let (count, length) =
                 (self.spec.snapshots.min(MAX_PLANNED), Duration::from_millis(test.duration_ms));

@@ -115,6 +115,16 @@ pub enum SnapshotError {
         /// How many entries there are.
         entries: usize,
     },
+    /// The capture does not hold all entries.
+    #[error("the capture does not hold all of `{map}`: {left_off} entries were left off {damage}")]
+    Incomplete {
+        /// The map.
+        map: String,
+        /// How many are missing for their number.
+        left_off: u64,
+        /// Why others could not be read.
+        damage: String,
+    },
     /// A path with nothing between its dots.
     #[error("`{path}` is no path: a name is missing between its dots, or a bracket is not closed")]
     EmptyPathComponent {

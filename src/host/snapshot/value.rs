@@ -1,5 +1,7 @@
 //! Values in a capture's JSON, with the place they came from.
 
+use std::sync::LazyLock;
+
 use serde_json::Value as Json;
 
 use super::error::{SnapshotError, near};
@@ -19,6 +21,8 @@ pub struct Field<'s> {
 pub struct MapView<'s> {
     name: &'s str,
     entries: &'s [Json],
+    left_off: u64,
+    damage: &'s [Json],
 }
 
 /// An entry of a map; in per-CPU maps with a value for each CPU.
@@ -153,6 +157,7 @@ impl<'s> Field<'s> {
     /// A number without sign; a pointer's address.
     pub fn as_u64(&self) -> Result<u64, SnapshotError> {
         self.scalar("u64", |json| match json {
+            // Only pointers are written so: what has no value says why.
             Json::Null => Some(0),
             Json::Object(object) => address(object.get("address")?.as_str()?),
             Json::String(text) => address(text),
@@ -212,7 +217,24 @@ fn brief(json: &Json) -> String {
 impl<'s> MapView<'s> {
     pub(super) fn new(name: &'s str, map: &'s Json) -> Self {
         let entries = map.get("entries").and_then(Json::as_array).map_or(&[][..], Vec::as_slice);
-        Self { name, entries }
+        let left_off = map.get("left_off").and_then(Json::as_u64).unwrap_or(0);
+        let damage = map.get("damage").and_then(Json::as_array).map_or(&[][..], Vec::as_slice);
+        Self { name, entries, left_off, damage }
+    }
+
+    /// Entries that the capture does not hold: a map's first 4096 are read.
+    pub fn left_off(&self) -> u64 {
+        self.left_off
+    }
+
+    /// An error where entries are missing: what is not found among those that are there may be among these.
+    fn complete(&self) -> Result<(), SnapshotError> {
+        if self.left_off == 0 && self.damage.is_empty() {
+            return Ok(());
+        }
+        let damage = self.damage.iter().filter_map(missing).next().unwrap_or_default();
+        let damage = damage.to_owned();
+        Err(SnapshotError::Incomplete { map: self.name.to_owned(), left_off: self.left_off, damage })
     }
 
     /// Its name in the kernel.
@@ -239,7 +261,8 @@ impl<'s> MapView<'s> {
         let all = self.entries();
         let (of, len) = (self.name.to_owned(), all.len() as u64);
         let out = SnapshotError::IndexOutOfRange { of, index: nth as u64, len };
-        all.into_iter().nth(nth).ok_or(out)
+        let found = all.into_iter().nth(nth);
+        found.ok_or_else(|| self.complete().err().unwrap_or(out))
     }
 
     /// The first entry that `wanted` holds of.
@@ -247,22 +270,26 @@ impl<'s> MapView<'s> {
         self.entries().into_iter().find(wanted).ok_or_else(|| self.no_match())
     }
 
-    /// All entries that `wanted` holds of.
-    pub fn filter(&self, wanted: impl Fn(&Entry<'s>) -> bool) -> Vec<Entry<'s>> {
-        self.entries().into_iter().filter(|entry| wanted(entry)).collect()
+    /// All entries that `wanted` holds of; an error where the capture does not hold all entries.
+    pub fn filter(&self, wanted: impl Fn(&Entry<'s>) -> bool) -> Result<Vec<Entry<'s>>, SnapshotError> {
+        self.complete()?;
+        Ok(self.entries().into_iter().filter(|entry| wanted(entry)).collect())
     }
 
-    /// The entry of which `measure` gives the most; those it gives nothing for are left out.
+    /// The entry of which `measure` gives the most; those it gives nothing for are left out. An error where the
+    /// capture does not hold all entries.
     pub fn max_by(
         &self,
         measure: impl Fn(&Entry<'s>) -> Result<f64, SnapshotError>,
     ) -> Result<Entry<'s>, SnapshotError> {
+        self.complete()?;
         let measured = self.entries().into_iter().filter_map(|entry| Some((measure(&entry).ok()?, entry)));
         measured.max_by(|a, b| a.0.total_cmp(&b.0)).map(|(_, entry)| entry).ok_or_else(|| self.no_match())
     }
 
     fn no_match(&self) -> SnapshotError {
-        SnapshotError::NoMatch { map: self.name.to_owned(), entries: self.entries().len() }
+        let none = SnapshotError::NoMatch { map: self.name.to_owned(), entries: self.entries().len() };
+        self.complete().err().unwrap_or(none)
     }
 }
 
@@ -298,8 +325,9 @@ impl<'s> Entry<'s> {
     }
 
     fn field(&self, cell: &'s Json) -> Field<'s> {
-        const NOTHING: &Json = &Json::Null;
-        Field::new(self.place.clone(), cell.get("value").unwrap_or(NOTHING))
+        static NOTHING: LazyLock<Json> =
+            LazyLock::new(|| serde_json::json!({"unreadable": "the capture has no value here"}));
+        Field::new(self.place.clone(), cell.get("value").unwrap_or(&NOTHING))
     }
 
     /// A part of its value.
