@@ -13,12 +13,17 @@ use crate::kernel::{LiveKernel, Profile, View};
 use crate::mem::GuestMem;
 use crate::types::{IntKind, Ty};
 
+/// Looks after which what was not found is looked for again: some tenths of a second at the usual period.
+const RETRY: u32 = 5;
+
 /// All that a run watches.
 #[derive(Debug, Default)]
 pub struct MapWatches {
     watches: Vec<Watch>,
     /// The scheduler whose maps were looked through last.
     instance: u64,
+    /// Looks since then.
+    since: u32,
 }
 
 #[derive(Debug)]
@@ -87,7 +92,7 @@ impl MapWatches {
             why_not: None,
             sums: Sums::default(),
         };
-        Self { watches: wanted.iter().map(watch).collect(), instance: 0 }
+        Self { watches: wanted.iter().map(watch).collect(), instance: 0, since: 0 }
     }
 
     /// What was sampled so far does not count.
@@ -105,9 +110,14 @@ impl MapWatches {
         let layout = BpfLayout::of(profile.types());
         let reader = Reader::new(profile, live, live.view(mem), &layout);
         // Without a scheduler there may be maps all the same, but nobody who changes them.
-        if instance != 0 && instance != self.instance {
+        let fresh = instance != 0 && instance != self.instance;
+        // A map may come later than its scheduler, and a look may meet it half made.
+        let lacking = instance != 0 && self.watches.iter().any(|watch| watch.places.is_empty());
+        self.since += 1;
+        if fresh || (lacking && self.since >= RETRY) {
             self.instance = instance;
-            self.find(&reader);
+            self.since = 0;
+            self.find(&reader, fresh);
         }
         for watch in self.watches.iter_mut().filter(|watch| !watch.places.is_empty()) {
             let values: Option<Vec<f64>> = watch.places.iter().map(|found| found.value(&reader)).collect();
@@ -122,10 +132,11 @@ impl MapWatches {
         }
     }
 
-    fn find(&mut self, reader: &Reader<'_>) {
+    /// All of them, or those that were not found yet.
+    fn find(&mut self, reader: &Reader<'_>, all: bool) {
         let (Ok(maps), Ok(programs)) = (reader.maps(), reader.programs()) else { return };
         let follow = follow_all(reader, &programs.items, &maps.items);
-        for watch in &mut self.watches {
+        for watch in self.watches.iter_mut().filter(|watch| all || watch.places.is_empty()) {
             let found = watch.find(reader, &maps.items, &follow);
             watch.why_not = found.err();
         }
@@ -171,6 +182,7 @@ impl Watch {
             vec![None]
         };
         self.places.clear();
+        let mut places = Vec::new();
         for cpu in cpus {
             let path = Path { cpu: cpu.map(|cpu| cpu.0).or(path.cpu), ..path.clone() };
             let located = reader.locate(map, &path, follow).map_err(|error| chain(&error))?;
@@ -178,8 +190,10 @@ impl Watch {
             if found.value(reader).is_none() {
                 return Err(format!("`{}` is no number", found.place.ty.name()));
             }
-            self.places.push(found);
+            places.push(found);
         }
+        // Those of some CPUs are not the figure of all.
+        self.places = places;
         Ok(())
     }
 }
@@ -193,7 +207,7 @@ impl Found {
         let ty = self.place.ty.strip()?;
         let (size, signed) = match ty.set.ty(ty.id)? {
             Ty::Int { size, kind } => (*size, *kind == IntKind::Signed),
-            Ty::Enum(values) => (values.size, false),
+            Ty::Enum(values) => (values.size, values.signed),
             _ => return None,
         };
         if size == 0 || size > 8 || self.place.bits.is_some() {

@@ -28,8 +28,11 @@ const MAX_MS: u64 = 24 * 60 * 60 * 1000;
 pub struct Patience {
     ram: GuestMemMut,
     ms: u64,
-    /// The scheduler that has it already, or cannot have it.
+    /// The scheduler that was given it, or cannot have it.
     settled: Option<Kva>,
+    /// What it was given, in jiffies. A kernel that keeps the limit in a variable names the scheduler first
+    /// and sets the variable later: what was written in between is lost, and written again.
+    given: Option<u64>,
 }
 
 /// What was done for one scheduler.
@@ -71,7 +74,7 @@ pub enum WatchdogError {
 impl Patience {
     /// Schedulers of the guest with this memory are to get a limit of `ms`.
     pub fn new(ram: GuestMemMut, ms: u64) -> Self {
-        Self { ram, ms: ms.min(MAX_MS), settled: None }
+        Self { ram, ms: ms.min(MAX_MS), settled: None, given: None }
     }
 
     /// Gives a scheduler its limit if it has not got it yet. Until the kernel's clock tells how long a
@@ -80,11 +83,17 @@ impl Patience {
         let view = View { profile, live, mem: live.view(self.ram.read()) };
         let instance = Kva(view.word("scx_root").ok().filter(|root| *root != 0)?);
         if self.settled == Some(instance) {
+            let to = self.given?;
+            if scx_state::watchdog_timeout(&view, Some(instance)).is_ok_and(|now| now < to) {
+                // Whether that works shows the next time.
+                let _ = write(&view, &self.ram, instance, to);
+            }
             return None;
         }
         let to = self.ms * u64::from(state::hz_of(&view)?) / 1000;
         let done = write(&view, &self.ram, instance, to);
         self.settled = Some(instance);
+        self.given = done.as_ref().ok().map(|written| written.to);
         Some(done)
     }
 }

@@ -275,6 +275,45 @@ fn compare(capture: &Value, before: &Account, after: &Account) {
     assert!(shared.map(|q| int(q, "/nr")).sum::<i64>() >= 1, "{queues:?}");
 }
 
+/// `drgn` reads the same run queues out of the core file, where it is installed and `KTSTR_DEBUG_VMLINUX` names the
+/// kernel's debugging symbols.
+fn drgn(core: &str, capture: &Value) {
+    const SCRIPT: &str = r#"
+import sys
+from drgn import Program
+from drgn.helpers.linux.cpumask import for_each_possible_cpu
+from drgn.helpers.linux.percpu import per_cpu
+from drgn.helpers.linux.pid import for_each_task
+prog = Program()
+prog.set_core_dump(sys.argv[1])
+prog.load_debug_info([sys.argv[2]])
+for cpu in for_each_possible_cpu(prog):
+    rq = per_cpu(prog["runqueues"], cpu)
+    print(int(rq.nr_running), int(rq.nr_switches), int(rq.clock), int(rq.scx.nr_running))
+print(len({int(task.pid) for task in for_each_task(prog)} | {0}))
+"#;
+    let installed = Command::new("python3").args(["-c", "import drgn"]).output();
+    let symbols = std::env::var("KTSTR_DEBUG_VMLINUX");
+    let (true, Ok(symbols)) = (installed.is_ok_and(|output| output.status.success()), symbols) else {
+        return println!("NOT RUN: drgn is not installed, or KTSTR_DEBUG_VMLINUX names no symbols");
+    };
+    let output = Command::new("python3").args(["-c", SCRIPT, core, &symbols]).output().expect("python3");
+    let said = String::from_utf8_lossy(&output.stderr);
+    if said.contains("did not match any loaded modules") {
+        return println!("NOT RUN: the debugging symbols are of another kernel");
+    }
+    assert!(output.status.success(), "{said}");
+    let queue = |rq: &Value| {
+        let members = ["/nr_running", "/nr_switches", "/clock", "/scx/nr_running"];
+        members.map(|member| int(rq, member).to_string()).join(" ")
+    };
+    let mut expected: Vec<String> = at(capture, "/rq").as_array().unwrap().iter().map(queue).collect();
+    expected.push(at(capture, "/tasks").as_array().unwrap().len().to_string());
+    let found = String::from_utf8_lossy(&output.stdout);
+    println!("drgn: {found}");
+    assert_eq!(found.lines().collect::<Vec<_>>(), expected);
+}
+
 fn facts(kernel: Option<&str>) {
     let root = tempfile::tempdir().unwrap();
     let files = tempfile::tempdir().unwrap();
@@ -346,6 +385,8 @@ fn facts(kernel: Option<&str>) {
         from_core("tasks").as_array().unwrap().len(),
         at(&capture, "/tasks").as_array().unwrap().len()
     );
+
+    drgn(&core, &capture);
 
     let (report, _) = live.end();
     let report = report.expect("a report");
