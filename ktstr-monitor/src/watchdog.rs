@@ -28,11 +28,8 @@ const MAX_MS: u64 = 24 * 60 * 60 * 1000;
 pub struct Patience {
     ram: GuestMemMut,
     ms: u64,
-    /// The scheduler that was given it, or cannot have it.
-    settled: Option<Kva>,
-    /// What it was given, in jiffies. A kernel that keeps the limit in a variable names the scheduler first
-    /// and sets the variable later: what was written in between is lost, and written again.
-    given: Option<u64>,
+    /// The scheduler that was looked at last, what it is to have, in jiffies, and whether that was written.
+    seen: Option<(Kva, u64, bool)>,
 }
 
 /// What was done for one scheduler.
@@ -74,27 +71,31 @@ pub enum WatchdogError {
 impl Patience {
     /// Schedulers of the guest with this memory are to get a limit of `ms`.
     pub fn new(ram: GuestMemMut, ms: u64) -> Self {
-        Self { ram, ms: ms.min(MAX_MS), settled: None, given: None }
+        Self { ram, ms: ms.min(MAX_MS), seen: None }
     }
 
-    /// Gives a scheduler its limit if it has not got it yet. Until the kernel's clock tells how long a
-    /// jiffy is nothing is done.
+    /// Gives a scheduler its limit if it has not got it, and tells of it when that is news. Until the kernel's
+    /// clock tells how long a jiffy is nothing is done.
+    ///
+    /// A kernel that keeps the limit in a variable names the scheduler first and sets the variable later: what is
+    /// written in between is lost, and what is refused because of the scheduler before it is no answer for this
+    /// one. So every look looks at the limit.
     pub fn look(&mut self, profile: &Profile, live: &LiveKernel) -> Option<Result<Written, WatchdogError>> {
         let view = View { profile, live, mem: live.view(self.ram.read()) };
         let instance = Kva(view.word("scx_root").ok().filter(|root| *root != 0)?);
-        if self.settled == Some(instance) {
-            let to = self.given?;
-            if scx_state::watchdog_timeout(&view, Some(instance)).is_ok_and(|now| now < to) {
-                // Whether that works shows the next time.
-                let _ = write(&view, &self.ram, instance, to);
-            }
+        let known = self.seen.filter(|(of, ..)| *of == instance);
+        let to = match known {
+            Some((_, to, _)) => to,
+            None => self.ms * u64::from(state::hz_of(&view)?) / 1000,
+        };
+        if known.is_some() && scx_state::watchdog_timeout(&view, Some(instance)).is_ok_and(|now| now >= to) {
             return None;
         }
-        let to = self.ms * u64::from(state::hz_of(&view)?) / 1000;
         let done = write(&view, &self.ram, instance, to);
-        self.settled = Some(instance);
-        self.given = done.as_ref().ok().map(|written| written.to);
-        Some(done)
+        let written = known.is_some_and(|(.., written)| written);
+        self.seen = Some((instance, to, written || done.is_ok()));
+        let is_news = known.is_none() || (!written && done.is_ok());
+        is_news.then_some(done)
     }
 }
 
