@@ -49,7 +49,8 @@ pub struct Args {
     pub fail_verify: bool,
 
     /// Starve one task: the first that uses up ten slices in a row, and so never pauses, waits behind
-    /// everybody else for a second at a time, until it exits; then the next such one. Says who it is.
+    /// everybody else for a second at a time, until it exits; then the next such one. Never a process
+    /// that init started: in a test's guest that is the test itself. Says who it is.
     /// It falls far behind its peers and never waits so long that the watchdog would notice
     #[arg(long)]
     pub unfair: bool,

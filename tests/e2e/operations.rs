@@ -55,7 +55,6 @@ fn text(path: impl AsRef<Path>) -> Result<String> {
 
 /// The first process of a cgroup as `/proc` has it.
 struct Seen {
-    pid: u32,
     status: String,
     /// Fields of `stat` after the name; the first is field 3 of proc(5).
     stat: Vec<String>,
@@ -67,7 +66,7 @@ impl Seen {
         let stat = text(format!("/proc/{pid}/stat"))?;
         let rest = stat.rsplit(')').next().unwrap_or_default();
         let stat = rest.split_whitespace().map(Into::into).collect();
-        Ok(Self { pid, status: text(format!("/proc/{pid}/status"))?, stat })
+        Ok(Self { status: text(format!("/proc/{pid}/status"))?, stat })
     }
 
     fn status(&self, key: &str) -> String {

@@ -75,6 +75,7 @@ struct task_struct {
 	s32 pid;
 	s32 tgid;
 	s32 nr_cpus_allowed;
+	struct task_struct *real_parent;
 	struct sched_ext_entity scx;
 } CORE;
 

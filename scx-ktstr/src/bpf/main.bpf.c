@@ -66,9 +66,11 @@ static bool vtime_before(u64 a, u64 b)
 	return (s64)(a - b) < 0;
 }
 
-/* --unfair: who used up so many slices in a row is the one to starve ... */
+/*
+ * --unfair: who used up so many slices in a row is the one to starve, behind everybody else, until it
+ * has waited for unfair_ns.
+ */
 #define FULL_SLICES 10
-/* ... behind everybody else, until it has waited for unfair_ns. */
 /* Where there are no queues of our own, with so small a part of a slice. */
 #define LATE_SLICE_DIVISOR 20
 
@@ -122,13 +124,20 @@ static bool is_starved(struct task_struct *p)
 	return unfair_ns && p->pid == unfair_pid;
 }
 
+/* What init started itself, a test among them: starving that would hold up the test, not a worker. */
+static bool is_service(struct task_struct *p)
+{
+	return p->pid == p->tgid && p->real_parent->tgid == 1;
+}
+
 /* The first task that never pauses is the one, until it exits. */
 static void look_for_victim(struct task_struct *p, struct ktstr_task *task, bool runnable)
 {
 	bool used_up = runnable && !p->scx.slice;
 
 	task->full_slices = used_up ? task->full_slices + 1 : 0;
-	if (!unfair_pid && task->full_slices >= FULL_SLICES && !exempt_from_stall(p))
+	if (!unfair_pid && task->full_slices >= FULL_SLICES && !exempt_from_stall(p) &&
+	    !is_service(p))
 		unfair_pid = p->pid;
 }
 
