@@ -6,6 +6,7 @@
 
 mod bad_input;
 mod death;
+mod device_work;
 mod disk;
 mod gauntlet;
 mod harness;

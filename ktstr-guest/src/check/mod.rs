@@ -23,7 +23,7 @@ pub fn judge(assert: &Assert, reports: Vec<WorkerReport>) -> AssertResult {
     judge_groups(
         assert,
         None,
-        groups.map(|reports| Group { reports: reports.to_vec(), lived: None }).collect(),
+        groups.map(|reports| Group { reports: reports.to_vec(), ..Group::default() }).collect(),
     )
 }
 
@@ -40,6 +40,8 @@ pub struct Group {
     pub reports: Vec<WorkerReport>,
     /// From their start until they were told to stop, if known.
     pub lived: Option<Duration>,
+    /// Share of that time, 0 to 1, for which the quota of their cgroup kept its CPUs from it.
+    pub throttled: f64,
 }
 
 /// As [`judge`], with the machine and with workers grouped by what they were told: only those of one group that may use the
@@ -52,7 +54,7 @@ pub fn judge_groups(assert: &Assert, topo: Option<&TestTopology>, groups: Vec<Gr
     }
     let mut cgroups: Vec<CgroupStats> = Vec::new();
     for group in &groups {
-        group.reports.iter().for_each(|worker| judge_worker(assert, group.lived, worker, &mut result));
+        group.reports.iter().for_each(|worker| judge_worker(assert, group, worker, &mut result));
     }
     if assert.not_stuck == Some(true) {
         note_short_lives(&groups, &mut result);
@@ -131,8 +133,12 @@ fn peers(group: &[WorkerReport]) -> Vec<Vec<WorkerReport>> {
     peers
 }
 
-/// `lived` is how long its group was given, if known.
-fn judge_worker(assert: &Assert, lived: Option<Duration>, worker: &WorkerReport, result: &mut AssertResult) {
+/// A period of `cpu.max`, milliseconds: what is throttled is so until the end of one.
+const QUOTA_PERIOD_MS: f64 = 100.0;
+
+/// `group` is the one it belongs to.
+fn judge_worker(assert: &Assert, group: &Group, worker: &WorkerReport, result: &mut AssertResult) {
+    let lived = group.lived;
     let WorkerReport { tid, cgroup, work_type, .. } = worker;
     if let Some(reason) = &worker.not_run {
         let message = format!("{work_type} in {cgroup} was not run: {reason}");
@@ -162,12 +168,22 @@ fn judge_worker(assert: &Assert, lived: Option<Duration>, worker: &WorkerReport,
         result.push(DetailKind::NoProgress, Outcome::Fail, message);
     }
     let gap_ms = worker.max_gap_ns / 1_000_000;
-    if let Some(threshold) = assert.max_gap_ms.filter(|threshold| gap_ms > *threshold) {
+    // As with time frozen, nobody could have run it while its own quota kept it off.
+    let by_quota_ms = match group.throttled {
+        share if share > 0.0 => (gap_ms as f64 * share.min(1.0) + QUOTA_PERIOD_MS) as u64,
+        _ => 0,
+    };
+    let judged_ms = gap_ms.saturating_sub(by_quota_ms);
+    if let Some(threshold) = assert.max_gap_ms.filter(|threshold| judged_ms > *threshold) {
         let (cpu, at) = (worker.max_gap_cpu, worker.max_gap_at_ns / 1_000_000);
+        let quota = match by_quota_ms {
+            0 => String::new(),
+            ms => format!(", {ms}ms of it by its quota,"),
+        };
         let message = format!(
-            "tid {tid} stuck {gap_ms}ms on cpu{cpu} at +{at}ms (threshold {threshold}ms) in {cgroup}"
+            "tid {tid} stuck {gap_ms}ms{quota} on cpu{cpu} at +{at}ms (threshold {threshold}ms) in {cgroup}"
         );
-        let time = TimeFigures { seen_ms: gap_ms, limit_ms: threshold };
+        let time = TimeFigures { seen_ms: judged_ms, limit_ms: threshold };
         result.fail_time(DetailKind::Gap, time, message);
     }
     if assert.isolation == Some(true) {
@@ -358,6 +374,19 @@ mod tests {
     }
 
     #[test]
+    fn a_gap_is_judged_without_the_part_that_a_quota_explains() {
+        let found = |throttled: f64| {
+            let stuck = WorkerReport { max_gap_ns: 4 * SECOND, ..worker(7, "a", SECOND) };
+            let group = Group { reports: vec![stuck], lived: Some(Duration::from_secs(10)), throttled };
+            let result = judge_groups(&Assert::default_checks(), None, vec![group]);
+            result.details.into_iter().map(|detail| detail.message).collect::<Vec<_>>()
+        };
+        assert_eq!(found(0.9), Vec::<String>::new(), "of 4 s the quota took 3.7");
+        let message = "tid 7 stuck 4000ms, 500ms of it by its quota, on cpu0 at +0ms (threshold 3000ms) in a";
+        assert_eq!(found(0.1), [message]);
+    }
+
+    #[test]
     fn chosen_sleep_is_not_held_against_the_scheduler() {
         let sleeper = WorkerReport { voluntary_off_cpu_ns: SECOND / 10 * 9, ..worker(1, "a", SECOND / 10) };
         assert_eq!(findings(vec![sleeper, worker(2, "a", SECOND)]), []);
@@ -383,7 +412,7 @@ mod tests {
     fn a_worker_that_lived_for_a_moment_need_not_have_worked() {
         let idle = || vec![WorkerReport { work_units: 0, ..worker(8, "a", 0) }];
         let judged = |ms| {
-            let group = Group { reports: idle(), lived: Some(Duration::from_millis(ms)) };
+            let group = Group { reports: idle(), lived: Some(Duration::from_millis(ms)), throttled: 0.0 };
             judge_groups(&Assert::default_checks(), None, vec![group])
         };
         let short = judged(20);
@@ -395,7 +424,7 @@ mod tests {
     fn fairness_is_judged_by_what_balancing_can_do_in_the_time() {
         let judged = |ms| {
             let reports = vec![worker(1, "a", SECOND / 10 * 3), worker(2, "a", SECOND / 10 * 8)];
-            let group = Group { reports, lived: Some(Duration::from_millis(ms)) };
+            let group = Group { reports, lived: Some(Duration::from_millis(ms)), throttled: 0.0 };
             judge_groups(&Assert::default_checks(), None, vec![group])
         };
         assert!(judged(1000).is_pass(), "35% and half of a second");
@@ -410,7 +439,7 @@ mod tests {
         let late = WorkerReport { wall_time_ns: SECOND / 100, ..worker(3, "a", SECOND / 100) };
         let reports = vec![worker(1, "a", SECOND / 10), worker(2, "a", SECOND / 10), late];
         let judged = |lived| {
-            let group = Group { reports: reports.clone(), lived };
+            let group = Group { reports: reports.clone(), lived, throttled: 0.0 };
             judge_groups(&Assert::default_checks(), None, vec![group])
         };
         assert!(judged(Some(Duration::from_secs(5))).is_pass() && judged(None).is_fail());
@@ -419,7 +448,7 @@ mod tests {
     #[test]
     fn workers_that_were_told_different_things_are_not_compared() {
         let alone = |tid, cpu, time| WorkerReport { cpus_allowed: vec![cpu], ..worker(tid, "a", time) };
-        let group = |reports| Group { reports, lived: None };
+        let group = |reports| Group { reports, ..Group::default() };
         let pinned = vec![alone(1, 0, SECOND / 10), alone(2, 0, SECOND / 10), alone(3, 1, SECOND)];
         let pinned: Vec<_> =
             pinned.into_iter().map(|w| WorkerReport { cpus_used: w.cpus_allowed.clone(), ..w }).collect();

@@ -13,6 +13,7 @@ use nix::errno::Errno;
 use super::{
     AffinityIntent, CgroupDef, Op, ScenarioError, WorkSpec, cpu_list,
     engine::{Engine, Live, Running},
+    hold,
     host::HostError,
     names::Layer,
     op::{Irq, Placement},
@@ -285,6 +286,7 @@ impl Engine<'_> {
                 layer,
                 order,
                 started: None,
+                throttled_before_ns: 0,
                 affinity,
             });
         }
@@ -503,6 +505,7 @@ impl Engine<'_> {
         let layer = self.live(to).map_or(Layer::Step, |live| live.layer);
         for worker in self.workers.iter_mut().filter(|worker| worker.cgroup == from) {
             worker.cgroup = to.into();
+            worker.throttled_before_ns = hold::throttled_ns(&self.ctx.cgroups, to);
             // Workers of a step that move into the backdrop still end with the step.
             if layer == Layer::Step {
                 worker.layer = layer;

@@ -21,7 +21,7 @@ use ktstr_proto::{
 
 use super::{
     Backdrop, CgroupDef, Ctx, HoldSpec, Op, Payload, Random, ScenarioError, Step,
-    hold::Reading,
+    hold::{self, Reading},
     host::HostError,
     names::{self, Layer},
     payload::PayloadHandle,
@@ -99,6 +99,8 @@ pub(super) struct Running {
     pub layer: Layer,
     pub order: usize,
     pub started: Option<Instant>,
+    /// For how long the quota had kept CPUs from their cgroup when they got there, nanoseconds of all CPUs.
+    pub throttled_before_ns: u64,
     /// CPUs each was allowed in each epoch, which ends when they become others; `None` is all.
     pub allowed: Vec<Vec<Option<BTreeSet<u32>>>>,
     /// CPUs each is restricted to by itself; empty is not at all.
@@ -264,6 +266,7 @@ impl Engine<'_> {
         }
         for worker in self.workers.iter_mut().filter(|worker| worker.started.is_none()) {
             let failed = |source: WorkError| ScenarioError::Work { cgroup: worker.origin.clone(), source };
+            worker.throttled_before_ns = hold::throttled_ns(&self.ctx.cgroups, &worker.cgroup);
             worker.handle.start().map_err(failed)?;
             worker.started = Some(Instant::now());
         }
@@ -305,10 +308,12 @@ impl Engine<'_> {
         let mut lived = Vec::new();
         for worker in &mut over {
             self.thaw(worker);
+            let throttled_ns = hold::throttled_ns(&self.ctx.cgroups, &worker.cgroup)
+                .saturating_sub(worker.throttled_before_ns);
             worker.handle.request_stop();
-            lived.push(worker.started.map_or(Duration::ZERO, |started| started.elapsed()));
+            lived.push((worker.started.map_or(Duration::ZERO, |started| started.elapsed()), throttled_ns));
         }
-        for (worker, lived) in over.into_iter().zip(lived) {
+        for (worker, (lived, throttled_ns)) in over.into_iter().zip(lived) {
             let Running { handle, allowed, origin, order, .. } = worker;
             let mut reports = Vec::new();
             for (index, (mut report, used)) in
@@ -319,7 +324,13 @@ impl Engine<'_> {
                 reports.push(report);
             }
             self.phases.finish(&origin, order, &reports);
-            self.done.push((order, Group { reports, lived: Some(lived) }));
+            // The kernel adds up what each CPU was kept from it.
+            let cpus: BTreeSet<u32> =
+                reports.iter().flat_map(|report| report.cpus_used.iter().copied()).collect();
+            let whole_ns = lived.as_nanos() as f64 * cpus.len().max(1) as f64;
+            let throttled =
+                if throttled_ns == 0 { 0.0 } else { (throttled_ns as f64 / whole_ns.max(1.0)).min(1.0) };
+            self.done.push((order, Group { reports, lived: Some(lived), throttled }));
         }
     }
 

@@ -6,6 +6,7 @@ use std::{fs, time::Instant};
 use ktstr_proto::stats::{CgroupUsage, Hold};
 
 use super::engine::Engine;
+use crate::cgroup::Cgroups;
 
 /// Ticks of `/proc/stat` (`USER_HZ`), nanoseconds; the same on every architecture that we know.
 const TICK_NS: u64 = 10_000_000;
@@ -68,6 +69,13 @@ impl Reading {
         let others_ns = (u64::from(cpus) * lasted_ns).saturating_sub(idle_ns + ours);
         Account { hold: Hold { lasted_ns, cpus, idle_ns, others_ns }, cgroups }
     }
+}
+
+/// How long a cgroup or one above it was kept from CPUs by its quota since it is there, nanoseconds of all of them.
+pub(super) fn throttled_ns(cgroups: &Cgroups, cgroup: &str) -> u64 {
+    let levels = cgroup.match_indices('/').map(|(at, _)| &cgroup[..at]).chain([cgroup]);
+    let of = |name: &str| usage(&fs::read_to_string(cgroups.path(name).join("cpu.stat")).ok()?);
+    levels.filter(|name| !name.is_empty()).filter_map(of).map(|usage| usage.throttled_ns).max().unwrap_or(0)
 }
 
 /// `cpu.stat`: lines of a name and a number.

@@ -8,6 +8,7 @@ use std::{
     fs::File,
     io::{self, Read, Seek, Write},
     os::unix::process::CommandExt,
+    path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     time::{Duration, Instant},
 };
@@ -20,6 +21,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::Ctx;
 
+/// Where a guest has the programs that were packed for it.
+const PACKED: &str = "/include-files";
 /// Longest output that is read, bytes.
 const MAX_OUTPUT: u64 = 8 << 20;
 /// How long a program may take to end once asked to.
@@ -180,9 +183,11 @@ impl Payload {
         self
     }
 
-    /// The executable's file name.
-    fn program(&self) -> &'static str {
-        self.binary.rsplit('/').next().unwrap_or(self.binary)
+    /// What is started: in a guest the file that was packed, which goes by its name; on a host the file itself.
+    fn executable(&self) -> &'static str {
+        let name = self.binary.rsplit('/').next().unwrap_or(self.binary);
+        let packed = Path::new(PACKED).join(name);
+        if self.binary.contains('/') && !packed.exists() { self.binary } else { name }
     }
 }
 
@@ -190,7 +195,9 @@ impl Payload {
 #[derive(Debug, thiserror::Error)]
 pub enum PayloadError {
     /// It did not start.
-    #[error("payload `{name}` did not start: {program} is not in PATH, or its libraries are not")]
+    #[error(
+        "payload `{name}` did not start: {program} is not there, in PATH unless it is a path, or its libraries are not"
+    )]
     Start {
         /// The payload.
         name: &'static str,
@@ -247,7 +254,7 @@ impl<'a> PayloadRun<'a> {
         self
     }
 
-    /// Ends it after so long.
+    /// Ends it after so long, if it is waited for by [`Self::run`].
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
@@ -294,7 +301,8 @@ impl PayloadHandle {
         );
         let copy =
             |file: &File| file.try_clone().map(Stdio::from).map_err(|e| system("share the output of", e));
-        let mut command = Command::new(payload.program());
+        let program = payload.executable();
+        let mut command = Command::new(program);
         command.args(payload.default_args).args(args);
         command.stdin(Stdio::null()).stdout(copy(&stdout)?).stderr(copy(&stderr)?).process_group(0);
         if let Some(cgroup) = cgroup {
@@ -305,7 +313,7 @@ impl PayloadHandle {
         }
         let child = command.spawn().map_err(|source| PayloadError::Start {
             name,
-            program: payload.program().into(),
+            program: program.into(),
             source,
         })?;
         let cgroup = cgroup.unwrap_or_default().into();
@@ -579,6 +587,6 @@ mod tests {
     fn a_program_that_is_not_there_says_so() {
         let ctx = Ctx::on_host("t", Duration::from_secs(1), 1).unwrap();
         let error = ctx.payload(&Payload::binary("x", "/no/such-program")).run().unwrap_err().to_string();
-        assert!(error.contains("payload `x` did not start: such-program is not in PATH"), "{error}");
+        assert!(error.contains("payload `x` did not start: /no/such-program is not there"), "{error}");
     }
 }

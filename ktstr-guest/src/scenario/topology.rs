@@ -6,6 +6,9 @@ use std::{collections::BTreeMap, fs, io, path::Path};
 
 use ktstr_proto::Topology;
 
+/// More nodes than kernels are built for (`CONFIG_NODES_SHIFT` of at most 10).
+const MAX_NODES: usize = 1024;
+
 /// CPUs in groups; every group ascending, groups ordered by their first CPU.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TestTopology {
@@ -63,21 +66,24 @@ impl TestTopology {
             });
             levels.max_by_key(|(level, _)| *level).map_or_else(|| cpus.clone(), |(_, shared)| shared)
         });
-        let mut nodes: Vec<Vec<u32>> = fs::read_dir(root.join("node"))
+        let by_number: Vec<(usize, Vec<u32>)> = fs::read_dir(root.join("node"))
             .into_iter()
             .flatten()
             .flatten()
-            .filter(|item| {
-                item.file_name()
-                    .to_str()
-                    .is_some_and(|n| n.strip_prefix("node").is_some_and(|n| n.parse::<u32>().is_ok()))
+            .filter_map(|item| {
+                let number = item.file_name().to_str()?.strip_prefix("node")?.parse().ok()?;
+                Some((number, list(&item.path().join("cpulist")).ok()?))
             })
-            .filter_map(|item| list(&item.path().join("cpulist")).ok())
-            .filter(|cpus| !cpus.is_empty())
+            .filter(|(number, _)| *number < MAX_NODES)
             .collect();
-        nodes.sort();
-        if nodes.is_empty() {
-            nodes.push(cpus.clone());
+        // By the kernel's numbers: one without CPUs, or a number that is not given, is an empty one.
+        let count = by_number.iter().map(|(number, _)| number + 1).max().unwrap_or(0);
+        let mut nodes = vec![Vec::new(); count];
+        for (number, cpus) in by_number {
+            nodes[number] = cpus;
+        }
+        if nodes.iter().all(Vec::is_empty) {
+            nodes = vec![cpus.clone()];
         }
         let name = format!("{} CPUs, {} LLCs, {} NUMA nodes", cpus.len(), llcs.len(), nodes.len());
         Ok(Self { cpus, cores, llcs, nodes, name })
@@ -181,10 +187,12 @@ mod tests {
             write(&format!("cpu/cpu{cpu}/cache/index3/shared_cpu_list"), siblings);
         }
         write("node/node0/cpulist", "0-2\n");
+        write("node/node2/cpulist", "\n");
         let topo = TestTopology::from_system(root.path()).unwrap();
         assert_eq!(topo.llcs(), [vec![0, 2], vec![1]]);
-        assert_eq!((topo.cores().len(), topo.num_numa_nodes()), (2, 1));
-        assert_eq!(topo.to_string(), "3 CPUs, 2 LLCs, 1 NUMA nodes");
+        assert_eq!((topo.cores().len(), topo.num_numa_nodes()), (2, 3));
+        assert_eq!(topo.nodes(), [vec![0, 1, 2], vec![], vec![]], "nodes go by the kernel's numbers");
+        assert_eq!(topo.to_string(), "3 CPUs, 2 LLCs, 3 NUMA nodes");
         write("cpu/online", "0-x\n");
         assert!(TestTopology::from_system(root.path()).unwrap_err().to_string().contains("0-x"));
     }

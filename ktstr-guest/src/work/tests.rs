@@ -229,6 +229,39 @@ fn a_wake_latency_is_measured_from_the_wake_and_not_from_the_block() {
     assert!(halves.collect::<Vec<_>>().contains(&true), "blocked as long as it took to wake");
 }
 
+/// Two others go on with the lock meanwhile, so its last hand-over is always a moment ago.
+#[test]
+fn a_contender_that_is_kept_from_running_is_measured_from_its_own_wake() {
+    let work_type = WorkType::MutexContention { contenders: 3, hold_iters: 50_000, work_iters: 1 };
+    let mut handle = WorkloadHandle::spawn(config(3, work_type)).unwrap();
+    handle.start().unwrap();
+    let victim = Pid::from_raw(handle.pids()[0] as i32);
+    let of_others = |handle: &WorkloadHandle| {
+        handle.snapshot().iter().skip(1).map(|report| report.iterations).sum::<u64>()
+    };
+    // Stopped while it sleeps, which it does for the lock only, and until others had it.
+    let asleep = || {
+        let stat = std::fs::read_to_string(format!("/proc/{victim}/stat")).unwrap();
+        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('S'))
+    };
+    let (begun, mut stops) = (Instant::now(), 0);
+    while stops < 8 && begun.elapsed() < Duration::from_secs(60) {
+        if !asleep() {
+            std::thread::sleep(Duration::from_micros(100));
+            continue;
+        }
+        kill(victim, Signal::SIGSTOP).unwrap();
+        let before = of_others(&handle);
+        std::thread::sleep(Duration::from_millis(60));
+        stops += u32::from(of_others(&handle) > before + 2);
+        kill(victim, Signal::SIGCONT).unwrap();
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let longest = handle.stop_and_collect()[0].wake_latency.max();
+    assert!(stops == 8, "it never waited, or nobody went on: {stops}");
+    assert!(longest > 30_000_000, "stopped for 60 ms each time, woken after {longest} ns at most");
+}
+
 #[test]
 fn figures_of_phases_add_up_to_the_whole() {
     let mut handle = WorkloadHandle::spawn(config(1, WorkType::YieldHeavy)).unwrap();

@@ -314,8 +314,9 @@ pub enum WorkType {
         /// Kind of lock.
         pi_mode: PiMode,
     },
-    /// Producers fill a bounded queue at a rate, consumers empty it more slowly. Presses on wakes of one
-    /// side by the other while the queue stays full.
+    /// Producers fill a bounded queue at a rate, consumers empty it. Presses on wakes of one side by the other:
+    /// of consumers while it runs dry, of producers while it stays full, which is where an item takes longer than
+    /// the time between two of them.
     ProducerConsumerImbalance {
         /// Producers of a queue.
         producers: u32,

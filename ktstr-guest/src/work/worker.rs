@@ -186,6 +186,42 @@ impl<'a> Worker<'a> {
         true
     }
 
+    /// Waits on its own line until [`Self::call`] chooses it, for a moment at most, unless there is no need any more
+    /// once it has said that it waits. The condition is the caller's to look at again. False when told to stop.
+    ///
+    /// `since` orders those that wait: who waits for the same thing for the second time keeps its place.
+    pub fn wait_turn(&mut self, since: u64, needless: impl Fn() -> bool) -> bool {
+        let own = self.member(self.place.position);
+        own.word.store(0, SeqCst);
+        own.stamp.store(0, SeqCst);
+        own.value.store(since, SeqCst);
+        own.waiting.store(1, SeqCst);
+        if needless() {
+            own.waiting.store(0, SeqCst);
+            return !self.stopped();
+        }
+        self.meter.blocking(|| sys::futex_wait(&own.word, 0, WAIT_SLICE));
+        own.waiting.store(0, SeqCst);
+        // Also one that was stopped meanwhile, and then finds that it was called.
+        self.meter.woken(own.stamp.load(SeqCst));
+        self.meter.checkpoint();
+        !self.stopped()
+    }
+
+    /// Wakes the one of these members that comes first by `order` and then has waited longest. Its latency counts from
+    /// this wake, whoever runs before it.
+    pub fn call(&self, among: std::ops::Range<usize>, order: impl Fn(usize) -> usize) {
+        let waits = |position: &usize| self.member(*position).waiting.load(SeqCst) == 1;
+        let key = |position: &usize| (order(*position), self.member(*position).value.load(SeqCst));
+        let Some(chosen) = among.filter(waits).min_by_key(key) else { return };
+        let line = self.member(chosen);
+        if line.waiting.swap(0, SeqCst) == 1 {
+            line.stamp.store(sys::now_ns(), SeqCst);
+            line.word.store(1, SeqCst);
+            sys::futex_wake(&line.word, 1);
+        }
+    }
+
     /// Puts the time on the line of a member that waits; to be called just before what wakes it.
     pub fn stamp(&self, position: usize) {
         let line = self.member(position);

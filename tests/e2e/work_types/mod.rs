@@ -38,6 +38,7 @@ fn every_kind_of_work(ctx: &Ctx) -> Result<AssertResult> {
             }
         }
     }
+    modes(ctx, &tracer, &mut failures)?;
     #[cfg(target_arch = "x86_64")]
     widths(ctx, &tracer, &mut failures)?;
     group.remove()?;
@@ -46,6 +47,42 @@ fn every_kind_of_work(ctx: &Ctx) -> Result<AssertResult> {
     ensure!(left.is_empty(), "cgroups are left: {left:?}");
     ensure!(failures.is_empty(), "{}", failures.join("; "));
     Ok(AssertResult::pass())
+}
+
+/// Kinds that need a kernel of their own to be tried, as threads and in one process; the others are tried so on
+/// any host.
+fn modes(ctx: &Ctx, tracer: &trace::Tracer, failures: &mut Vec<String>) -> Result<()> {
+    let kinds = [
+        WorkType::priority_inversion(),
+        WorkType::preempt_storm(),
+        WorkType::rt_starvation(),
+        WorkType::cgroup_churn(),
+        WorkType::cgroup_attach_storm(),
+        WorkType::asymmetric_waker(),
+        WorkType::net_traffic(),
+        WorkType::irq_wake(),
+    ];
+    for kind in kinds {
+        for mode in [CloneMode::Thread, CloneMode::Pcomm("host".into())] {
+            let wanted = bench::Run::of(kind.clone()).mode(mode.clone()).lasting(Duration::from_millis(100));
+            let label = wanted.label();
+            if mode == CloneMode::Thread && kind.needs_own_process() {
+                let refused =
+                    bench::run(ctx, tracer, wanted, |_| Ok(())).err().map(|error| format!("{error:#}"));
+                if !refused.as_ref().is_some_and(|text| text.contains("use CloneMode::Fork")) {
+                    failures.push(format!("{label} is not refused: {refused:?}"));
+                }
+                continue;
+            }
+            let seen = bench::run(ctx, tracer, wanted, |_| Ok(()))?;
+            let ended = seen.reports.iter().all(|report| report.exit == WorkerExit::Completed);
+            let worked = seen.not_run().is_some() || seen.reports.iter().any(|report| report.work_units > 0);
+            if !ended || !worked {
+                failures.push(format!("{label}: {:#?}", seen.reports));
+            }
+        }
+    }
+    Ok(())
 }
 
 /// The registers of `AluHot` are as wide as asked for.

@@ -4,13 +4,12 @@ use std::{sync::atomic::Ordering::SeqCst, time::Duration};
 
 use crate::work::{
     WakeMechanism,
-    sys::{futex_wake, now_ns},
+    sys::now_ns,
     worker::{Done, Worker},
 };
 
-/// Lines of the group: what is in the queue, and the space left in it.
+/// Line of the group: what is in the queue.
 const ITEMS: usize = 0;
-const SPACE: usize = 1;
 
 /// One token goes round; who has it works and wakes the next.
 pub(super) fn wake_chain(w: &mut Worker<'_>, wake: WakeMechanism, work: Duration) -> Done {
@@ -61,7 +60,7 @@ pub(super) fn queue(
     depth: u64,
 ) -> Done {
     if w.place.position < producers as usize {
-        produce(w, 1_000_000_000 / rate_hz, depth as u32);
+        produce(w, producers as usize, 1_000_000_000 / rate_hz, depth as u32);
     } else {
         consume(w, producers as usize, consume_iters);
     }
@@ -69,26 +68,21 @@ pub(super) fn queue(
 }
 
 /// An item at each tick; ticks missed while the queue was full are made up for at once.
-fn produce(w: &mut Worker<'_>, period_ns: u64, depth: u32) {
-    let (items, space) = (w.line(ITEMS), w.line(SPACE));
+fn produce(w: &mut Worker<'_>, producers: usize, period_ns: u64, depth: u32) {
+    let items = w.line(ITEMS);
     let mut tick = now_ns();
     while !w.stopped() {
         tick += period_ns;
         w.sleep_until(tick);
-        loop {
-            let taken = space.word.load(SeqCst);
-            let full = items.word.fetch_update(SeqCst, SeqCst, |n| (n < depth).then_some(n + 1)).is_err();
-            if !full {
-                break;
-            }
-            if !w.wait_while(space, taken) {
+        let since = now_ns();
+        while items.word.fetch_update(SeqCst, SeqCst, |n| (n < depth).then_some(n + 1)).is_err() {
+            if !w.wait_turn(since, || items.word.load(SeqCst) < depth) {
                 return;
             }
             tick = tick.max(now_ns().saturating_sub(1_000_000_000));
         }
         items.value.fetch_max(u64::from(items.word.load(SeqCst)), SeqCst);
-        w.stamp_others();
-        futex_wake(&items.word, 1);
+        w.call(producers..w.place.size, |_| 0);
         w.meter.did(1, 1);
         w.meter.metric(0, items.value.load(SeqCst) as f64);
         w.meter.checkpoint();
@@ -96,19 +90,15 @@ fn produce(w: &mut Worker<'_>, period_ns: u64, depth: u32) {
 }
 
 fn consume(w: &mut Worker<'_>, producers: usize, consume_iters: u64) {
-    let (items, space) = (w.line(ITEMS), w.line(SPACE));
+    let items = w.line(ITEMS);
     while !w.stopped() {
-        if items.word.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_err() {
-            if !w.wait_while(items, 0) {
+        let since = now_ns();
+        while items.word.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_err() {
+            if !w.wait_turn(since, || items.word.load(SeqCst) > 0) {
                 return;
             }
-            continue;
         }
-        for producer in 0..producers {
-            w.stamp(producer);
-        }
-        space.word.fetch_add(1, SeqCst);
-        futex_wake(&space.word, 1);
+        w.call(0..producers, |_| 0);
         w.compute(consume_iters);
         w.meter.did(0, 1);
         w.meter.checkpoint();

@@ -1,8 +1,11 @@
 //! Work that shares a lock.
 
-use std::sync::atomic::{
-    AtomicU32,
-    Ordering::{AcqRel, Acquire, SeqCst},
+use std::{
+    cell::Cell,
+    sync::atomic::{
+        AtomicU32,
+        Ordering::{AcqRel, Acquire},
+    },
 };
 
 use nix::unistd::gettid;
@@ -12,43 +15,47 @@ use crate::{
     work::{
         PiMode, cpus,
         not_run::Missing,
-        sys::{futex_lock_pi, futex_unlock_pi, futex_wait, futex_wake, now_ns},
+        sys::{futex_lock_pi, futex_unlock_pi, now_ns},
         worker::{Done, Place, WAIT_SLICE, Worker},
     },
 };
 
-/// Line of the group that holds the lock; its stamp is the time of the last hand-over.
+/// Line of the group that holds the lock.
 const LOCK: usize = 0;
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;
 const CONTENDED: u32 = 2;
 
-/// The three-state futex mutex. Returns false when told to stop.
+/// The three-state futex mutex; each waits on a word of its own, so that it is known who is woken. Returns false when
+/// told to stop.
 fn lock(w: &mut Worker<'_>) -> bool {
     let line = w.line(LOCK);
     if line.word.compare_exchange(FREE, HELD, Acquire, Acquire).is_ok() {
         return true;
     }
-    while line.word.swap(CONTENDED, AcqRel) != FREE {
-        if w.stopped() {
+    let since = now_ns();
+    let mut taken = line.word.swap(CONTENDED, AcqRel) == FREE;
+    while !taken {
+        // Who says that it waits looks once more: who unlocked before that did not see it.
+        let got = Cell::new(false);
+        let needless = || {
+            got.set(line.word.swap(CONTENDED, AcqRel) == FREE);
+            got.get()
+        };
+        let on = w.wait_turn(since, needless);
+        taken = got.get();
+        if !on && !taken {
             return false;
-        }
-        let slept = w.meter.blocking(|| futex_wait(&line.word, CONTENDED, WAIT_SLICE));
-        if slept {
-            // One waiter is woken at a time, so the last stamp is that of its wake or of a later one,
-            // which came before it ran.
-            w.meter.woken(line.stamp.load(SeqCst));
         }
     }
     true
 }
 
-fn unlock(w: &Worker<'_>) {
-    let line = w.line(LOCK);
-    if line.word.swap(FREE, AcqRel) == CONTENDED {
-        line.stamp.store(now_ns(), SeqCst);
-        futex_wake(&line.word, 1);
+/// Of those who wait, those that come first by `order` are served first, as the kernel does by priority.
+fn unlock(w: &Worker<'_>, order: impl Fn(usize) -> usize) {
+    if w.line(LOCK).word.swap(FREE, AcqRel) == CONTENDED {
+        w.call(0..w.place.size, order);
     }
 }
 
@@ -59,7 +66,7 @@ pub(super) fn contention(w: &mut Worker<'_>, hold_iters: u64, work_iters: u64) -
             break;
         }
         w.compute(hold_iters);
-        unlock(w);
+        unlock(w, |_| 0);
         w.meter.did(0, 1);
         w.meter.checkpoint();
     }
@@ -102,7 +109,7 @@ pub(super) fn inversion(
             }
             w.compute(hold_iters);
             match mode {
-                PiMode::Plain => unlock(w),
+                PiMode::Plain => unlock(w, |position| position),
                 PiMode::Pi => unlock_pi(&w.line(LOCK).word)?,
             }
         }
