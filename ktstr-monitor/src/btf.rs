@@ -144,17 +144,18 @@ impl KernelTypes {
 
     /// Finds `path` (members separated by dots, anonymous ones left out) in `struct name`.
     pub fn field(&self, name: &'static str, path: &str) -> Result<Field, FieldMissing> {
-        let mut found: Option<Field> = None;
+        let (mut found, mut missing): (Option<Field>, _) = (None, FieldMissing::Struct { name });
         for candidate in self.structs(name)? {
-            let field = Search { types: self, name, path, visits: 0 }.path(&candidate)?;
-            match found {
-                Some(other) if other != field => {
+            match (Search { types: self, name, path, visits: 0 }.path(&candidate), &found) {
+                // Another structure of this name, which is not meant.
+                (Err(error), _) => missing = error,
+                (Ok(field), Some(other)) if *other != field => {
                     return Err(FieldMissing::Ambiguous { name, path: path.to_owned() });
                 }
-                _ => found = Some(field),
+                (Ok(field), _) => found = Some(field),
             }
         }
-        found.ok_or(FieldMissing::Struct { name })
+        found.ok_or(missing)
     }
 
     /// The size of `struct name` in bytes.

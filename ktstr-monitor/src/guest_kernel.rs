@@ -10,7 +10,9 @@ use ktstr_proto::capture::Question;
 
 use crate::addr::{CpuId, Kva};
 use crate::bpf::path::Path;
-use crate::bpf::{BpfError, BpfLayout, Cell, Limits, MapInfo, Reader, WriteError, Writer, follow_all};
+use crate::bpf::{
+    BpfError, BpfLayout, Cell, Limits, MapInfo, Reader, WriteError, Writer, follow_all, the_map,
+};
 use crate::kernel::state::{KernelState, Parts};
 use crate::kernel::{LiveKernel, NotReady, Profile, View};
 use crate::mem::{GuestMem, GuestMemMut};
@@ -71,9 +73,10 @@ impl<'k> BpfMapAccessor<'k> {
         &self.maps
     }
 
-    /// The first whose name is `name`, or ends with it where it begins with a dot.
-    pub fn find_map(&self, name: &str) -> Option<&MapInfo> {
-        self.maps.iter().find(|map| map.is_called(name))
+    /// The map whose name is `name`, or ends with it where it begins with a dot; of several the running
+    /// scheduler's.
+    pub fn find_map(&self, name: &str) -> Result<Option<&MapInfo>, WriteError> {
+        the_map(&self.reader, &self.maps, &self.reader.programs()?.items, name)
     }
 
     /// The value at `path` in `map`, pointers on the way followed.

@@ -8,7 +8,7 @@ use ktstr_proto::map_watch::{Aggregate, MapMetric, MapWatch};
 
 use crate::addr::{CpuId, Kva};
 use crate::bpf::path::{Path, Place};
-use crate::bpf::{BpfLayout, MapInfo, Reader, follow_all};
+use crate::bpf::{BpfLayout, MapInfo, ProgramInfo, Reader, follow_all, the_map};
 use crate::kernel::{LiveKernel, Profile, View};
 use crate::mem::GuestMem;
 use crate::types::{IntKind, Ty};
@@ -137,7 +137,7 @@ impl MapWatches {
         let (Ok(maps), Ok(programs)) = (reader.maps(), reader.programs()) else { return };
         let follow = follow_all(reader, &programs.items, &maps.items);
         for watch in self.watches.iter_mut().filter(|watch| all || watch.places.is_empty()) {
-            let found = watch.find(reader, &maps.items, &follow);
+            let found = watch.find(reader, &maps.items, &programs.items, &follow);
             watch.why_not = found.err();
         }
     }
@@ -167,10 +167,12 @@ impl Watch {
         &mut self,
         reader: &Reader<'_>,
         maps: &[MapInfo],
+        programs: &[ProgramInfo],
         follow: &crate::bpf::Follow<'_, '_>,
     ) -> Result<(), String> {
         let path = self.path.clone()?;
-        let Some(map) = maps.iter().find(|map| map.is_called(&self.wanted.map)) else {
+        let meant = the_map(reader, maps, programs, &self.wanted.map).map_err(|error| chain(&error))?;
+        let Some(map) = meant else {
             let names: Vec<&str> = maps.iter().map(|map| map.name.as_str()).collect();
             return Err(format!("no map is called so; there are {}", names.join(", ")));
         };

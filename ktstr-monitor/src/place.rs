@@ -16,7 +16,9 @@ use thiserror::Error;
 use crate::addr::Kva;
 use crate::bpf::follow_all;
 use crate::bpf::path::Path;
-use crate::bpf::{BpfError, BpfLayout, MapInfo, Reader, WriteError};
+use crate::bpf::{
+    BpfError, BpfLayout, MapInfo, Reader, WriteError, of_scheduler as maps_of_scheduler, the_map,
+};
 use crate::kernel::{Gap, LiveKernel, Profile};
 use crate::mem::GuestMem;
 use crate::paging::AccessError;
@@ -90,6 +92,21 @@ pub enum PlaceError {
         /// Why not.
         #[source]
         source: AccessError,
+    },
+    /// Which map is meant cannot be told.
+    #[error("`{what}` may be in several maps")]
+    Map {
+        /// What was asked for.
+        what: String,
+        /// Which they are.
+        #[source]
+        source: WriteError,
+    },
+    /// Code is not written.
+    #[error("`{symbol}` is code of the kernel: watched are variables")]
+    Code {
+        /// The symbol.
+        symbol: String,
     },
     /// The maps cannot be read.
     #[error("BPF maps cannot be read")]
@@ -173,6 +190,11 @@ fn symbol(profile: &Profile, live: &LiveKernel, what: &str) -> Result<Option<Loc
     {
         return Err(PlaceError::PerCpu { symbol: what.to_owned() });
     }
+    if let (Some(from), Some(to)) = (symbols.get("_stext"), symbols.get("_etext"))
+        && (from..to).contains(&link)
+    {
+        return Err(PlaceError::Code { symbol: what.to_owned() });
+    }
     let at = live.at(link);
     let len = if at.0.is_multiple_of(4) { 4 } else { 1 };
     located(what, at, len, format!("kernel symbol {what}"), false).map(Some)
@@ -181,17 +203,24 @@ fn symbol(profile: &Profile, live: &LiveKernel, what: &str) -> Result<Option<Loc
 /// In the map whose name `what` begins with, or in the sections that have a variable of that name.
 fn in_maps(reader: &Reader<'_>, what: &str) -> Result<Option<Located>, PlaceError> {
     let maps = reader.maps()?.items;
+    let programs = reader.programs()?.items;
     let splits = what.char_indices().filter(|(at, c)| *at > 0 && matches!(c, '.' | '[')).map(|(at, _)| at);
     let mut splits: Vec<usize> = splits.collect();
     splits.reverse();
     for at in splits {
         let (name, rest) = what.split_at(at);
-        if let Some(map) = maps.iter().find(|map| map.is_called(name)) {
+        let wrong = |source| PlaceError::Map { what: what.to_owned(), source };
+        if let Some(map) = the_map(reader, &maps, &programs, name).map_err(wrong)? {
             return in_map(reader, &maps, map, rest.strip_prefix('.').unwrap_or(rest), what).map(Some);
         }
     }
     let variable = what.split(['.', '[', '-']).next().unwrap_or(what);
-    let holding: Vec<&MapInfo> = maps.iter().filter(|map| holds(map, variable)).collect();
+    let mut holding: Vec<&MapInfo> = maps.iter().filter(|map| holds(map, variable)).collect();
+    if holding.len() > 1 {
+        let own = maps_of_scheduler(reader, &maps, &programs);
+        let owned: Vec<&MapInfo> = holding.iter().copied().filter(|map| own.contains(&map.at)).collect();
+        holding = if owned.len() == 1 { owned } else { holding };
+    }
     match holding[..] {
         [] => Ok(None),
         [map] => in_map(reader, &maps, map, what, what).map(Some),

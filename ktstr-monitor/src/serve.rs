@@ -40,7 +40,7 @@ use crate::freeze::Freeze;
 use crate::image::{ImageError, KernelImage};
 use crate::judge::{Observation, Use};
 use crate::kernel::scx::Scx;
-use crate::kernel::{NotReady, Profile, ProfileError, View};
+use crate::kernel::{NotReady, Profile, ProfileError, View, state};
 use crate::map_watch::MapWatches;
 use crate::mem::{GuestMem, GuestMemMut, Layout, LayoutError, MapError, Region};
 use crate::node::Node;
@@ -48,7 +48,7 @@ use crate::place;
 use crate::query::{self, QueryError};
 use crate::report::{self, Reasons};
 use crate::sample::Sampler;
-use crate::vmcore::{self, VmcoreError};
+use crate::vmcore;
 use crate::watch::{Sign, Watch};
 use crate::watchdog::{self, Patience};
 
@@ -306,6 +306,7 @@ impl Session {
                     self.capture(channel, id, &capture, fds)?;
                 }
                 Some((id, MonitorRequest::WriteMap(write), fds)) => {
+                    self.frozen = true;
                     let written = self.write_map(&write, fds).map(MonitorReply::WriteMap);
                     channel.queue_reply(id, written, Fds::default())?;
                 }
@@ -453,10 +454,13 @@ impl Session {
         let written = capture.watched.as_ref().map(|watched| self.written(watched));
         let (profile, live) = self.sampler.locate(&self.mem).map_err(|e| not_readable(&e))?;
         let view = View { profile, live, mem: live.view(&self.mem) };
-        let unwritten = |e: VmcoreError| RemoteError::new(ErrorCode::Infrastructure, &e);
-        let vmcore_bytes = match core {
-            Some(core) => vmcore::write(&view, &self.mem, &mut File::from(core)).map_err(unwritten)?,
-            None => 0,
+        let clock_ns = state::newest_clock(&view);
+        // A kernel without the note costs the core file, not what was read.
+        let core = core.map(|core| vmcore::write(&view, &self.mem, &mut File::from(core)));
+        let (vmcore_bytes, no_core) = match core {
+            Some(Ok(bytes)) => (bytes, None),
+            Some(Err(error)) => (0, Some(chain(&error))),
+            None => (0, None),
         };
         let read = Captured {
             read_us: began.elapsed().as_micros() as u64,
@@ -464,6 +468,8 @@ impl Session {
             dsqs: copied.dsqs as u32,
             copied_bytes: copied.bytes as u64,
             vmcore_bytes,
+            no_core,
+            clock_ns,
         };
         Ok(Taken { read, json, text, written })
     }

@@ -63,6 +63,9 @@ pub enum WatchdogError {
         /// What it would be.
         to: u64,
     },
+    /// Another scheduler runs, or none.
+    #[error("the watchdog's limit stays: the scheduler is gone")]
+    Gone,
     /// It cannot be written.
     #[error("the watchdog's limit cannot be written: it stays")]
     Unwritten(#[source] AccessError),
@@ -107,6 +110,10 @@ fn write(view: &View<'_, '_>, ram: &GuestMemMut, instance: Kva, to: u64) -> Resu
     let from = scx_state::watchdog_timeout(view, Some(instance)).map_err(WatchdogError::Unreadable)?;
     if to < from {
         return Err(WatchdogError::Shorter { from, to });
+    }
+    // It may have gone meanwhile, and its memory be something else's.
+    if view.word("scx_root").ok() != Some(instance.0) {
+        return Err(WatchdogError::Gone);
     }
     // An aligned word is stored in one piece: the kernel sees the old limit or the new one.
     view.mem.write_through(ram, at, &to.to_le_bytes()).map_err(WatchdogError::Unwritten)?;

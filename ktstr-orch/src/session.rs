@@ -442,6 +442,7 @@ impl Session {
                     }
                     self.keep(|dir| dir.guest(&message));
                     self.timeline.guest(&message, self.begun.elapsed());
+                    self.errands.guest_time(Some(message.t_ns));
                     match &message.body {
                         GuestFrame::Log(log) => {
                             let (source, text) = (log.source, log.text.clone());
@@ -465,7 +466,7 @@ impl Session {
                             self.window(Window::Restart);
                         }
                         GuestFrame::Phase(phase @ Phase::ScenarioStarted) => {
-                            self.scenario_began(*phase);
+                            self.scenario_began(*phase, message.t_ns);
                             let first = !std::mem::replace(&mut self.in_scenarios, true);
                             self.window(if first { Window::Restart } else { Window::Open });
                         }

@@ -205,6 +205,10 @@ pub struct Captured {
     pub copied_bytes: u64,
     /// Bytes of guest memory written as a core file.
     pub vmcore_bytes: u64,
+    /// Why there is no core file, where one was asked for.
+    pub no_core: Option<String>,
+    /// The newest clock of the run queues, nanoseconds of the guest's time.
+    pub clock_ns: Option<u64>,
 }
 
 /// The vCPUs run again.

@@ -149,7 +149,15 @@ fn watch_point() -> WatchPoint {
 }
 
 fn captured() -> Captured {
-    Captured { read_us: 1, tasks: 2, dsqs: 3, copied_bytes: 5, vmcore_bytes: 4 }
+    Captured {
+        read_us: 1,
+        tasks: 2,
+        dsqs: 3,
+        copied_bytes: 5,
+        vmcore_bytes: 4,
+        no_core: None,
+        clock_ns: Some(6),
+    }
 }
 
 fn structure() -> Structure {

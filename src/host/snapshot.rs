@@ -99,7 +99,7 @@ impl SnapshotBridge {
     }
 }
 
-/// Under `det` the host's time says nothing about the guest's: the run queues' clocks do.
+/// Under `det` marks are in the guest's milliseconds: the run queues' clocks tell what lies between them finer.
 fn count_guest_time(snapshots: &mut [Snapshot]) {
     let clocks: Vec<Option<f64>> = snapshots.iter().map(Snapshot::guest_clock_ms).collect();
     let Some((first, began)) = clocks.iter().enumerate().find_map(|(nth, ms)| Some((nth, (*ms)?))) else {
@@ -118,6 +118,7 @@ impl Snapshot {
         let placeholder = |why: String| SnapshotError::PlaceholderSample { tag: mark.tag.clone(), why };
         let content = mark.file.clone().and_then(|name| read(&dir.join(name))).map_err(placeholder);
         let phases = report.result.as_ref().map(|result| result.stats.phases.as_slice()).unwrap_or_default();
+        // Both in the guest's time, under `det` too.
         let is_then = |start: u64, end: u64| (start as i64..end as i64).contains(&mark.at_ms);
         let step = phases.iter().find(|phase| is_then(phase.start_ms, phase.end_ms)).map(|phase| phase.index);
         Self { mark: mark.clone(), at_ms: mark.at_ms as f64, step, content }
@@ -191,17 +192,24 @@ impl Snapshot {
         Ok(named.collect())
     }
 
-    /// The BPF map of that name, or whose name ends in it (`.bss`).
+    /// The BPF map of that name, or whose name ends in it (`.bss`); of several the one that the running
+    /// scheduler's programs use.
     pub fn map(&self, name: &str) -> Result<MapView<'_>, SnapshotError> {
         let maps = self.maps()?;
-        let exact = maps.iter().find(|(own, _)| *own == name);
         // The kernel keeps 15 characters of a name.
         let is_it = |own: &str| {
             (name.starts_with('.') && own.ends_with(name)) || (own.len() == 15 && name.starts_with(own))
         };
-        match exact.or_else(|| maps.iter().find(|(own, _)| is_it(own))) {
-            Some((own, map)) => Ok(MapView::new(own, map)),
-            None => {
+        let exact: Vec<_> = maps.iter().filter(|(own, _)| *own == name).collect();
+        let called = || maps.iter().filter(|(own, _)| is_it(own)).collect();
+        let meant = if exact.is_empty() { called() } else { exact };
+        match the_schedulers(meant, |(_, map)| map)[..] {
+            [(own, map)] => Ok(MapView::new(own, map)),
+            ref several @ [_, ..] => {
+                let maps = several.iter().map(|(own, _)| (*own).to_owned()).collect();
+                Err(SnapshotError::AmbiguousMap { name: name.to_owned(), maps })
+            }
+            [] => {
                 let there = error::near(name, maps.iter().map(|(own, _)| *own));
                 Err(SnapshotError::MapNotFound { name: name.to_owned(), there })
             }
@@ -221,24 +229,32 @@ impl Snapshot {
             for (own, value) in variables.into_iter().flatten() {
                 names.push(own);
                 if own == name {
-                    found.push((*map, value));
+                    found.push((*map, value, *json));
                 }
             }
         }
-        let (map, value) = match found[..] {
+        let found = the_schedulers(found, |(.., json)| json);
+        let (map, value, _) = match found[..] {
             [one] => one,
             [] => {
                 let there = error::near(name, names.into_iter());
                 return Err(SnapshotError::VarNotFound { name: name.to_owned(), there });
             }
             _ => {
-                let maps = found.iter().map(|(map, _)| (*map).to_owned()).collect();
+                let maps = found.iter().map(|(map, ..)| (*map).to_owned()).collect();
                 return Err(SnapshotError::AmbiguousVar { name: name.to_owned(), maps });
             }
         };
         let field = Field::new(format!("{map}:{name}"), value);
         if rest.is_empty() { Ok(field) } else { field.get(rest) }
     }
+}
+
+/// The one of several that is a map of the running scheduler's; all, where that does not tell.
+fn the_schedulers<'j, T: Copy>(found: Vec<T>, map: impl Fn(T) -> &'j Json) -> Vec<T> {
+    let is_own = |one: &T| map(*one).get("of_scheduler") == Some(&Json::Bool(true));
+    let own: Vec<T> = found.iter().copied().filter(is_own).collect();
+    if found.len() > 1 && own.len() == 1 { own } else { found }
 }
 
 fn read(path: &Path) -> Result<Json, String> {
@@ -310,6 +326,16 @@ mod tests {
     }
 
     #[test]
+    fn of_several_maps_the_running_schedulers_is_meant() {
+        let mut json = capture().content.unwrap();
+        json["bpf"]["maps"][2]["of_scheduler"] = Json::Bool(true);
+        let snap = Snapshot::new("periodic_000", 120, json);
+        assert_eq!(snap.map(".bss").unwrap().at(0).unwrap().get("nr_cpus").unwrap().as_u64(), Ok(8));
+        assert_eq!(snap.var("nr_cpus").unwrap().as_u64(), Ok(8));
+        assert_eq!(snap.map("sched.bss").unwrap().at(0).unwrap().get("nr").unwrap().as_u64(), Ok(7));
+    }
+
+    #[test]
     fn what_is_not_there_says_what_is() {
         let snap = capture();
         let said = |error: SnapshotError| error.to_string();
@@ -331,6 +357,8 @@ mod tests {
         let error = said(snap.var("name").unwrap().as_u64().unwrap_err());
         assert_eq!(error, "`sched.bss:name` is \"spin\", which is no u64");
         assert!(matches!(snap.map("stat").unwrap_err(), SnapshotError::MapNotFound { .. }));
+        let error = said(snap.map(".bss").unwrap_err());
+        assert!(error.starts_with("`.bss` is the name of several maps (sched.bss, other.bss)"), "{error}");
         let stats = snap.map("stats").unwrap();
         let error = stats.at(0).unwrap().as_u64().unwrap_err();
         assert!(matches!(error, SnapshotError::PerCpuNotNarrowed { .. }), "{error}");

@@ -443,6 +443,14 @@ fn under_det_captures_leave_no_trace() {
         spec.runs_root = root.path().join(snapshots.to_string());
         let report = run(spec);
         assert_eq!(report.outcome, Outcome::Pass, "{:?}", report.cause);
+        // Each is taken when the guest's own clock has come so far, whatever the host's says.
+        let phases = report.result.as_ref().map(|result| result.stats.phases.as_slice()).unwrap_or_default();
+        let ended = phases.last().map_or(i64::MAX, |phase| phase.end_ms as i64);
+        for mark in report.captures.iter().filter(|mark| mark.file.is_ok()) {
+            let Some(boundary) = mark.boundary_ms else { continue };
+            println!("{} at {} ms of {ended}, due at {boundary}", mark.tag, mark.at_ms);
+            assert!(boundary as i64 <= mark.at_ms, "{mark:?}");
+        }
         let captures = fs::read_dir(&report.run_dir).unwrap().flatten();
         let is_text = |e: &fs::DirEntry| e.path().extension().is_some_and(|ending| ending == "txt");
         let taken = captures.filter(is_text).count();

@@ -11,6 +11,7 @@ use serde_json::{Value as Json, json};
 use super::follow::Follow;
 use super::map::{Cell, Entries, Entry, Key, Limits, MapInfo, MapKind, Owner};
 use super::path::Path;
+use super::pick::{of_scheduler, the_map};
 use super::program::ProgramInfo;
 use super::reader::{BpfError, Reader};
 use super::write::{Located, WriteError};
@@ -49,6 +50,8 @@ pub struct ProgramDump {
 pub struct MapDump {
     /// Its header.
     pub info: MapInfo,
+    /// Whether the running scheduler's programs use it.
+    pub of_scheduler: bool,
     /// Its entries: key, CPU, value.
     pub entries: Vec<(String, Option<u32>, Value)>,
     /// How many were left off.
@@ -77,11 +80,13 @@ impl BpfState {
         let maps = state.walk(reader.maps());
         let follow = follow_all(reader, &programs, &maps);
         state.casts = follow.told();
+        let own = of_scheduler(reader, &maps, &programs);
         let mut nodes = MAX_NODES;
         for map in maps {
             let mut options = options;
             options.render.nodes = options.render.nodes.min(nodes);
-            let (dump, used) = dump_map(reader, map, &follow, options);
+            let (mut dump, used) = dump_map(reader, map, &follow, options);
+            dump.of_scheduler = own.contains(&dump.info.at);
             nodes = nodes.saturating_sub(used);
             state.maps.push(dump);
         }
@@ -110,6 +115,7 @@ impl BpfState {
                 }
             }
         }
+        drop(of_scheduler(reader, &maps, &programs));
         drop(Follow::new(reader, &maps));
     }
 
@@ -212,6 +218,7 @@ impl MapDump {
             "key_size": self.info.key_size,
             "value_size": self.info.value_size,
             "max_entries": self.info.max_entries,
+            "of_scheduler": self.of_scheduler,
             "key_type": self.info.key_type.as_ref().map(TypeRef::name),
             "value_type": self.info.value_type.as_ref().map(TypeRef::name),
             "entries": entries,
@@ -259,9 +266,10 @@ pub fn query(
     let maps = reader.maps()?.items;
     let programs = reader.programs()?.items;
     let follow = follow_all(reader, &programs, &maps);
-    let Some(map) = maps.iter().find(|map| map.is_called(name)) else { return Ok(None) };
+    let Some(map) = the_map(reader, &maps, &programs, name)? else { return Ok(None) };
     let Some(path) = path else {
-        let (dump, _) = dump_map(reader, map.clone(), &follow, options);
+        let (mut dump, _) = dump_map(reader, map.clone(), &follow, options);
+        dump.of_scheduler = of_scheduler(reader, &maps, &programs).contains(&map.at);
         return Ok(Some(MapAnswer::Map(Box::new(dump))));
     };
     let located = reader.locate(map, path, &follow)?;
@@ -295,7 +303,14 @@ fn dump_map(
     options: DumpOptions,
 ) -> (MapDump, usize) {
     let mut nodes = 0;
-    let mut dump = MapDump { info, entries: Vec::new(), left_off: 0, pages: Vec::new(), damage: Vec::new() };
+    let mut dump = MapDump {
+        info,
+        of_scheduler: false,
+        entries: Vec::new(),
+        left_off: 0,
+        pages: Vec::new(),
+        damage: Vec::new(),
+    };
     let info = &dump.info;
     dump.damage.extend(info.types_missing.as_ref().map(chained));
     if info.kind == MapKind::Arena {

@@ -22,6 +22,7 @@ mod memory;
 mod node;
 mod object;
 pub mod path;
+mod pick;
 mod program;
 mod reader;
 mod ringbuf;
@@ -37,6 +38,7 @@ pub use map::{Cell, Entries, Entry, Key, Limits, MapInfo, MapKind, Owner, Record
 pub use memory::Memory;
 pub use node::{answer_all, answer_map, set_number, state_node, value_node};
 pub use object::ObjectError;
+pub use pick::{of_scheduler, the_map};
 pub use program::{Function, ProgramInfo, RunStats};
 pub use reader::{BpfError, Reader, Walk};
 pub use special::ArenaInfo;

@@ -6,6 +6,7 @@ use super::dump::{BpfState, MapAnswer, MapDump, follow_all, query};
 use super::layout::BpfLayout;
 use super::map::MapInfo;
 use super::path::Path;
+use super::pick::the_map;
 use super::program::ProgramInfo;
 use super::reader::Reader;
 use super::write::Writer;
@@ -49,8 +50,9 @@ pub fn set_number(
     let layout = BpfLayout::of(profile.types());
     let reader = Reader::new(profile, live, live.view(mem.read()), &layout);
     let maps = reader.maps().map_err(|error| chain(&error))?.items;
-    let Some(map) = maps.iter().find(|map| map.is_called(name)) else { return Err(no_map(name, &maps)) };
     let programs = reader.programs().map_err(|error| chain(&error))?.items;
+    let meant = the_map(&reader, &maps, &programs, name).map_err(|error| chain(&error))?;
+    let Some(map) = meant else { return Err(no_map(name, &maps)) };
     let follow = follow_all(&reader, &programs, &maps);
     let written = Writer::new(&reader, mem).write_field(map, &path, value, &follow);
     written.map(|located| located.at).map_err(|error| chain(&error))
@@ -122,6 +124,7 @@ fn map_node(map: &MapDump) -> Node {
         ("type", Node::Text(map.info.kind_name.clone())),
         ("address", Node::Hex(map.info.at.0)),
         ("max_entries", Node::Int(map.info.max_entries.into())),
+        ("of_scheduler", Node::Bool(map.of_scheduler)),
         ("entries", Node::List(entries.collect())),
         ("left_off", Node::Int(map.left_off.into())),
         ("arena_pages", Node::List(pages.collect())),

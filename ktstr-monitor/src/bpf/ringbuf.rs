@@ -35,7 +35,14 @@ impl Reader<'_> {
         let mut position = start;
         while position != end {
             let at = data.wrapping_add(position & mask);
-            let header = self.word(at, "a ring buffer record")? as u32;
+            let header = match self.word(at, "a ring buffer record") {
+                Ok(header) => header as u32,
+                // Where the next one begins is not known, but what was read stays.
+                Err(error) => {
+                    found.damage.push(error);
+                    break;
+                }
+            };
             let len = u64::from(header & !(BUSY | DISCARDED));
             let whole = (len + HEADER).next_multiple_of(8);
             if whole > end.wrapping_sub(position) {

@@ -148,8 +148,19 @@ impl Reader<'_> {
     }
 
     /// What the functions of a `struct_ops` are: the address of each trampoline with its program's
-    /// name. The links stand in the order of the functions that are set.
+    /// name.
     pub(super) fn struct_ops_functions(&self, map: &MapInfo) -> Result<Vec<(u64, String)>, BpfError> {
+        let name = |prog: Kva| {
+            let aux = self.get_kva(prog, &self.layout.prog.aux, "bpf_prog.aux")?;
+            self.text(aux, &self.layout.aux.name, "bpf_prog_aux.name")
+        };
+        let programs = self.struct_ops_programs(map)?.into_iter();
+        programs.map(|(function, prog)| Ok((function, name(prog)?))).collect()
+    }
+
+    /// The address of each trampoline of a `struct_ops` with its program. The links stand in the order of the
+    /// functions that are set.
+    pub(super) fn struct_ops_programs(&self, map: &MapInfo) -> Result<Vec<(u64, Kva)>, BpfError> {
         const MAX_FUNCTIONS: u64 = 256;
         let layout = &self.layout.struct_ops;
         let Some(ty) = &map.value_type else { return Ok(Vec::new()) };
@@ -172,8 +183,7 @@ impl Reader<'_> {
             }
             let link = Kva(self.word(links.wrapping_add(nth * 8), "bpf_struct_ops_map.links")?);
             let prog = self.get_kva(link, &self.layout.link.prog, "bpf_link.prog")?;
-            let aux = self.get_kva(prog, &self.layout.prog.aux, "bpf_prog.aux")?;
-            found.push((function, self.text(aux, &self.layout.aux.name, "bpf_prog_aux.name")?));
+            found.push((function, prog));
         }
         Ok(found)
     }

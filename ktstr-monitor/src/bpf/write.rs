@@ -1,13 +1,14 @@
 //! Writing into maps: one scalar, found by path.
 //!
 //! A [`Writer`] is made from memory that was mapped for writing, and only a read-write attach maps it
-//! so: a read-only monitor has no value of this type and so no way to write. The guest is not
-//! stopped by a write; an aligned scalar is stored in one piece. `.rodata` of a frozen map can be
-//! written as well: the guest's page tables are not consulted for permission.
+//! so: a read-only monitor has no value of this type and so no way to write. The guest must stand: what
+//! is found in a hash map may be freed, and the other bits of a bitfield written, before the store.
+//! `.rodata` of a frozen map can be written as well: the guest's page tables are not consulted for
+//! permission.
 
 use thiserror::Error;
 
-use super::map::{Cell, Entry, Key, MapInfo, Owner};
+use super::map::{Cell, Entries, Entry, Key, MapInfo, Owner};
 use super::path::{Path, PathError, Place, Selector, Step};
 use super::reader::{BpfError, Reader};
 use crate::addr::Kva;
@@ -26,6 +27,27 @@ pub enum WriteError {
         map: String,
         /// What was looked for.
         entry: String,
+    },
+    /// Several maps, none of them the running scheduler's or more than one.
+    #[error("several maps are called `{name}`: say which by its number ({})", maps.join(", "))]
+    Ambiguous {
+        /// The name asked for.
+        name: String,
+        /// The maps with their numbers.
+        maps: Vec<String>,
+    },
+    /// Some of the map's entries cannot be read; it may be among them.
+    #[error("map `{map}` has no entry {entry} among those that can be read, and {damaged} cannot")]
+    Hidden {
+        /// The map.
+        map: String,
+        /// What was looked for.
+        entry: String,
+        /// How many places could not be read.
+        damaged: usize,
+        /// The first of the reasons.
+        #[source]
+        source: BpfError,
     },
     /// The path does not select one entry.
     #[error("map `{map}` has several entries: the path must begin with `[key]`")]
@@ -175,7 +197,7 @@ impl Reader<'_> {
 
     fn select_entry(&self, map: &MapInfo, path: &Path) -> Result<Entry, WriteError> {
         let limits = super::Limits { entries: usize::MAX, bytes: 256 << 20 };
-        let entries = self.entries(map, limits)?.items;
+        let Entries { items: entries, damage, .. } = self.entries(map, limits)?;
         let Some(selector) = &path.entry else {
             return match <[Entry; 1]>::try_from(entries) {
                 Ok([only]) => Ok(only),
@@ -183,7 +205,15 @@ impl Reader<'_> {
             };
         };
         let shown = Path { entry: Some(selector.clone()), ..Path::default() }.to_string();
-        let no_entry = || WriteError::NoEntry { map: map.name.clone(), entry: shown.clone() };
+        let no_entry = || match damage.first() {
+            None => WriteError::NoEntry { map: map.name.clone(), entry: shown.clone() },
+            Some(source) => WriteError::Hidden {
+                map: map.name.clone(),
+                entry: shown.clone(),
+                damaged: damage.len(),
+                source: source.clone(),
+            },
+        };
         let matches = |entry: &Entry| key_is(map, &entry.key, selector);
         entries.into_iter().find(matches).ok_or_else(no_entry)
     }

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::Result;
 use ktstr_proto::capture::{Query, Question, TakeCapture};
+use ktstr_proto::channel::ChannelError;
 use ktstr_proto::client::ClientLink;
 use ktstr_proto::{Channel, Fds};
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind};
@@ -51,7 +52,15 @@ fn show(
             Some(Key::Freeze) => screen.freeze = !screen.freeze,
             Some(Key::Capture) => screen.said = capture(channel),
             None => {
-                look(channel, screen)?;
+                // A monitor that is busy, or a kernel that is not there yet, refuses for now.
+                if let Err(error) = look(channel, screen) {
+                    match error.downcast_ref::<ChannelError>() {
+                        Some(refused @ ChannelError::Refused { .. }) => {
+                            screen.said = ktstr_proto::link::chain(refused);
+                        }
+                        _ => return Err(error),
+                    }
+                }
                 next = Instant::now() + PERIOD;
             }
         }
@@ -98,8 +107,8 @@ fn look(channel: &mut Channel<ClientLink>, screen: &mut Screen) -> Result<()> {
     let (tasks, _) = ask(Question::Tasks)?;
     let mut values = Vec::new();
     for path in &screen.watched {
-        // A path that leads nowhere now may lead somewhere once the scheduler is loaded.
-        let value = ask(Question::Path(path.clone()));
+        // What leads nowhere now may lead somewhere once the scheduler is loaded.
+        let value = super::question(std::slice::from_ref(path), 0).and_then(&mut ask);
         values.push(value.map_or_else(|error| error.to_string(), |(value, _)| value.to_string()));
     }
     screen.update(Instant::now(), cpus, dsqs, scx, tasks, values, stood);

@@ -31,7 +31,7 @@ WHERE      a thread id (of a task_struct), 0xADDRESS, SYMBOL, SYMBOL@CPU, MODULE
 --core     ask a core file (written by capture --vmcore) instead of a live run
 --kernel   the decompressed kernel of the core file
 --vmcore   write all guest memory as an ELF core file, too
---watch    a path whose value is shown, too; keys: q leave, f freeze for each look, d capture
+--watch    a path, or a question like 'map .bss nr', whose answer is shown, too; keys: q leave, f freeze for each look, d capture
 
 exit codes: 0 answered, 1 the question has no answer, 3 no such run, 4 broken";
 

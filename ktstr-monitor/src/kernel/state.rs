@@ -275,15 +275,20 @@ pub(crate) fn hz_of(view: &View<'_, '_>) -> Option<u32> {
     hz(view, &view.word("jiffies_64").or_else(|_| view.word("jiffies")))
 }
 
-/// `CONFIG_HZ`, from how far `jiffies` is at what the run queues' clocks say: it starts at minus five
-/// minutes. Near that moment the quotient says nothing.
-fn hz(view: &View<'_, '_>, jiffies: &Reading<u64>) -> Option<u32> {
-    const USUAL: [u32; 4] = [100, 250, 300, 1000];
+/// The newest clock of the run queues, nanoseconds of the guest's time.
+pub fn newest_clock(view: &View<'_, '_>) -> Option<u64> {
     let clocks = view.live.cpus().iter().filter_map(|area| {
         let at = view.live.per_cpu(view.profile.runqueues(), *area);
         view.profile.rq.read(&view.mem, at, area.cpu).clock.ok()
     });
-    let seconds = clocks.max()? as f64 / 1e9 - 300.0;
+    clocks.max()
+}
+
+/// `CONFIG_HZ`, from how far `jiffies` is at what the run queues' clocks say: it starts at minus five
+/// minutes. Near that moment the quotient says nothing.
+fn hz(view: &View<'_, '_>, jiffies: &Reading<u64>) -> Option<u32> {
+    const USUAL: [u32; 4] = [100, 250, 300, 1000];
+    let seconds = newest_clock(view)? as f64 / 1e9 - 300.0;
     // INITIAL_JIFFIES is -300 * HZ in 32 bits, so jiffies_64 passes 2^32 five minutes after boot.
     let ticks = jiffies.clone().ok()? as f64 - f64::from(u32::MAX) - 1.0;
     if seconds.abs() < 30.0 {

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use ktstr_monitor::bpf::path::Path;
 use ktstr_monitor::bpf::{
-    BpfLayout, BpfState, MapAnswer, MapInfo, Reader, WriteError, Writer, follow_all, query,
+    BpfLayout, BpfState, MapAnswer, MapInfo, Reader, WriteError, Writer, follow_all, query, the_map,
 };
 use ktstr_monitor::cast;
 use ktstr_monitor::image::KernelImage;
@@ -201,7 +201,14 @@ fn writes(reader: &Reader<'_>, mem: &GuestMemMut, guest: &Guest) {
     let programs = reader.programs().expect("programs").items;
     let follow = follow_all(reader, &programs, &maps);
     let writer = Writer::new(reader, mem);
-    let map = |name: &str| -> &MapInfo { maps.iter().find(|map| map.is_called(name)).expect("the map") };
+    let map = |name: &str| -> &MapInfo {
+        the_map(reader, &maps, &programs, name).expect("one map").expect("the map")
+    };
+    // Two objects have variables; the one that the kernel has as its scheduler is meant.
+    assert_eq!(maps.iter().filter(|map| map.is_called(".bss")).count(), 2, "{maps:?}");
+    assert_eq!(map(".bss").name, "main_bpf.bss");
+    let by_number = format!("#{}", map("plant_bp.bss").id);
+    assert_eq!(map(&by_number).name, "plant_bp.bss");
     let write = |name: &str, path: &str, value: i128| {
         writer.write_field(map(name), &path.parse().expect("a path"), value, &follow)
     };

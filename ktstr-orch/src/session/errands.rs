@@ -25,6 +25,7 @@ use ktstr_proto::{
     guest::{HostRefusal, HostRequest, Phase},
     link::{ErrorCode, RemoteError},
     monitor::{MonitorReply, MonitorRequest},
+    run::AccelKind,
     verdict::{CaptureMark, Process},
     vmm::{Pause, Resume, VmmReply, VmmRequest},
 };
@@ -115,14 +116,15 @@ impl Errand {
         match self {
             Self::Query { query, .. } => query.freeze,
             Self::Capture { .. } => true,
-            Self::Map { .. } => false,
+            // What is found may be freed before it is written.
+            Self::Map { request, .. } => matches!(request, HostRequest::WriteMap { .. }),
         }
     }
 
     fn limit(&self) -> Duration {
         match self {
             Self::Capture { vmcore: true, .. } => VMCORE_LIMIT,
-            // Nobody stands for a map, and the test fails when its answer does not come.
+            // The test fails when its answer does not come.
             Self::Capture { .. } | Self::Map { .. } => CAPTURE_LIMIT,
             Self::Query { .. } => READ_LIMIT,
         }
@@ -192,13 +194,33 @@ pub(super) struct Errands {
     began: Option<Instant>,
     /// What became of captures.
     marks: Vec<CaptureMark>,
+    /// The guest's own time, where the host's says nothing of it (`det`).
+    guest: Option<GuestTime>,
+}
+
+/// The guest's own time: nanoseconds of `CLOCK_MONOTONIC` or what runs like it.
+#[derive(Debug, Clone, Copy)]
+struct GuestTime {
+    /// When the first scenario began.
+    began_ns: u64,
+    /// The newest that is known.
+    now_ns: u64,
+}
+
+impl GuestTime {
+    fn since_began(self, at_ns: u64) -> i64 {
+        let span = (i128::from(at_ns) - i128::from(self.began_ns)).div_euclid(1_000_000);
+        i64::try_from(span).unwrap_or(i64::MAX)
+    }
 }
 
 impl Errands {
     /// When something is due.
     pub(super) fn deadline(&self, observed: bool) -> Option<Instant> {
         // Where nobody observes nothing is taken, and waiting for it would be a busy loop.
-        let planned = self.planned.front().filter(|_| observed && self.is_idle()).map(|(at, _)| *at);
+        // What is due by the guest's time is due when the guest is heard of.
+        let waits = observed && self.is_idle() && self.guest.is_none();
+        let planned = self.planned.front().filter(|_| waits).map(|(at, _)| *at);
         self.underway.as_ref().map(|underway| underway.until).into_iter().chain(planned).min()
     }
 
@@ -209,9 +231,20 @@ impl Errands {
 
     /// Milliseconds after the scenario's start; before it, negative ones.
     fn scenario_ms(&self, at: Instant) -> i64 {
+        if let Some(guest) = self.guest {
+            return guest.since_began(guest.now_ns);
+        }
         let Some(began) = self.began else { return 0 };
         let ms = |span: Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
         at.checked_duration_since(began).map_or_else(|| -ms(began - at), ms)
+    }
+
+    /// Whether the first planned capture is due.
+    fn is_due(&self, now: Instant) -> bool {
+        self.planned.front().is_some_and(|(at, boundary)| match self.guest {
+            Some(guest) => u128::from(guest.now_ns.saturating_sub(guest.began_ns)) >= boundary.as_nanos(),
+            None => *at <= now,
+        })
     }
 
     fn mark(&mut self, cause: Cause, why: &str, at: Instant, boundary: Option<Duration>) -> &mut CaptureMark {
@@ -237,6 +270,13 @@ impl Errands {
         };
         self.marks.push(mark);
         self.marks.last_mut().expect("it was just pushed")
+    }
+
+    /// The guest's clocks show this.
+    pub(super) fn guest_time(&mut self, now_ns: Option<u64>) {
+        if let (Some(guest), Some(now_ns)) = (&mut self.guest, now_ns) {
+            guest.now_ns = guest.now_ns.max(now_ns);
+        }
     }
 
     fn is_idle(&self) -> bool {
@@ -582,7 +622,8 @@ impl Session {
     pub(super) fn errands_tick(&mut self, now: Instant) {
         if self.errands.is_idle()
             && self.monitor_attached
-            && let Some((_, boundary)) = self.errands.planned.pop_front_if(|(at, _)| *at <= now)
+            && self.errands.is_due(now)
+            && let Some((_, boundary)) = self.errands.planned.pop_front()
         {
             let why = format!("snapshot at {} ms", boundary.as_millis());
             let boundary = Some(boundary);
@@ -622,7 +663,8 @@ impl Session {
         let Some(underway) = self.errands.underway.take() else { return };
         let at = underway.at.unwrap_or_else(Instant::now);
         let marked = match (&underway.errand, &underway.found) {
-            (Errand::Capture { cause, why, boundary, .. }, Some(Found::Captured { path, .. })) => {
+            (Errand::Capture { cause, why, boundary, .. }, Some(Found::Captured { path, read })) => {
+                self.errands.guest_time(read.clock_ns);
                 let mark = self.errands.mark(*cause, why, at, *boundary);
                 mark.stood_us = stood.map_or(0, |stood| stood.as_micros() as u64);
                 let name = path.with_extension("json");
@@ -679,6 +721,9 @@ impl Session {
                 Ok(ClientReply::Query(QueryAnswer { json, text, read_us, stood_us }))
             }
             Some(Found::Captured { read, path }) => {
+                if let Some(why) = &read.no_core {
+                    self.notice(format!("{name} has no core file: {why}"));
+                }
                 let taken = CaptureTaken { path, stood_us: stood_us.unwrap_or(0), read };
                 self.record("capture", &(&name, &taken));
                 self.errands.unwritten = Some((cause, taken));
@@ -734,12 +779,14 @@ impl Session {
         self.dir.id == *run
     }
 
-    /// The scenario begins: snapshots that the test asked for are planned.
-    pub(super) fn scenario_began(&mut self, phase: Phase) {
+    /// The scenario begins, at this time of the guest: snapshots that the test asked for are planned.
+    pub(super) fn scenario_began(&mut self, phase: Phase, t_ns: u64) {
         // Snapshots belong to the first scenario of a test.
         let first = phase == Phase::ScenarioStarted && self.errands.began.is_none();
         if first {
             self.errands.began = Some(Instant::now());
+            let virtual_time = self.plan.as_ref().is_some_and(|plan| plan.accel == AccelKind::Det);
+            self.errands.guest = virtual_time.then_some(GuestTime { began_ns: t_ns, now_ns: t_ns });
         }
         if first
             && let ktstr_proto::run::Job::Test(test) = &self.spec.job

@@ -137,6 +137,7 @@ impl Session {
             Message::Event(event) => {
                 if let MonitorEvent::Sample(sample) = &event {
                     self.timeline.sample(sample, self.begun.elapsed());
+                    self.errands.guest_time(sample.cpus.iter().filter_map(|cpu| cpu.clock).max());
                 }
                 self.record("monitor", &event);
             }

@@ -33,6 +33,14 @@ pub enum SnapshotError {
         /// The nearest that are there.
         there: Near,
     },
+    /// Several maps have this name, and not just one of them is the running scheduler's.
+    #[error("`{name}` is the name of several maps ({}): ask for one by its whole name", maps.join(", "))]
+    AmbiguousMap {
+        /// The name asked for.
+        name: String,
+        /// The maps.
+        maps: Vec<String>,
+    },
     /// No variable has this name.
     #[error("no variable `{name}` in .bss, .data or .rodata{there}")]
     VarNotFound {
