@@ -4,7 +4,12 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
-use ktstr_proto::{Accel, device::DiskConfig, run::Performance, topology::Shape};
+use ktstr_proto::{
+    Accel,
+    device::DiskConfig,
+    run::{Jail, Performance},
+    topology::Shape,
+};
 
 /// Test harness for Linux process schedulers.
 #[derive(Debug, Parser)]
@@ -178,9 +183,23 @@ pub struct HostArgs {
     /// Exactly so many host CPUs for a machine, from whole last-level caches [default: $KTSTR_CPU_CAP]
     #[arg(long, value_name = "N", requires = "no_perf_mode", value_parser = clap::value_parser!(u32).range(1..))]
     pub cpu_cap: Option<u32>,
+    /// How the processes of a run are confined: full, or reduced (without namespaces) on hosts that forbid user
+    /// namespaces; the report says so [default: $KTSTR_JAIL or full]
+    #[arg(long, value_name = "JAIL")]
+    pub jail: Option<Jail>,
 }
 
 impl HostArgs {
+    /// With what the environment says where no option does.
+    pub fn jail(self) -> anyhow::Result<Jail> {
+        let said = std::env::var("KTSTR_JAIL").ok().filter(|value| !value.is_empty());
+        Ok(match (self.jail, said) {
+            (Some(jail), _) => jail,
+            (None, Some(text)) => text.parse().context("KTSTR_JAIL")?,
+            (None, None) => Jail::Full,
+        })
+    }
+
     /// With what the environment says where no option does.
     pub fn resolve(self, isolated: bool) -> anyhow::Result<(Performance, Option<u32>)> {
         let set = |name| std::env::var(name).ok().filter(|value| !value.is_empty());
@@ -343,7 +362,7 @@ mod tests {
         assert_eq!(refused(&["--cpu-cap", "2"]), ErrorKind::MissingRequiredArgument);
         assert_eq!(refused(&["--perf-mode", "--no-perf-mode"]), ErrorKind::ArgumentConflict);
         assert_eq!(refused(&["--no-perf-mode", "--cpu-cap", "0"]), ErrorKind::ValueValidation);
-        let host = HostArgs { no_perf_mode: true, cpu_cap: Some(3) };
+        let host = HostArgs { no_perf_mode: true, cpu_cap: Some(3), jail: None };
         assert_eq!(host.resolve(false).unwrap(), (Performance::Unassisted, Some(3)));
         assert_eq!(HostArgs::default().resolve(true).unwrap(), (Performance::Isolated, None));
     }

@@ -50,7 +50,7 @@ impl Orchestrator {
             None => {
                 let log = std::io::stderr().as_fd().try_clone_to_owned().ok().map(std::fs::File::from);
                 let child =
-                    Child::spawn("ktstr-orch", &["run"], log).map_err(|e| infrastructure(e.into()))?;
+                    Child::spawn_free("ktstr-orch", &["run"], log).map_err(|e| infrastructure(e.into()))?;
                 Peer::Own(Box::new(child))
             }
         };

@@ -104,6 +104,7 @@ fn spec(args: &ShellArgs) -> anyhow::Result<RunSpec> {
         cpu_budget,
         cleanup_budget_ms: None,
         watches: Vec::new(),
+        jail: args.host.jail()?,
     })
 }
 

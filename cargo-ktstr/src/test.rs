@@ -42,6 +42,9 @@ pub fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     if performance == Performance::Unassisted {
         command.env("KTSTR_NO_PERF_MODE", "1");
     }
+    if let Some(jail) = args.host.jail {
+        command.env("KTSTR_JAIL", jail.to_string());
+    }
     if let Some(cap) = cap {
         command.env("KTSTR_CPU_CAP", cap.to_string());
     }

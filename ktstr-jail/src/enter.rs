@@ -1,20 +1,21 @@
 //! Confinement of the calling process.
 //!
-//! It cannot enter a process id namespace (only its children would), and it must not have started
-//! threads. Descriptors stay open: what the process has opened before is what it may use.
+//! It cannot enter a process id namespace (only its children would): [`crate::start`] gives it one at its
+//! birth. It must not have started threads. Descriptors stay open: what the process has opened before is what it may use.
 
 use nix::errno::Errno;
 
 use crate::Role;
 use crate::error::JailError;
-use crate::plan::{Walker, plan};
-use crate::spec::{JailSpec, UserNamespace};
+use crate::plan::{NAMESPACES, Walker, plan};
+use crate::spec::{JailSpec, Namespaces};
 use crate::step::Step;
 
 /// Proof that this process is confined. Only [`enter`] makes one.
 #[derive(Debug)]
 pub struct Confined {
     role: Role,
+    namespaces: Namespaces,
 }
 
 impl Confined {
@@ -22,6 +23,12 @@ impl Confined {
     #[must_use]
     pub fn role(&self) -> Role {
         self.role
+    }
+
+    /// Whether it has namespaces.
+    #[must_use]
+    pub fn namespaces(&self) -> Namespaces {
+        self.namespaces
     }
 }
 
@@ -34,7 +41,7 @@ pub fn enter(spec: &JailSpec) -> Result<Confined, JailError> {
     for step in plan(spec, &Walker::Caller)? {
         step.run().map_err(|errno| failure(spec, &step, errno))?;
     }
-    Ok(Confined { role: spec.role })
+    Ok(Confined { role: spec.role, namespaces: spec.namespaces })
 }
 
 fn single_thread() -> Result<(), JailError> {
@@ -46,11 +53,21 @@ fn single_thread() -> Result<(), JailError> {
 }
 
 fn failure(spec: &JailSpec, step: &Step, errno: Errno) -> JailError {
-    let user = matches!(step, Step::Unshare { flags } if *flags == libc::CLONE_NEWUSER);
-    if user && spec.user_namespace == UserNamespace::New {
+    // A host may grant a user namespace and no power in it, or root may lack it: the next one says so.
+    let namespaces =
+        matches!(step, Step::Unshare { flags } if [libc::CLONE_NEWUSER, NAMESPACES].contains(flags));
+    if namespaces && spec.namespaces != Namespaces::Forgone && forbids(errno) {
         return JailError::UserNamespaceForbidden { errno: errno as i32 };
     }
     step_failed(step, errno)
+}
+
+/// Whether it says that namespaces are not allowed or not there, not that something is short.
+pub(crate) fn forbids(errno: Errno) -> bool {
+    matches!(
+        errno,
+        Errno::EPERM | Errno::EACCES | Errno::ENOSPC | Errno::EUSERS | Errno::EINVAL | Errno::ENOSYS
+    )
 }
 
 pub(crate) fn step_failed(step: &Step, errno: Errno) -> JailError {

@@ -25,7 +25,8 @@ pub enum JailError {
         "create a user namespace: {}; the host must allow it: `sysctl user.max_user_namespaces` \
          above 0, on Debian `kernel.unprivileged_userns_clone=1`, on Ubuntu \
          `kernel.apparmor_restrict_unprivileged_userns=0`, in a container a seccomp profile that \
-         permits unshare and clone (Docker: --security-opt seccomp=unconfined or --privileged)",
+         permits unshare and clone (Docker: --security-opt seccomp=unconfined or --privileged); or ask for a \
+         jail without namespaces: --jail=reduced or KTSTR_JAIL=reduced, which the report will say",
         std::io::Error::from_raw_os_error(*errno)
     )]
     UserNamespaceForbidden {

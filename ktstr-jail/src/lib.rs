@@ -24,8 +24,8 @@ mod step;
 pub use enter::{Confined, enter};
 pub use error::JailError;
 pub use policy::{PolicyError, Role};
-pub use spawn::{Jailed, Program, spawn};
-pub use spec::{JailSpec, Limits, Mount, UserNamespace};
+pub use spawn::{Cell, Jailed, Program, spawn, start};
+pub use spec::{JailSpec, Limits, Mount, Namespaces};
 
 /// Whether a process was ended by its system call filter, from how it ended.
 #[must_use]

@@ -16,8 +16,8 @@ use std::path::{Component, Path};
 
 use crate::error::JailError;
 use crate::policy::{self, OwnNumbers};
-use crate::ruleset;
-use crate::spec::{JailSpec, Mount, UserNamespace};
+use crate::ruleset::{self, Held};
+use crate::spec::{JailSpec, Mount, Namespaces};
 use crate::step::{STAGING, Step, Use};
 
 /// Namespaces every jail has beside the user namespace.
@@ -29,13 +29,17 @@ pub(crate) enum Walker<'a> {
     /// The calling process, which stays what it is.
     Caller,
     /// A child that is about to execute a program and keeps these descriptors, ascending.
-    Child { keep: &'a [i32], exec_fd: u32 },
+    Child { keep: &'a [i32], program: i32, exec_fd: u32 },
 }
 
+/// Stands in filters for the id of a process that has no process id namespace of its own and is not there
+/// yet. No process has it: the kernel's ids end at 2^22.
+pub(crate) const PID_TO_COME: u32 = 0x4b54_5350;
+
 pub(crate) fn user_namespace_flag(spec: &JailSpec) -> i32 {
-    match spec.user_namespace {
-        UserNamespace::New => libc::CLONE_NEWUSER,
-        UserNamespace::Keep => 0,
+    match spec.namespaces {
+        Namespaces::OfNewUser => libc::CLONE_NEWUSER,
+        Namespaces::OfRoot | Namespaces::Forgone => 0,
     }
 }
 
@@ -46,36 +50,45 @@ pub(crate) fn plan(spec: &JailSpec, walker: &Walker<'_>) -> Result<Vec<Step>, Ja
         let user = user_namespace_flag(spec);
         steps.extend((user != 0).then_some(Step::Unshare { flags: user }));
     }
-    if spec.user_namespace == UserNamespace::New {
+    if spec.namespaces == Namespaces::OfNewUser {
         map_identity(&mut steps);
     }
-    if matches!(walker, Walker::Caller) {
-        steps.push(Step::Unshare { flags: NAMESPACES });
+    let walled = spec.namespaces != Namespaces::Forgone;
+    if walled {
+        if matches!(walker, Walker::Caller) {
+            steps.push(Step::Unshare { flags: NAMESPACES });
+        }
+        root(spec, &mut steps)?;
     }
-    root(spec, &mut steps)?;
     limits(spec, &mut steps);
-    steps.extend([Step::LockSecureBits, Step::DropBoundingSet, Step::DropCapabilities]);
+    // Without a capability to begin with there is nothing that user id 0 could get back.
+    let needed = walled;
+    steps.extend([Step::LockSecureBits { needed }, Step::DropBoundingSet { needed }, Step::DropCapabilities]);
     let own = match walker {
         Walker::Caller => {
             steps.push(Step::NotDumpable);
             OwnNumbers { pid: std::process::id(), exec_fd: u32::MAX }
         }
-        Walker::Child { keep, exec_fd } => {
+        Walker::Child { keep, exec_fd, .. } => {
             steps.push(Step::DieWithParent);
             steps.push(Step::KeepOnly { sorted: keep.to_vec() });
-            // It is the first process of its own process id namespace.
-            OwnNumbers { pid: 1, exec_fd: *exec_fd }
+            // In namespaces it is the first process of its own.
+            OwnNumbers { pid: if walled { 1 } else { PID_TO_COME }, exec_fd: *exec_fd }
         }
     };
+    let held = match walker {
+        Walker::Caller => Held::default(),
+        Walker::Child { keep, program, .. } => Held { files: keep, program: Some(*program) },
+    };
     steps.push(Step::NoNewPrivileges);
-    steps.extend(ruleset::ruleset(spec)?.map(|ruleset| Step::Landlock { ruleset }));
+    steps.extend(ruleset::ruleset(spec, &held)?.map(|ruleset| Step::Landlock { ruleset }));
     let filters = policy::compile(spec.role, own).map_err(|source| JailError::Policy { source })?;
     steps.extend(filters.into_iter().map(|program| Step::Filter { program }));
     Ok(steps)
 }
 
 /// The own ids map to themselves, all others to none.
-fn map_identity(steps: &mut Vec<Step>) {
+pub(crate) fn map_identity(steps: &mut Vec<Step>) {
     let (uid, gid) = (nix::unistd::geteuid(), nix::unistd::getegid());
     steps.extend([
         Step::WriteProc { path: c"/proc/self/setgroups", content: b"deny".to_vec(), optional: true },
@@ -180,7 +193,7 @@ mod tests {
     #[test]
     fn order_gives_up_each_power_after_its_last_use() {
         let spec = JailSpec::emulator(&[]);
-        let steps = plan(&spec, &Walker::Child { keep: &[0, 1], exec_fd: 9 }).unwrap();
+        let steps = plan(&spec, &Walker::Child { keep: &[0, 1], program: 0, exec_fd: 9 }).unwrap();
         let order = [
             position(&steps, |s| matches!(s, Step::WriteProc { .. })),
             position(&steps, |s| matches!(s, Step::MountEmptyRoot)),
@@ -214,6 +227,6 @@ mod tests {
             steps.iter().filter(|step| matches!(step, Step::Unshare { .. })).count()
         };
         assert_eq!(unshares(Walker::Caller), 2);
-        assert_eq!(unshares(Walker::Child { keep: &[], exec_fd: 9 }), 0);
+        assert_eq!(unshares(Walker::Child { keep: &[], program: 0, exec_fd: 9 }), 0);
     }
 }

@@ -133,7 +133,7 @@ struct Rule {
     /// All must hold; several rules of one call are alternatives.
     #[serde(default)]
     args: Vec<Arg>,
-    /// Shorthand for `ioctl`: alternatives for the second argument, by name.
+    /// Shorthand for `ioctl` and `fcntl`: alternatives for the second argument, by name.
     #[serde(default)]
     requests: BTreeMap<String, u64>,
 }
@@ -376,10 +376,13 @@ mod tests {
     }
 
     #[test]
-    fn ioctl_is_never_unconditional() {
-        for role in Role::ALL {
+    fn ioctl_and_fcntl_are_never_unconditional() {
+        for (role, syscall) in Role::ALL.into_iter().flat_map(|role| [(role, "ioctl"), (role, "fcntl")]) {
             let merged = merge(role, OWN).unwrap();
-            assert!(merged.allow.get("ioctl").is_none_or(|rules| !rules.is_empty()), "{role:?}");
+            assert!(
+                merged.allow.get(syscall).is_none_or(|rules| !rules.is_empty()),
+                "{role:?} and {syscall}"
+            );
         }
     }
 

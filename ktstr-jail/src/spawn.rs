@@ -1,7 +1,7 @@
 //! Starting another program inside a jail.
 //!
-//! The child is made by `clone3` with its namespaces, a process id namespace among them, and walks a
-//! plan that was prepared before: between `clone3` and the start of the program it makes system
+//! The child is made by `clone` with its namespaces, a process id namespace among them, and walks a
+//! plan that was prepared before: between `clone` and the start of the program it makes system
 //! calls and nothing else, so the caller may have threads. A failing step is reported through a pipe
 //! that closes when the program starts; [`spawn`] returns after that.
 //!
@@ -21,12 +21,13 @@ use std::time::{Duration, Instant};
 
 use libc::{c_char, c_int};
 use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::wait::WaitPidFlag;
 
-use crate::enter::step_failed;
+use crate::enter::{forbids, step_failed};
 use crate::error::JailError;
-use crate::plan::{NAMESPACES, Walker, c_string, plan, user_namespace_flag};
-use crate::spec::{JailSpec, UserNamespace};
+use crate::plan::{NAMESPACES, PID_TO_COME, Walker, c_string, map_identity, plan, user_namespace_flag};
+use crate::spec::{JailSpec, Namespaces};
 use crate::step::Step;
 
 /// In the pipe's report, instead of a step's index: the program could not be executed.
@@ -161,21 +162,66 @@ impl Drop for Jailed {
 /// Starts `program` in the jail that `spec` describes and returns once it runs.
 pub fn spawn(spec: &JailSpec, program: &Program<'_>) -> Result<Jailed, JailError> {
     let child = Child::prepare(spec, program)?;
-    let flags = user_namespace_flag(spec) | NAMESPACES | libc::CLONE_NEWPID;
+    let flags = match spec.namespaces {
+        Namespaces::Forgone => 0,
+        _ => user_namespace_flag(spec) | NAMESPACES | libc::CLONE_NEWPID,
+    };
+    give_birth(child, flags, program.path)
+}
+
+/// A program of ours, which will confine itself.
+#[derive(Debug)]
+pub struct Cell<'a> {
+    /// The executable. Its environment is the caller's.
+    pub path: &'a Path,
+    /// Arguments after the program's name.
+    pub args: &'a [&'a str],
+    /// Standard input, output and error and its one socket, which become descriptors 0 to 3. No others are
+    /// inherited.
+    pub descriptors: [BorrowedFd<'a>; 4],
+    /// Whether it gets a process id namespace.
+    pub namespace: bool,
+}
+
+/// Starts a program that is to confine itself. The namespace comes with a user namespace, or by privilege;
+/// where both are forbidden it has none, and its jail will refuse or do without.
+pub fn start(cell: &Cell<'_>) -> Result<Jailed, JailError> {
+    let ways = [libc::CLONE_NEWUSER | libc::CLONE_NEWPID, libc::CLONE_NEWPID, 0];
+    let ways = if cell.namespace { &ways[..] } else { &ways[2..] };
+    let mut outcome = Err(JailError::UserNamespaceForbidden { errno: libc::EPERM });
+    for &flags in ways {
+        outcome = give_birth(Child::of_ours(cell, flags)?, flags, cell.path);
+        if !matches!(outcome, Err(JailError::UserNamespaceForbidden { .. })) {
+            break;
+        }
+    }
+    outcome
+}
+
+/// Makes the process; returns when its program runs.
+fn give_birth(mut child: Child, flags: c_int, program: &Path) -> Result<Jailed, JailError> {
     let pipe = |source| JailError::Pipe { source };
     let (mut report, report_writer) = std::io::pipe().map_err(pipe)?;
     let (alive, alive_writer) = std::io::pipe().map_err(pipe)?;
+    // The lowest numbers are where the child's own descriptors go.
+    let above = |fd: OwnedFd| -> Result<OwnedFd, JailError> {
+        let number =
+            fcntl(&fd, FcntlArg::F_DUPFD_CLOEXEC(PLACED as RawFd)).map_err(|errno| pipe(errno.into()))?;
+        // SAFETY: the kernel has just made this descriptor, for us.
+        Ok(unsafe { OwnedFd::from_raw_fd(number) })
+    };
+    let (report_writer, alive) = (above(report_writer.into())?, above(alive.into())?);
     let ends = Ends {
         report: report_writer.as_raw_fd(),
         alive: alive.as_raw_fd(),
         parents: [alive_writer.as_raw_fd(), report.as_raw_fd()],
     };
     // SAFETY: the child's branch only makes system calls on what was prepared, and never returns.
-    let (pid, pidfd) = match unsafe { clone3(flags) } {
+    let (pid, pidfd) = match unsafe { clone(flags) } {
         // SAFETY: this is that child.
         Ok(Cloned::Child) => unsafe { child.run(&ends) },
         Ok(Cloned::Parent { pid, pidfd }) => (pid, pidfd),
-        Err(errno) if spec.user_namespace == UserNamespace::New => {
+        Err(errno) if flags != 0 && forbids(errno) => {
             return Err(JailError::UserNamespaceForbidden { errno: errno as i32 });
         }
         Err(errno) => {
@@ -209,13 +255,24 @@ struct Ends {
 /// All that the child needs, allocated beforehand.
 struct Child {
     steps: Vec<Step>,
-    _executable: File,
-    executable: RawFd,
-    exec_fd: RawFd,
-    stdio: [RawFd; 3],
-    _args: Vec<CString>,
+    start: Start,
+    /// What becomes descriptors 0, 1, 2 and so on.
+    descriptors: Vec<RawFd>,
+    _words: Vec<CString>,
     argv: Vec<*const c_char>,
+    environment: Vec<*const c_char>,
 }
+
+/// How its program is executed.
+enum Start {
+    /// By descriptor, under another number.
+    Descriptor { executable: File, exec_fd: RawFd },
+    /// By path: it looks at its own name.
+    Path(CString),
+}
+
+/// Descriptors that are placed at most.
+const PLACED: usize = 4;
 
 impl Child {
     fn prepare(spec: &JailSpec, program: &Program<'_>) -> Result<Self, JailError> {
@@ -233,47 +290,72 @@ impl Child {
         keep.extend(0..3);
         keep.sort_unstable();
         keep.dedup();
-        let steps = plan(&spec, &Walker::Child { keep: &keep, exec_fd })?;
+        let steps = plan(&spec, &Walker::Child { keep: &keep, program: file.as_raw_fd(), exec_fd })?;
         let mut args = vec![c_string("program", program.path.as_os_str().as_bytes().to_vec())?];
         for arg in program.args {
             args.push(c_string("argument", arg.clone().into_bytes())?);
         }
-        let mut argv: Vec<*const c_char> = args.iter().map(|arg| arg.as_ptr()).collect();
-        argv.push(std::ptr::null());
         Ok(Self {
             steps,
-            executable: file.as_raw_fd(),
-            _executable: file,
-            exec_fd: exec_fd as RawFd,
-            stdio: program.stdio.map(|fd| fd.as_raw_fd()),
-            _args: args,
-            argv,
+            start: Start::Descriptor { executable: file, exec_fd: exec_fd as RawFd },
+            descriptors: program.stdio.iter().map(AsRawFd::as_raw_fd).collect(),
+            argv: pointers(&args),
+            environment: pointers(&[]),
+            _words: args,
         })
+    }
+
+    fn of_ours(cell: &Cell<'_>, flags: c_int) -> Result<Self, JailError> {
+        let mut steps = Vec::new();
+        if flags & libc::CLONE_NEWUSER != 0 {
+            map_identity(&mut steps);
+        }
+        steps.extend([Step::DieWithParent, Step::KeepOnly { sorted: (0..4).collect() }]);
+        let path = c_string("program", cell.path.as_os_str().as_bytes().to_vec())?;
+        let mut words = vec![path.clone()];
+        for arg in cell.args {
+            words.push(c_string("argument", arg.as_bytes().to_vec())?);
+        }
+        let argv = pointers(&words);
+        let variables: Vec<CString> = std::env::vars_os()
+            .map(|(name, value)| [name.as_bytes(), b"=", value.as_bytes()].concat())
+            .map(|variable| c_string("variable", variable))
+            .collect::<Result<_, _>>()?;
+        let environment = pointers(&variables);
+        words.extend(variables);
+        let descriptors = cell.descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+        Ok(Self { steps, start: Start::Path(path), descriptors, _words: words, argv, environment })
     }
 
     /// The child's life up to the program's start.
     ///
     /// # Safety
-    /// Only in the child of [`clone3`].
-    unsafe fn run(&self, ends: &Ends) -> ! {
+    /// Only in the child of [`clone`].
+    unsafe fn run(&mut self, ends: &Ends) -> ! {
+        self.name_itself();
         let (at, errno) = match self.walk(ends) {
             Err(failure) => failure,
             Ok(()) => {
                 // SAFETY: the buffer lives until the call returns. Unread, it is a child that ended early.
                 unsafe { libc::write(ends.report, [STARTING].as_ptr().cast(), 1) };
-                let environment: [*const c_char; 1] = [std::ptr::null()];
                 let empty: &CStr = c"";
+                let (argv, environment) = (self.argv.as_ptr(), self.environment.as_ptr());
                 // SAFETY: the arrays end in null and point to strings that `self` owns.
                 unsafe {
-                    libc::syscall(
-                        libc::SYS_execveat,
-                        self.exec_fd,
-                        empty.as_ptr(),
-                        self.argv.as_ptr(),
-                        environment.as_ptr(),
-                        libc::AT_EMPTY_PATH,
-                    );
-                }
+                    match &self.start {
+                        Start::Path(path) => {
+                            libc::c_long::from(libc::execve(path.as_ptr(), argv, environment))
+                        }
+                        Start::Descriptor { exec_fd, .. } => libc::syscall(
+                            libc::SYS_execveat,
+                            *exec_fd,
+                            empty.as_ptr(),
+                            argv,
+                            environment,
+                            libc::AT_EMPTY_PATH,
+                        ),
+                    }
+                };
                 (EXEC_FAILED, Errno::last())
             }
         };
@@ -287,6 +369,18 @@ impl Child {
         }
     }
 
+    /// Puts the own id into the filters that were made before there was one.
+    fn name_itself(&mut self) {
+        // SAFETY: no arguments.
+        let pid = unsafe { libc::getpid() };
+        for step in &mut self.steps {
+            let Step::Filter { program } = step else { continue };
+            for instruction in program.iter_mut().filter(|instruction| instruction.k == PID_TO_COME) {
+                instruction.k = pid.cast_unsigned();
+            }
+        }
+    }
+
     fn walk(&self, ends: &Ends) -> Result<(), (u32, Errno)> {
         let start = |errno| (EXEC_FAILED, errno);
         for fd in ends.parents {
@@ -296,11 +390,11 @@ impl Child {
         self.reset_signals();
         self.place_descriptors().map_err(start)?;
         for (index, step) in self.steps.iter().enumerate() {
-            // Loading the first filter is the last moment at which poll is certain to be allowed.
-            if matches!(step, Step::NoNewPrivileges) && parent_is_gone(ends.alive) {
+            step.run().map_err(|errno| (index as u32, errno))?;
+            // It may have gone before it could be asked for.
+            if matches!(step, Step::DieWithParent) && parent_is_gone(ends.alive) {
                 return Err((PARENT_GONE, Errno::ESRCH));
             }
-            step.run().map_err(|errno| (index as u32, errno))?;
         }
         Ok(())
     }
@@ -320,12 +414,15 @@ impl Child {
     fn place_descriptors(&self) -> Result<(), Errno> {
         // SAFETY: numbers only.
         unsafe {
-            Errno::result(libc::dup3(self.executable, self.exec_fd, libc::O_CLOEXEC))?;
-            let mut moved = [0; 3];
-            for (to, from) in moved.iter_mut().zip(self.stdio) {
-                *to = Errno::result(libc::fcntl(from, libc::F_DUPFD_CLOEXEC, 3))?;
+            if let Start::Descriptor { executable, exec_fd } = &self.start {
+                Errno::result(libc::dup3(executable.as_raw_fd(), *exec_fd, libc::O_CLOEXEC))?;
             }
-            for (number, from) in (0..).zip(moved) {
+            let mut moved = [0; PLACED];
+            let count = self.descriptors.len().min(PLACED);
+            for (to, from) in moved.iter_mut().zip(&self.descriptors) {
+                *to = Errno::result(libc::fcntl(*from, libc::F_DUPFD_CLOEXEC, PLACED as c_int))?;
+            }
+            for (number, from) in (0..).zip(moved.into_iter().take(count)) {
                 Errno::result(libc::dup2(from, number))?;
                 libc::close(from);
             }
@@ -333,18 +430,23 @@ impl Child {
         Ok(())
     }
 
-    fn failure(&self, program: &Program<'_>, report: [u8; 8]) -> JailError {
+    fn failure(&self, program: &Path, report: [u8; 8]) -> JailError {
         let [a, b, c, d, e, f, g, h] = report;
         let at = u32::from_ne_bytes([a, b, c, d]);
         let errno = Errno::from_raw(i32::from_ne_bytes([e, f, g, h]));
         match self.steps.get(at as usize) {
             Some(step) => step_failed(step, errno),
             None => JailError::Step {
-                step: format!("start {} in the jail", program.path.display()),
+                step: format!("start {} in the jail", program.display()),
                 source: errno.into(),
             },
         }
     }
+}
+
+/// Ends in null.
+fn pointers(words: &[CString]) -> Vec<*const c_char> {
+    words.iter().map(|word| word.as_ptr()).chain([std::ptr::null()]).collect()
 }
 
 fn parent_is_gone(alive: RawFd) -> bool {
@@ -359,18 +461,17 @@ enum Cloned {
     Parent { pid: libc::pid_t, pidfd: OwnedFd },
 }
 
-/// `fork` with namespaces and a descriptor of the child.
+/// `fork` with namespaces and a descriptor of the child. By `clone`, not `clone3`: containers refuse the
+/// latter whatever its flags, because a filter cannot look at them.
 ///
 /// # Safety
 /// The child may only make async-signal-safe calls until it executes a program or exits.
-unsafe fn clone3(flags: c_int) -> Result<Cloned, Errno> {
+unsafe fn clone(flags: c_int) -> Result<Cloned, Errno> {
     let mut pidfd: RawFd = -1;
-    // struct clone_args, first version: flags, pidfd, child_tid, parent_tid, exit_signal, stack,
-    // stack_size, tls.
-    let flags = u64::from(flags.cast_unsigned()) | libc::CLONE_PIDFD as u64;
-    let args: [u64; 8] = [flags, (&raw mut pidfd) as u64, 0, 0, libc::SIGCHLD as u64, 0, 0, 0];
-    // SAFETY: the array has the size passed; without a stack the child continues on a copy of ours.
-    let result = unsafe { libc::syscall(libc::SYS_clone3, args.as_ptr(), size_of_val(&args)) };
+    let flags = libc::c_ulong::from((flags | libc::CLONE_PIDFD | libc::SIGCHLD).cast_unsigned());
+    // Flags, stack, where the parent finds the descriptor; the others, whose order differs, are unused.
+    // SAFETY: without a stack the child continues on a copy of ours; the descriptor has its place.
+    let result = unsafe { libc::syscall(libc::SYS_clone, flags, 0, &raw mut pidfd, 0, 0) };
     match Errno::result(result)? {
         0 => Ok(Cloned::Child),
         pid => Ok(Cloned::Parent {

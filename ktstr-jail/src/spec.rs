@@ -10,21 +10,24 @@ use crate::Role;
 pub struct JailSpec {
     /// Whose filter applies.
     pub role: Role,
-    /// Whether to enter a user namespace of its own.
-    pub user_namespace: UserNamespace,
+    /// By whose leave it gets namespaces of its own.
+    pub namespaces: Namespaces,
     /// What the otherwise empty, read-only root shows. In order: a directory before what lies in it.
     pub mounts: Vec<Mount>,
     /// Resource limits, lowered for good.
     pub limits: Limits,
 }
 
-/// Whether to enter a user namespace of its own.
+/// By whose leave a jail has namespaces, and with them a root of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UserNamespace {
-    /// Yes: works without privilege, and takes privilege away from root.
-    New,
-    /// No: needs `CAP_SYS_ADMIN`, for hosts that forbid user namespaces even to root.
-    Keep,
+pub enum Namespaces {
+    /// Those of a new user namespace: works without privilege, and takes privilege away from root.
+    OfNewUser,
+    /// Privilege: needs `CAP_SYS_ADMIN`, for hosts that forbid user namespaces even to root.
+    OfRoot,
+    /// None, for hosts that allow neither, where somebody asked for that: Landlock and the filter remain, and
+    /// the processes and mounts of the host can be told from what they answer.
+    Forgone,
 }
 
 /// One thing of the host that the jail shows.
@@ -52,7 +55,8 @@ impl JailSpec {
     /// The jail of the process that owns the machine. Nothing of the host is visible.
     #[must_use]
     pub fn vmm() -> Self {
-        Self::empty(Role::Vmm, 1024)
+        // Two for each of 512 vCPUs, and the rest.
+        Self::empty(Role::Vmm, 4096)
     }
 
     /// The jail of the process that reads guest memory. Nothing of the host is visible.
@@ -80,6 +84,12 @@ impl JailSpec {
         spec
     }
 
+    /// The same with other namespaces, or none.
+    #[must_use]
+    pub fn with_namespaces(self, namespaces: Namespaces) -> Self {
+        Self { namespaces, ..self }
+    }
+
     /// That of one whose machine has networks: it connects to their servers.
     #[must_use]
     pub fn with_networks(self) -> Self {
@@ -87,7 +97,7 @@ impl JailSpec {
     }
 
     fn empty(role: Role, open_files: u64) -> Self {
-        Self { role, user_namespace: UserNamespace::New, mounts: Vec::new(), limits: Limits { open_files } }
+        Self { role, namespaces: Namespaces::OfNewUser, mounts: Vec::new(), limits: Limits { open_files } }
     }
 }
 

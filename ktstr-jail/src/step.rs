@@ -28,7 +28,7 @@ pub(crate) enum Use {
     ReadOnly,
     /// A device node, which is written to.
     Device,
-    /// Own descriptors: each keeps the access it was opened with.
+    /// Own descriptors. They can be opened anew, for more than they were opened for: see `ruleset.rs`.
     Descriptors,
 }
 
@@ -67,8 +67,13 @@ pub(crate) enum Step {
         resource: c_int,
         value: u64,
     },
-    LockSecureBits,
-    DropBoundingSet,
+    /// Both may lack the privilege where they are not `needed`.
+    LockSecureBits {
+        needed: bool,
+    },
+    DropBoundingSet {
+        needed: bool,
+    },
     DropCapabilities,
     NotDumpable,
     NoNewPrivileges,
@@ -102,8 +107,8 @@ impl fmt::Display for Step {
             Self::Limit { resource, value } => {
                 write!(f, "lower resource limit {resource} to {value}")
             }
-            Self::LockSecureBits => f.write_str("take the privileges of user id 0 away"),
-            Self::DropBoundingSet => f.write_str("empty the capability bounding set"),
+            Self::LockSecureBits { .. } => f.write_str("take the privileges of user id 0 away"),
+            Self::DropBoundingSet { .. } => f.write_str("empty the capability bounding set"),
             Self::DropCapabilities => f.write_str("drop all capabilities"),
             Self::NotDumpable => f.write_str("forbid core dumps and tracing"),
             Self::NoNewPrivileges => f.write_str("set no_new_privs"),
@@ -145,8 +150,10 @@ impl Step {
             Self::SealRoot => set_attributes(STAGING, MOUNT_ATTR_RDONLY, 0),
             Self::PivotRoot => pivot_root(),
             Self::Limit { resource, value } => limit(*resource, *value),
-            Self::LockSecureBits => prctl(libc::PR_SET_SECUREBITS, SECBITS_NO_ROOT_PRIVILEGE),
-            Self::DropBoundingSet => drop_bounding_set(),
+            Self::LockSecureBits { needed } => {
+                unless_unprivileged(*needed, prctl(libc::PR_SET_SECUREBITS, SECBITS_NO_ROOT_PRIVILEGE))
+            }
+            Self::DropBoundingSet { needed } => unless_unprivileged(*needed, drop_bounding_set()),
             Self::DropCapabilities => drop_capabilities(),
             Self::NotDumpable => prctl(libc::PR_SET_DUMPABLE, 0),
             Self::NoNewPrivileges => prctl(libc::PR_SET_NO_NEW_PRIVS, 1),
@@ -167,6 +174,13 @@ fn check(result: c_int) -> Result<(), Errno> {
 
 fn check_long(result: c_long) -> Result<(), Errno> {
     Errno::result(result).map(drop)
+}
+
+fn unless_unprivileged(needed: bool, result: Result<(), Errno>) -> Result<(), Errno> {
+    match result {
+        Err(Errno::EPERM) if !needed => Ok(()),
+        result => result,
+    }
 }
 
 fn write_file(path: &CStr, content: &[u8], optional: bool) -> Result<(), Errno> {

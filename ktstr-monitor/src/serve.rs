@@ -20,7 +20,7 @@ use std::os::fd::AsFd;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
-use ktstr_jail::{Confined, JailSpec};
+use ktstr_jail::{Confined, JailError, JailSpec, Namespaces};
 use ktstr_proto::capture::{
     Answer, Capture, Captured, Located, PlaceWritten, Question, ThawNoted, WatchPoint,
 };
@@ -99,9 +99,21 @@ enum ServeError {
 /// How often the peer is looked after while the kernel file is read.
 const WATCH: Duration = Duration::from_millis(20);
 
+/// In the best jail that the host allows, unless one without namespaces was asked for.
+fn confine(namespaces: Namespaces) -> Result<Confined, JailError> {
+    let spec = JailSpec::monitor().with_namespaces(namespaces);
+    match ktstr_jail::enter(&spec) {
+        // It is the first step, so nothing has been given up yet; root needs no user namespace.
+        Err(JailError::UserNamespaceForbidden { .. }) if nix::unistd::geteuid().is_root() => {
+            ktstr_jail::enter(&spec.with_namespaces(Namespaces::OfRoot))
+        }
+        outcome => outcome,
+    }
+}
+
 /// Runs the role on the inherited socket. Exit codes: 0 done or no longer needed, 4 broken.
-pub fn role_main() -> ExitCode {
-    match serve() {
+pub fn role_main(namespaces: Namespaces) -> ExitCode {
+    match serve(namespaces) {
         Ok(()) | Err(ServeError::Channel(ChannelError::Closed { .. })) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("ktstr-monitor: {}", chain(&error));
@@ -110,9 +122,9 @@ pub fn role_main() -> ExitCode {
     }
 }
 
-fn serve() -> Result<(), ServeError> {
+fn serve(namespaces: Namespaces) -> Result<(), ServeError> {
     let mut channel = Channel::<MonitorLink>::inherited("the orchestrator")?;
-    let confined = ktstr_jail::enter(&JailSpec::monitor());
+    let confined = confine(namespaces);
     channel.handshake("ktstr-monitor", PATIENCE)?;
     let Some((id, request, fds)) = next_request(&mut channel, None)? else { return Ok(()) };
     let refused = match (confined, request) {

@@ -5,17 +5,15 @@
 use std::{
     env, fs, io,
     os::{
-        fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
-        unix::{
-            net::UnixStream,
-            process::{CommandExt, ExitStatusExt},
-        },
+        fd::{AsFd, AsRawFd, OwnedFd},
+        unix::{net::UnixStream, process::ExitStatusExt},
     },
     path::{Path, PathBuf},
-    process::{Command, ExitStatus, Stdio},
+    process::ExitStatus,
 };
 
-use ktstr_proto::{CHILD_SOCKET_FD, Channel, ChannelError, Link};
+use ktstr_jail::{Cell, JailError, Jailed};
+use ktstr_proto::{Channel, ChannelError, Link, run::Jail};
 
 /// Why a child process could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -40,6 +38,15 @@ pub enum SpawnError {
         /// The system's reason.
         #[source]
         source: io::Error,
+    },
+    /// The process could not be made.
+    #[error("cannot start {name}")]
+    Start {
+        /// Its name.
+        name: &'static str,
+        /// The reason.
+        #[source]
+        source: JailError,
     },
     /// The channel could not be set up.
     #[error("cannot start {name}")]
@@ -74,50 +81,63 @@ pub struct Child<L: Link> {
     pub channel: Channel<L>,
     /// Readable when the process has ended.
     pub pidfd: OwnedFd,
-    process: std::process::Child,
-    status: Option<ExitStatus>,
+    process: Jailed,
 }
 
 impl<L: Link> Child<L> {
-    /// Starts `name` with stdio, one socket, and nothing else; its stderr goes to `log`.
-    pub fn spawn(name: &'static str, args: &[&str], log: Option<fs::File>) -> Result<Self, SpawnError> {
+    /// Starts `name` with stdio, one socket, and nothing else, in a process id namespace of its own where the
+    /// host allows one; its stderr goes to `log`.
+    pub fn spawn(
+        name: &'static str,
+        args: &[&str],
+        log: Option<fs::File>,
+        jail: Jail,
+    ) -> Result<Self, SpawnError> {
+        let reduced = jail == Jail::Reduced;
+        let args: Vec<&str> = args.iter().copied().chain(reduced.then_some("--jail=reduced")).collect();
+        Self::start(name, &args, log, !reduced)
+    }
+
+    /// Starts `name` likewise, as one who watches over the host's processes: an orchestrator.
+    pub fn spawn_free(name: &'static str, args: &[&str], log: Option<fs::File>) -> Result<Self, SpawnError> {
+        Self::start(name, args, log, false)
+    }
+
+    fn start(
+        name: &'static str,
+        args: &[&str],
+        log: Option<fs::File>,
+        namespace: bool,
+    ) -> Result<Self, SpawnError> {
         let system = |action| move |source: io::Error| SpawnError::System { name, action, source };
         let program = find_executable(name)?;
         let (ours, theirs) = UnixStream::pair().map_err(system("making a socket pair"))?;
-        let raw = theirs.as_raw_fd();
-        let mut command = Command::new(program);
-        command.args(args).stdin(Stdio::null()).stdout(Stdio::null());
-        command.stderr(log.map_or_else(Stdio::null, Stdio::from));
-        // SAFETY: the closure runs between fork and exec and only makes async-signal-safe calls.
-        unsafe { command.pre_exec(move || hand_over(raw)) };
-        let process = command.spawn().map_err(system("exec"))?;
+        let null = fs::File::options().read(true).write(true).open("/dev/null");
+        let null = null.map_err(system("opening /dev/null"))?;
+        let errors = log.as_ref().unwrap_or(&null).as_fd();
+        let descriptors = [null.as_fd(), null.as_fd(), errors, theirs.as_fd()];
+        let cell = Cell { path: &program, args, descriptors, namespace };
+        let process = ktstr_jail::start(&cell).map_err(|source| SpawnError::Start { name, source })?;
         drop(theirs);
-        let pidfd = pidfd_open(process.id()).map_err(system("pidfd_open"))?;
+        let pidfd = process.pidfd().try_clone_to_owned().map_err(system("duplicating its pidfd"))?;
         let channel = Channel::new(ours, name).map_err(|source| SpawnError::Channel { name, source })?;
-        Ok(Self { channel, pidfd, process, status: None })
+        Ok(Self { channel, pidfd, process })
     }
 
     /// Process id.
     pub fn pid(&self) -> u32 {
-        self.process.id()
+        self.process.pid()
     }
 
     /// How the process ended, if it has.
     pub fn ended(&mut self) -> Option<ExitStatus> {
-        if self.status.is_none() {
-            self.status = self.process.try_wait().ok().flatten();
-        }
-        self.status
+        self.process.try_wait()
     }
 
     /// Ends the process at once and reaps it.
     pub fn kill(&mut self) -> Option<ExitStatus> {
-        if self.ended().is_none() {
-            // Killing fails only when it has ended, and then waiting returns at once.
-            let _ = self.process.kill();
-            self.status = self.process.wait().ok();
-        }
-        self.status
+        self.process.kill();
+        self.process.try_wait()
     }
 }
 
@@ -127,28 +147,11 @@ impl<L: Link> Drop for Child<L> {
     }
 }
 
-/// In the child: the socket becomes descriptor 3, and the child dies with its parent.
-fn hand_over(socket: RawFd) -> io::Result<()> {
-    // SAFETY: plain system calls on integers, async-signal-safe.
-    let result = unsafe {
-        libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL);
-        if socket == CHILD_SOCKET_FD {
-            libc::fcntl(socket, libc::F_SETFD, 0)
-        } else {
-            libc::dup2(socket, CHILD_SOCKET_FD)
-        }
-    };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
-}
-
-fn pidfd_open(pid: u32) -> io::Result<OwnedFd> {
-    // SAFETY: a system call on integers.
-    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, libc::PIDFD_NONBLOCK) };
-    if fd < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    // SAFETY: the kernel has just returned this descriptor to us.
-    Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+/// The process id in this process's own namespace that a pidfd stands for; nothing once it has ended.
+pub fn pid_of(pidfd: &OwnedFd) -> Option<u32> {
+    let about = fs::read_to_string(format!("/proc/self/fdinfo/{}", pidfd.as_raw_fd())).ok()?;
+    let line = about.lines().find_map(|line| line.strip_prefix("Pid:"))?;
+    line.trim().parse().ok().filter(|pid| *pid > 0)
 }
 
 /// An exit status in words.

@@ -77,7 +77,7 @@ pub fn start(
         serve.networks.push(ServeNetwork { listener, inner, link, config: *config });
         attached.networks.push(AttachNetwork { socket: fds.attach(user), config: *config });
     }
-    let mut child = Child::<DeviceLink>::spawn("ktstr-vmm", &["device"], log)?;
+    let mut child = Child::<DeviceLink>::spawn("ktstr-vmm", &["device"], log, spec.jail)?;
     child.channel.queue_hello("ktstr-orch")?;
     child.channel.queue_request(DeviceRequest::Serve(serve), own)?;
     child.channel.flush()?;

@@ -163,7 +163,7 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
     spec.kernel_args.iter().try_for_each(|word| check_kernel_arg(word))?;
     let mut notes = Vec::new();
     check_kernel(&spec.job, kernel.release(), &mut notes)?;
-    let accel = choose_accelerator(spec.accel, &mut notes)?;
+    let accel = choose_accelerator(spec.accel, spec.jail, &mut notes)?;
     let interactive = matches!(&spec.job, Job::Shell(shell) if shell.exec.is_none());
     if interactive && accel == AccelKind::Det {
         return Err(PlanError::InteractiveDet);

@@ -33,11 +33,13 @@ use ktstr_proto::{
     ring::FrameDecoder,
     run::{AccelKind, Boot, Expectation, Job, RunSpec},
     verdict::{Assert, Process, RunReport},
-    vmm::{AttachDisk, AttachNetwork, Start, Started, VmExit, VmmEvent, VmmLink, VmmReply, VmmRequest},
+    vmm::{
+        AttachDisk, AttachNetwork, Start, Started, VmExit, VmmEvent, VmmLink, VmmReply, VmmRequest, Walls,
+    },
 };
 
 use crate::{
-    children::{Child, describe},
+    children::{Child, describe, pid_of},
     devices,
     host_time::HostWatch,
     judge::{Evidence, Stopped, unregistered},
@@ -232,8 +234,8 @@ impl Session {
 
     fn start(&mut self, plan: Plan) -> Result<(), Stopped> {
         let died = |e: &dyn std::error::Error| Stopped::Died(Process::Vmm, chain(e));
-        let mut vmm =
-            Child::<VmmLink>::spawn("ktstr-vmm", &[], self.dir.log_file("vmm.log")).map_err(|e| died(&e))?;
+        let mut vmm = Child::<VmmLink>::spawn("ktstr-vmm", &[], self.dir.log_file("vmm.log"), self.spec.jail)
+            .map_err(|e| died(&e))?;
         self.hold_to_share(&plan, vmm.pid())?;
         let mut fds = Fds::default();
         let (disk, networks) = self.start_devices(&plan, &mut fds)?;
@@ -358,7 +360,23 @@ impl Session {
         self.record("vmm-started", &started);
         self.accel_detail.clone_from(&started.detail);
         self.state = State::Running;
-        let runs_vcpus = started.emulator_pid.or_else(|| self.vmm.as_ref().map(Child::pid));
+        match started.walls {
+            Walls::All => {}
+            Walls::NoUserNamespace => self.notice(
+                "jail: this host forbids user namespaces; root's privilege made the others, and user id 0 of \
+                 the processes is the host's"
+                    .into(),
+            ),
+            Walls::None => self.notice(
+                "jail: reduced: no namespaces and no root of their own; Landlock and system call filters are \
+                 what confines the processes"
+                    .into(),
+            ),
+        }
+        let emulator = started.emulator.map(|slot| fds.take(slot, "emulator")).transpose().map_err(wrong)?;
+        let emulator = emulator.and_then(|pidfd| pid_of(&pidfd));
+        self.record("emulator-pid", &emulator);
+        let runs_vcpus = emulator.or_else(|| self.vmm.as_ref().map(Child::pid));
         self.host = runs_vcpus.map(|pid| HostWatch::new(pid, self.spec.topology.cpus()));
         if let Some(slot) = started.console {
             let console = fds.take(slot, "console").map_err(wrong)?;
@@ -660,9 +678,9 @@ impl Session {
 fn refused(error: &RemoteError) -> Stopped {
     use ktstr_proto::link::ErrorCode;
     match error.code {
-        ErrorCode::Unavailable => Stopped::Missing(error.message.clone()),
+        ErrorCode::Unavailable | ErrorCode::Jail => Stopped::Missing(error.message.clone()),
         ErrorCode::BadRequest | ErrorCode::BadInput => Stopped::BadRequest(error.message.clone()),
-        ErrorCode::Infrastructure | ErrorCode::Jail => {
+        ErrorCode::Infrastructure => {
             Stopped::Died(Process::Vmm, format!("could not start the machine: {}", error.message))
         }
     }

@@ -22,8 +22,8 @@ pub const MAGIC: [u8; 4] = *b"KTST";
 pub const HEADER_LEN: usize = 16;
 /// Longest body any link accepts, in bytes. Bulk data (console, ring) is sent in smaller pieces.
 pub const MAX_BODY: usize = 16 << 20;
-/// Most descriptors one frame may carry.
-pub const MAX_FDS: usize = 8;
+/// Most descriptors one frame may carry: what serves a disk and four networks takes fourteen.
+pub const MAX_FDS: usize = 24;
 
 /// What role a frame plays in the conversation.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

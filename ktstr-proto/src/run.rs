@@ -125,6 +125,43 @@ pub enum Performance {
     Unassisted,
 }
 
+/// How the processes of a run are confined.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Hash, Serialize, Deserialize)]
+pub enum Jail {
+    /// In namespaces with an empty root, or not at all.
+    #[default]
+    Full,
+    /// Without namespaces, for hosts that forbid them: Landlock and system call filters remain, and the report
+    /// says so.
+    Reduced,
+}
+
+/// The text names no jail.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+#[error("`{0}` is no jail: choose full or reduced")]
+pub struct UnknownJail(pub String);
+
+impl FromStr for Jail {
+    type Err = UnknownJail;
+
+    fn from_str(text: &str) -> Result<Self, UnknownJail> {
+        match text {
+            "full" => Ok(Self::Full),
+            "reduced" => Ok(Self::Reduced),
+            other => Err(UnknownJail(other.into())),
+        }
+    }
+}
+
+impl fmt::Display for Jail {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Full => "full",
+            Self::Reduced => "reduced",
+        })
+    }
+}
+
 /// Everything the orchestrator needs to carry out one run.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct RunSpec {
@@ -180,6 +217,8 @@ pub struct RunSpec {
     pub cleanup_budget_ms: Option<u64>,
     /// Values in BPF maps that are sampled while scenarios run.
     pub watches: Vec<MapWatch>,
+    /// How its processes are confined.
+    pub jail: Jail,
 }
 
 /// What runs in the guest.

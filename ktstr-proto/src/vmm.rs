@@ -176,6 +176,17 @@ pub struct RamRegion {
     pub offset: u64,
 }
 
+/// What stands between a machine and its host, beside Landlock and the filter.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Walls {
+    /// Namespaces of a user namespace of its own, and an empty root.
+    All,
+    /// Namespaces by privilege of root, and an empty root.
+    NoUserNamespace,
+    /// Nothing more.
+    None,
+}
+
 /// The machine runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Started {
@@ -185,8 +196,12 @@ pub struct Started {
     pub regions: Vec<RamRegion>,
     /// The interactive console, a stream socket.
     pub console: Option<FdSlot>,
-    /// Process id of the emulator child.
+    /// Process id of the emulator child, as the VMM sees it.
     pub emulator_pid: Option<u32>,
+    /// A pidfd of the emulator child, which means the same to everybody.
+    pub emulator: Option<FdSlot>,
+    /// What stands between the machine and the host.
+    pub walls: Walls,
     /// Emulator and version, or the KVM's description.
     pub detail: String,
 }

@@ -82,6 +82,7 @@ fn spec() -> RunSpec {
         env: vec![("A".into(), "B".into())],
         disk: Some(disk()),
         networks: vec![NetConfig::new()],
+        jail: Jail::Reduced,
         performance: Performance::Unassisted,
         cpu_budget: Some(4),
         cleanup_budget_ms: Some(8),
@@ -243,7 +244,8 @@ pins! {
     } from [
         VmmReply::Probe(ProbeReport { usable: true, detail: "d".into(), took_us: 3 }),
         VmmReply::Start(Started {
-            ram: FdSlot(0), regions: vec![region()], console: None, emulator_pid: Some(4), detail: "d".into(),
+            ram: FdSlot(0), regions: vec![region()], console: None, emulator_pid: Some(4), emulator: Some(FdSlot(1)),
+            walls: Walls::All, detail: "d".into(),
         }),
         VmmReply::Pause(Paused { took_us: 5 }), VmmReply::Resume(Resumed { stood_us: 6 }),
         VmmReply::Shutdown(Accepted), VmmReply::Kill(Accepted), VmmReply::Tell(Accepted),

@@ -43,8 +43,8 @@ pub enum Ready {
 pub struct Started {
     /// The machine.
     pub machine: Box<dyn Running>,
-    /// Process id of the emulator.
-    pub emulator_pid: Option<u32>,
+    /// Process id of the emulator and its pidfd.
+    pub emulator: Option<(u32, OwnedFd)>,
 }
 
 impl Ready {
@@ -86,12 +86,16 @@ impl Ready {
                         action: "start the machine on KVM".to_owned(),
                         source: Some(Box::new(source)),
                     })?;
-                Ok(Started { machine: Box::new(machine), emulator_pid: None })
+                Ok(Started { machine: Box::new(machine), emulator: None })
             }
             Ready::Emulated(prepared) => {
                 let machine = prepared.start()?;
-                let emulator_pid = Some(machine.pid());
-                Ok(Started { machine: Box::new(machine), emulator_pid })
+                let pidfd = machine.pidfd().try_clone_to_owned().map_err(|source| MachineError {
+                    action: "duplicate the emulator's pidfd".to_owned(),
+                    source: Some(Box::new(source)),
+                })?;
+                let emulator = Some((machine.pid(), pidfd));
+                Ok(Started { machine: Box::new(machine), emulator })
             }
         }
     }

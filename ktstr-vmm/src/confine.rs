@@ -1,36 +1,51 @@
 //! The jail of this process, entered after everything that needs the host and before the guest runs.
 //!
-//! What may be kept is decided in `ktstr-jail`; here is only when, and what happens on hosts that
-//! forbid user namespaces to everybody: root has no need of one.
+//! What may be kept is decided in `ktstr-jail`; here is only when, and what happens on hosts that forbid user
+//! namespaces: root has no need of one, and somebody may have asked for a jail without. Whoever gets less
+//! than all walls is told so.
 
-use ktstr_jail::{Confined, JailError, JailSpec, UserNamespace, enter};
+use ktstr_jail::{Confined, JailError, JailSpec, Namespaces, enter};
+use ktstr_proto::run::Jail;
+use ktstr_proto::vmm::Walls;
 
 /// Confines this process for good.
-pub fn this_process() -> Result<Confined, JailError> {
-    enter_or_keep(JailSpec::vmm())
+pub fn this_process(jail: Jail) -> Result<Confined, JailError> {
+    fitting(jail, JailSpec::vmm(), enter)
 }
 
 /// Confines this process for good as one that serves disks and networks.
-pub fn device_process() -> Result<Confined, JailError> {
-    enter_or_keep(JailSpec::device())
+pub fn device_process(jail: Jail) -> Result<Confined, JailError> {
+    fitting(jail, JailSpec::device(), enter)
 }
 
-fn enter_or_keep(spec: JailSpec) -> Result<Confined, JailError> {
-    match enter(&spec) {
+/// Does something in the best jail of this kind that the host allows.
+pub fn fitting<T>(
+    jail: Jail,
+    spec: JailSpec,
+    mut act: impl FnMut(&JailSpec) -> Result<T, JailError>,
+) -> Result<T, JailError> {
+    if jail == Jail::Reduced {
+        return act(&spec.with_namespaces(Namespaces::Forgone));
+    }
+    match act(&spec) {
         // It is the first step, so nothing has been given up yet.
-        Err(JailError::UserNamespaceForbidden { .. }) if is_root() => enter(&without_user_namespace(spec)),
+        Err(forbidden @ JailError::UserNamespaceForbidden { .. }) if nix::unistd::geteuid().is_root() => {
+            match act(&spec.with_namespaces(Namespaces::OfRoot)) {
+                // What the host must allow is the same.
+                Err(JailError::UserNamespaceForbidden { .. }) => Err(forbidden),
+                outcome => outcome,
+            }
+        }
         outcome => outcome,
     }
 }
 
-/// Whether namespaces can be entered without a user namespace.
+/// What stands around it.
 #[must_use]
-pub fn is_root() -> bool {
-    nix::unistd::geteuid().is_root()
-}
-
-/// The same jail for root on hosts that forbid user namespaces.
-#[must_use]
-pub fn without_user_namespace(spec: JailSpec) -> JailSpec {
-    JailSpec { user_namespace: UserNamespace::Keep, ..spec }
+pub fn walls(confined: &Confined) -> Walls {
+    match confined.namespaces() {
+        Namespaces::OfNewUser => Walls::All,
+        Namespaces::OfRoot => Walls::NoUserNamespace,
+        Namespaces::Forgone => Walls::None,
+    }
 }

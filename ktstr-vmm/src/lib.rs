@@ -24,18 +24,21 @@ pub mod snapshot;
 pub mod standalone;
 pub mod terminal;
 
+use ktstr_proto::run::Jail;
+
 /// What the executable does: serves the orchestrator that started it, or runs a shell.
 #[must_use]
 pub fn role_main() -> std::process::ExitCode {
-    use clap::Parser as _;
-    let ended = match standalone::options::Options::parse().command {
+    use clap::Parser;
+    let standalone::options::Options { command, jail } = Parser::parse();
+    let ended = match command {
         Some(standalone::options::Command::Shell(options)) => {
-            standalone::shell::run(&options).map_err(|error| ktstr_proto::link::chain(&error))
+            standalone::shell::run(&options, jail).map_err(|error| ktstr_proto::link::chain(&error))
         }
         Some(standalone::options::Command::Device) => {
-            serve_devices().map(|()| 0).map_err(|error| ktstr_proto::link::chain(&error))
+            serve_devices(jail).map(|()| 0).map_err(|error| ktstr_proto::link::chain(&error))
         }
-        None => serve_orchestrator().map(|()| 0).map_err(|error| ktstr_proto::link::chain(&error)),
+        None => serve_orchestrator(jail).map(|()| 0).map_err(|error| ktstr_proto::link::chain(&error)),
     };
     std::process::ExitCode::from(ended.unwrap_or_else(|message| {
         eprintln!("ktstr-vmm: {message}");
@@ -43,11 +46,11 @@ pub fn role_main() -> std::process::ExitCode {
     }))
 }
 
-fn serve_devices() -> Result<(), device::serve::DeviceError> {
-    device::serve::run(ktstr_proto::Channel::inherited("the orchestrator")?)
+fn serve_devices(jail: Jail) -> Result<(), device::serve::DeviceError> {
+    device::serve::run(ktstr_proto::Channel::inherited("the orchestrator")?, jail)
 }
 
-fn serve_orchestrator() -> Result<(), serve::ServeError> {
+fn serve_orchestrator(jail: Jail) -> Result<(), serve::ServeError> {
     let channel = ktstr_proto::Channel::inherited("the orchestrator")?;
-    serve::Server::new(channel)?.run()
+    serve::Server::new(channel, jail)?.run()
 }

@@ -180,8 +180,9 @@ impl MachineError {
     /// Whether the host lacks something that the machine was to have of it.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
-        let error = self.source.as_deref().and_then(|source| source.downcast_ref::<kvm::StartError>());
-        error.is_some_and(kvm::StartError::is_refusal)
+        let Some(source) = self.source.as_deref() else { return false };
+        let kvm = source.downcast_ref().is_some_and(kvm::StartError::is_refusal);
+        kvm || source.downcast_ref().is_some_and(emulator::StartError::is_refusal)
     }
 }
 

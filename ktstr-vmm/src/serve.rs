@@ -17,6 +17,7 @@ use ktstr_proto::capture::{MAX_WATCHED, WatchPoint};
 use ktstr_proto::channel::Filled;
 use ktstr_proto::link::{ErrorCode, Fds, MissingFd, RemoteError, RequestFrame};
 use ktstr_proto::ring::Mode as RingMode;
+use ktstr_proto::run::Jail;
 use ktstr_proto::vmm::{
     Accepted, Paused, ProbeReport, RamRegion, Resumed, Snapshot, Start, Started, VmExit, VmmEvent, VmmLink,
     VmmReply, VmmRequest, Watching,
@@ -172,11 +173,12 @@ pub struct Server {
     channel: Channel<VmmLink>,
     state: State,
     poll: Poll,
+    jail: Jail,
 }
 
 impl Server {
-    /// Introduces itself on a connected channel.
-    pub fn new(mut channel: Channel<VmmLink>) -> Result<Server, ServeError> {
+    /// Introduces itself on a connected channel; `jail` is what it confines itself to later.
+    pub fn new(mut channel: Channel<VmmLink>, jail: Jail) -> Result<Server, ServeError> {
         channel.handshake("ktstr-vmm", HANDSHAKE_LIMIT)?;
         let poll =
             Poll::new().map_err(|source| ServeError::Loop { action: "make the event loop", source })?;
@@ -187,7 +189,7 @@ impl Server {
                 Interest::READABLE | Interest::WRITABLE,
             )
             .map_err(|source| ServeError::Loop { action: "watch the orchestrator's socket", source })?;
-        Ok(Server { channel, state: State::Idle, poll })
+        Ok(Server { channel, state: State::Idle, poll, jail })
     }
 
     /// Serves until the orchestrator closes the socket. Whatever the reason for returning, no machine
@@ -333,7 +335,8 @@ impl Server {
         }
         // Whatever comes of it: this process may be confined afterwards and cannot try again.
         self.state = State::Ended;
-        let (session, started) = launch(start, fds, attached).map_err(|e| RemoteError::new(e.code(), &e))?;
+        let (session, started) =
+            launch(start, fds, attached, self.jail).map_err(|e| RemoteError::new(e.code(), &e))?;
         let watched = session.event_fd().as_raw_fd();
         self.poll
             .registry()
@@ -348,7 +351,12 @@ fn refusal(message: &str) -> RemoteError {
     RemoteError { code: ErrorCode::BadRequest, message: message.to_owned() }
 }
 
-fn launch(start: &Start, mut fds: Fds, attached: &mut Fds) -> Result<(Session, Started), RefusedStart> {
+fn launch(
+    start: &Start,
+    mut fds: Fds,
+    attached: &mut Fds,
+    jail: Jail,
+) -> Result<(Session, Started), RefusedStart> {
     let begun = Instant::now();
     let topology = start.topology.checked()?;
     let given_later = start.input.is_some() || start.snapshot != Snapshot::Unused;
@@ -358,7 +366,7 @@ fn launch(start: &Start, mut fds: Fds, attached: &mut Fds) -> Result<(Session, S
     if start.isolation.is_some() && start.accel != AccelKind::Kvm {
         return Err(RefusedStart::Isolation { accel: start.accel });
     }
-    let backend = backend(start)?;
+    let backend = backend(start, jail)?;
     let (com1, com1_sink) = PortOutput::new("com1")?;
     let (com2, com2_sink) = PortOutput::new("com2")?;
     let (console, ours) =
@@ -387,7 +395,8 @@ fn launch(start: &Start, mut fds: Fds, attached: &mut Fds) -> Result<(Session, S
     };
     let input = start.input.map(|slot| fds.take(slot, "input")).transpose()?;
     let ready = Ready::prepare_from(&backend, spec, origin)?;
-    let running = ready.start(&confine::this_process()?)?;
+    let confined = confine::this_process(jail)?;
+    let running = ready.start(&confined)?;
     let mut session = Session::new(running.machine, com1, com2, &start.ring)?;
     if let Some(input) = input {
         session.hand_over(&start.ring, input.into(), keep)?;
@@ -399,12 +408,15 @@ fn launch(start: &Start, mut fds: Fds, attached: &mut Fds) -> Result<(Session, S
         .iter()
         .map(|region| RamRegion { gpa: region.gpa.0, len: region.len, offset: region.file_offset })
         .collect();
+    let (emulator_pid, pidfd) = running.emulator.unzip();
     let memfd = ram.memfd.try_clone().map_err(|source| RingMapError::Duplicate { source })?;
     let started = Started {
         ram: attached.attach(memfd),
         regions,
         console: ours.map(|socket| attached.attach(socket)),
-        emulator_pid: running.emulator_pid,
+        emulator_pid,
+        emulator: pidfd.map(|pidfd| attached.attach(pidfd)),
+        walls: confine::walls(&confined),
         detail: detail(&backend),
     };
     Ok((session, started))
@@ -430,7 +442,7 @@ fn console_pair() -> Result<(ConsoleFds, OwnedFd), RefusedStart> {
     pair().map_err(|source| RefusedStart::Console { source })
 }
 
-fn backend(start: &Start) -> Result<Backend, RefusedStart> {
+fn backend(start: &Start, jail: Jail) -> Result<Backend, RefusedStart> {
     let mode = match start.accel {
         AccelKind::Kvm => return Ok(Backend::Kvm),
         AccelKind::Tcg => Mode::Tcg,
@@ -444,6 +456,7 @@ fn backend(start: &Start) -> Result<Backend, RefusedStart> {
         mode,
         files: emulator.files.clone(),
         host_cpus: std::thread::available_parallelism().map_or(1, Into::into),
+        jail,
     }))
 }
 

@@ -4,6 +4,7 @@
 //! `KTSTR_SEED`, `KTSTR_VARY` (1: the seed also decides speed and boot, as it does among many), `KTSTR_SCHEDULER`, `KTSTR_OBSERVE` (0: no monitor), `KTSTR_SNAPSHOTS` (captures per scenario),
 //! `KTSTR_COLD` (1: never begin from a snapshot of a ready machine), `KTSTR_NO_PERF_MODE` (1: no test isolates
 //! its machine), `KTSTR_CPU_CAP` (host CPUs of each machine),
+//! `KTSTR_JAIL` (reduced: without namespaces),
 //! `KTSTR_RUNS_ROOT` (or `KTSTR_RUNS_DIR`), `RUST_LOG` for the guest, `KTSTR_GUEST_ENV` (`A=b,C=d`: more
 //! variables for the guest).
 
@@ -15,8 +16,8 @@ use std::{
 use ktstr_proto::{
     Accel, Topology,
     run::{
-        Expectation, Job, KernelBuiltin, Performance, PlacedFile, RunSpec, SchedulerJob, SchedulerSource,
-        TestJob, UnknownAccel,
+        Expectation, Jail, Job, KernelBuiltin, Performance, PlacedFile, RunSpec, SchedulerJob,
+        SchedulerSource, TestJob, UnknownAccel, UnknownJail,
     },
     topology::TopologyError,
 };
@@ -39,6 +40,9 @@ pub enum SpecError {
         #[source]
         source: TopologyError,
     },
+    /// `KTSTR_JAIL` names no jail.
+    #[error("KTSTR_JAIL")]
+    Jail(#[source] UnknownJail),
     /// The accelerator variable is wrong.
     #[error("KTSTR_ACCEL is wrong")]
     Accel(#[source] UnknownAccel),
@@ -173,6 +177,7 @@ pub fn spec_of_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<RunS
         disk: entry.disk,
         networks: entry.networks.to_vec(),
         watches: entry.watch_bpf_maps.iter().map(WatchBpfMap::wanted).collect(),
+        jail: jail().map_err(SpecError::Jail)?,
         performance: performance(entry),
         cpu_budget: cpu_budget(entry)?,
         cleanup_budget_ms: entry.cleanup_budget_ms.map(u64::from),
@@ -286,6 +291,10 @@ fn performance(entry: &KtstrTestEntry) -> Performance {
         (true, false) => Performance::Isolated,
         (false, false) => Performance::Usual,
     }
+}
+
+fn jail() -> Result<Jail, UnknownJail> {
+    set("KTSTR_JAIL").map_or(Ok(Jail::Full), |value| value.parse())
 }
 
 /// The environment knows the host better than the test does.

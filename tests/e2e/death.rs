@@ -41,7 +41,7 @@ impl Pids {
     fn of(dir: &Path) -> Self {
         Self {
             vmm: recorded_pid(dir, "vmm-pid", "/value"),
-            emulator: recorded_pid(dir, "vmm-started", "/value/emulator_pid"),
+            emulator: recorded_pid(dir, "emulator-pid", "/value"),
             monitor: recorded_pid(dir, "monitor-pid", "/value"),
         }
     }

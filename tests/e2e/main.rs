@@ -5,6 +5,7 @@
 //! cannot run a stock kernel, unless `KTSTR_REQUIRE` names kvm.
 
 mod bad_input;
+mod confined;
 mod death;
 mod device_work;
 mod disk;

@@ -50,6 +50,8 @@ forbidden! {
     tgkill_of_others: libc::SYS_tgkill, [1, 1, 0];
     tkill: libc::SYS_tkill, [1, 0];
     queued_signal: libc::SYS_rt_sigqueueinfo, [1, 0, 0];
+    fcntl_setown: libc::SYS_fcntl, [0, libc::F_SETOWN, 1];
+    fcntl_setsig: libc::SYS_fcntl, [0, 10, libc::SIGKILL];
     unshare: libc::SYS_unshare, [libc::CLONE_NEWUSER];
     setns: libc::SYS_setns, [0, 0];
     process_by_clone: libc::SYS_clone, [libc::SIGCHLD, 0, 0, 0, 0];
@@ -277,10 +279,7 @@ fn privileged_processes_can_keep_their_user_namespace() {
         std::fs::write("/proc/self/setgroups", "deny").expect("setgroups");
         std::fs::write("/proc/self/uid_map", format!("{uid} {uid} 1")).expect("uid_map");
         std::fs::write("/proc/self/gid_map", format!("{gid} {gid} 1")).expect("gid_map");
-        let spec = ktstr_jail::JailSpec {
-            user_namespace: ktstr_jail::UserNamespace::Keep,
-            ..ktstr_jail::JailSpec::monitor()
-        };
+        let spec = ktstr_jail::JailSpec::monitor().with_namespaces(ktstr_jail::Namespaces::OfRoot);
         ktstr_jail::enter(&spec).expect("enter without a further user namespace");
         i32::from(std::fs::File::open("/etc/passwd").is_ok())
     });

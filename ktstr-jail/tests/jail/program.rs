@@ -45,6 +45,73 @@ fn output(mut reader: PipeReader) -> String {
     text
 }
 
+/// What a shell says that holds `kept` under its number here, which the script calls `$0`.
+fn said_with(spec: &JailSpec, kept: &std::fs::File, script: &str) -> (std::process::ExitStatus, String) {
+    let (reader, writer) = std::io::pipe().unwrap();
+    let args = ["-c".to_owned(), script.to_owned(), kept.as_raw_fd().to_string()];
+    let stdin = null();
+    let stdio = [stdin.as_fd(), writer.as_fd(), writer.as_fd()];
+    let inherited = [kept.as_fd()];
+    let mut jailed =
+        spawn(spec, &Program { path: Path::new(SHELL), args: &args, stdio, inherited: &inherited }).unwrap();
+    drop(writer);
+    (jailed.wait(), output(reader))
+}
+
+/// Opened anew by its number, a descriptor is asked for anew: `landlock.rst`, where the kernel has it.
+#[test]
+fn what_it_holds_for_reading_it_cannot_write() {
+    if !landlocked() {
+        return println!("NOT RUN: this kernel has no Landlock");
+    }
+    let file = tempfile::NamedTempFile::new().unwrap();
+    let high = |file: std::fs::File| -> std::fs::File {
+        let number = nix::fcntl::fcntl(&file, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(40)).unwrap();
+        // SAFETY: made just now, for us.
+        unsafe { std::os::fd::FromRawFd::from_raw_fd(number) }
+    };
+    let read_only = high(std::fs::File::open(&file).unwrap());
+    let both = high(std::fs::File::options().read(true).write(true).open(&file).unwrap());
+    for namespaces in [ktstr_jail::Namespaces::OfNewUser, ktstr_jail::Namespaces::Forgone] {
+        let spec = JailSpec::emulator(&[]).with_namespaces(namespaces);
+        std::fs::write(&file, "as it was").unwrap();
+        // The lowest free number, so that the shell need not move what it opens, which the filter forbids.
+        let script = "exec 3</proc/self/fd/$0; echo opened; exec 3>&-; exec 3>/proc/self/fd/$0; echo emptied";
+        let (status, text) = said_with(&spec, &read_only, script);
+        assert!(!status.success() && text.starts_with("opened\n"), "{namespaces:?}, {status}: {text}");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "as it was", "{namespaces:?}");
+        let (status, text) = said_with(&spec, &both, script);
+        assert!(status.success() && text == "opened\nemptied\n", "{namespaces:?}, {status}: {text}");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "", "{namespaces:?}");
+    }
+}
+
+/// Without namespaces its files are what the host's are, and it reaches none of them.
+#[test]
+fn without_namespaces_landlock_and_the_filter_remain() {
+    if !landlocked() {
+        return println!("NOT RUN: this kernel has no Landlock");
+    }
+    let spec = JailSpec::emulator(&[]).with_namespaces(ktstr_jail::Namespaces::Forgone);
+    let kept = null();
+    let script = "read -r line </etc/passwd || read -r line </proc/self/status || echo closed";
+    let (status, text) = said_with(&spec, &kept, script);
+    assert!(status.success() && text.ends_with("closed\n"), "{status}: {text}");
+    let (status, text) = said_with(&spec, &kept, "kill -0 1");
+    assert!(killed_by_filter(status), "{status}: {text}");
+    let (mut jailed, mut reader) =
+        start(&spec, Path::new(SHELL), null().as_fd(), "echo up; kill -9 $$").unwrap();
+    let mut up = [0; 3];
+    reader.read_exact(&mut up).unwrap();
+    assert!(killed_by_filter(jailed.wait()));
+}
+
+/// Whether the running kernel has Landlock: it tells the version of its interface.
+fn landlocked() -> bool {
+    // SAFETY: a null pointer, no size and the flag that asks for the version.
+    unsafe { libc::syscall(libc::SYS_landlock_create_ruleset, std::ptr::null::<u8>(), 0, 1) > 0 }
+}
+
 #[test]
 fn it_runs_as_first_process_of_its_own_namespace() {
     let (mut jailed, reader) = shell("echo $$");

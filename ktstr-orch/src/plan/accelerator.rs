@@ -4,6 +4,7 @@ use std::{env, path::PathBuf, process::Command, time::Duration};
 
 use ktstr_proto::{
     Accel, AccelKind, Fds,
+    run::Jail,
     vmm::{Emulator, Probe, VmmLink},
 };
 
@@ -14,12 +15,16 @@ use crate::{children::Child, known::Known, pack};
 pub(super) const SOUND_EMULATOR: u32 = 10;
 
 /// Probes only when the answer matters, and says in one line what was chosen and why.
-pub(super) fn choose_accelerator(wanted: Accel, notes: &mut Vec<String>) -> Result<AccelKind, PlanError> {
+pub(super) fn choose_accelerator(
+    wanted: Accel,
+    jail: Jail,
+    notes: &mut Vec<String>,
+) -> Result<AccelKind, PlanError> {
     match wanted {
         Accel::Tcg => Ok(AccelKind::Tcg),
         Accel::Det => Ok(AccelKind::Det),
         Accel::Kvm | Accel::Auto => {
-            let (usable, detail) = probe()?;
+            let (usable, detail) = probe(jail)?;
             match (usable, wanted) {
                 (true, _) => {
                     notes.push(format!("accelerator kvm: {detail}"));
@@ -36,9 +41,9 @@ pub(super) fn choose_accelerator(wanted: Accel, notes: &mut Vec<String>) -> Resu
 }
 
 /// Asks a VMM process of its own, so that whatever the host's KVM does to it hurts nobody.
-fn probe() -> Result<(bool, String), PlanError> {
+fn probe(jail: Jail) -> Result<(bool, String), PlanError> {
     let limit = Duration::from_secs(20);
-    let mut vmm = Child::<VmmLink>::spawn("ktstr-vmm", &[], None)?;
+    let mut vmm = Child::<VmmLink>::spawn("ktstr-vmm", &[], None, jail)?;
     let asked = vmm
         .channel
         .handshake("ktstr-orch", limit)

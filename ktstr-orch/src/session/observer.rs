@@ -22,8 +22,9 @@ impl Session {
     /// Starts it and hands it the guest's memory.
     pub(super) fn attach_monitor(&mut self, ram: OwnedFd, started: &Started) -> Result<(), String> {
         let plan = self.plan.as_ref().expect("a started machine has a plan");
-        let mut monitor = Child::<MonitorLink>::spawn("ktstr-monitor", &[], self.dir.log_file("monitor.log"))
-            .map_err(|e| chain(&e))?;
+        let log = self.dir.log_file("monitor.log");
+        let mut monitor =
+            Child::<MonitorLink>::spawn("ktstr-monitor", &[], log, self.spec.jail).map_err(|e| chain(&e))?;
         // Of a machine alone it goes to the service CPU, once the vCPUs have theirs.
         share::hold(plan, monitor.pid())?;
         // Under det nothing on the host writes into the guest.

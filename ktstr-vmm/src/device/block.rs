@@ -99,6 +99,8 @@ pub struct Block {
     read_only: bool,
     /// The host's file has failed before, which has been said.
     host_failed: AtomicBool,
+    /// Returns when what was written is durable.
+    sync: fn(&File) -> io::Result<()>,
 }
 
 impl Block {
@@ -114,6 +116,7 @@ impl Block {
             bytes: config.bytes(),
             read_only: config.read_only,
             host_failed: AtomicBool::new(false),
+            sync: File::sync_data,
         })
     }
 
@@ -195,7 +198,7 @@ impl Block {
         match Kind::of(number) {
             Kind::Read => self.read(memory, request, at),
             Kind::Identify => identify(memory, request),
-            Kind::Flush => Ok(self.image.sync_data().map(|()| 0)?),
+            Kind::Flush => Ok((self.sync)(&self.image).map(|()| 0)?),
             Kind::Unknown(_) => Err(Refused::Unsupported),
             Kind::Write | Kind::Discard | Kind::WriteZeroes if self.read_only => Err(Refused::Wrong),
             kind => {
@@ -204,7 +207,7 @@ impl Block {
                     _ => self.clear(memory, request, kind)?,
                 }
                 if write_through {
-                    self.image.sync_data()?;
+                    (self.sync)(&self.image)?;
                 }
                 Ok(0)
             }
@@ -332,6 +335,7 @@ mod tests {
     struct Guest {
         memory: GuestMemoryMmap,
         block: Block,
+        write_through: bool,
     }
 
     impl Guest {
@@ -339,7 +343,7 @@ mod tests {
             let image = tempfile::tempfile().unwrap();
             image.set_len(config.bytes()).unwrap();
             let memory = GuestMemoryMmap::from_ranges(&[(GuestAddress(0), 1 << 20)]).unwrap();
-            Guest { memory, block: Block::new(image, &config).unwrap() }
+            Guest { memory, block: Block::new(image, &config).unwrap(), write_through: false }
         }
 
         /// Status and how many bytes came, of a request with `len` bytes at [`DATA`].
@@ -354,7 +358,8 @@ mod tests {
             let from_guest = matches!(Kind::of(kind), Kind::Write | Kind::Discard | Kind::WriteZeroes);
             (if from_guest { &mut readable } else { &mut writable }).add(GuestAddress(DATA), len);
             writable.add(GuestAddress(STATUS), 1);
-            let given = self.block.serve(&self.memory, &Request { readable, writable }, false).unwrap();
+            let given =
+                self.block.serve(&self.memory, &Request { readable, writable }, self.write_through).unwrap();
             (self.memory.read_obj(GuestAddress(STATUS)).unwrap(), given)
         }
 
@@ -439,6 +444,38 @@ mod tests {
         ] {
             assert_eq!(guest.clear(kind, sector, count, flags), status, "{kind} {sector} {count} {flags}");
         }
+    }
+
+    thread_local! {
+        /// How often this thread's disk was made durable, and what its file says to that.
+        static SYNCED: std::cell::Cell<(u32, bool)> = const { std::cell::Cell::new((0, true)) };
+    }
+
+    fn synced(_: &File) -> io::Result<()> {
+        let (count, works) = SYNCED.get();
+        SYNCED.set((count + 1, works));
+        if works { Ok(()) } else { Err(io::Error::other("the host's disk is gone")) }
+    }
+
+    #[test]
+    fn a_flush_is_done_when_the_host_says_so() {
+        let mut guest = Guest::new(DiskConfig::new().capacity_mib(1));
+        guest.block.sync = synced;
+        assert_eq!(guest.ask(1, 0, 512).0, OK);
+        assert_eq!(SYNCED.get().0, 0, "a write may wait");
+        assert_eq!(guest.ask(4, 0, 0).0, OK);
+        assert_eq!(SYNCED.get().0, 1);
+        assert_eq!(guest.ask(0, 0, 512).0, OK);
+        assert_eq!(SYNCED.get().0, 1, "nothing is read for good");
+        // A driver that knows no flush wants each write to be durable.
+        guest.write_through = true;
+        assert_eq!(guest.ask(1, 0, 512).0, OK);
+        assert_eq!(SYNCED.get().0, 2);
+        SYNCED.set((0, false));
+        assert_eq!(guest.ask(1, 0, 512).0, IOERR);
+        guest.write_through = false;
+        assert_eq!(guest.ask(4, 0, 0).0, IOERR);
+        assert_eq!(SYNCED.get().0, 2);
     }
 
     #[test]

@@ -6,8 +6,8 @@
 //! frame is not believed: what comes back carries one of ours.
 
 use std::io;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use ktstr_proto::device::NetConfig;
 use vhost::vhost_user::message::VhostUserProtocolFeatures;
@@ -37,6 +37,8 @@ pub struct Net {
     memory: GuestMemoryAtomic<GuestMemoryMmap>,
     broken: AtomicBool,
     faults: Arc<Faults>,
+    /// Held while a frame is on its way: who stops a queue waits for that.
+    serving: Mutex<()>,
 }
 
 impl Net {
@@ -48,7 +50,7 @@ impl Net {
         memory: GuestMemoryAtomic<GuestMemoryMmap>,
         faults: Arc<Faults>,
     ) -> Net {
-        Net { name, config, memory, broken: AtomicBool::new(false), faults }
+        Net { name, config, memory, broken: AtomicBool::new(false), faults, serving: Mutex::default() }
     }
 
     /// Sends what waits in `sending`, back into `receiving`.
@@ -64,6 +66,7 @@ impl Net {
     }
 
     fn send_one(&self, sending: &VringRwLock, receiving: &VringRwLock) -> Result<bool, String> {
+        let _serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
         let memory = self.memory.memory();
         let Some((head, request)) = take(sending, &memory)? else { return Ok(false) };
         let len = request.readable.len();
@@ -115,6 +118,12 @@ impl VhostUserBackend for Net {
 
     fn update_memory(&self, _memory: GuestMemoryAtomic<GuestMemoryMmap>) -> io::Result<()> {
         // The one given at the start is changed in place.
+        Ok(())
+    }
+
+    fn stop_vring(&self, _queue: u32) -> io::Result<()> {
+        // It is not ready any more, so no further frame touches it.
+        drop(self.serving.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(())
     }
 

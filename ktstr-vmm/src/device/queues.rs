@@ -93,6 +93,8 @@ pub struct Disk {
     acked: AtomicU64,
     broken: AtomicBool,
     faults: Arc<Faults>,
+    /// Held from taking a request to its completion: who stops the queue waits for that.
+    serving: Mutex<()>,
 }
 
 /// What became of one look at the queue.
@@ -125,6 +127,7 @@ impl Disk {
             acked: AtomicU64::new(0),
             broken: AtomicBool::new(false),
             faults,
+            serving: Mutex::default(),
         })
     }
 
@@ -141,6 +144,7 @@ impl Disk {
     }
 
     fn step(&self, vring: &VringRwLock) -> Result<Step, String> {
+        let _serving = self.serving.lock().unwrap_or_else(PoisonError::into_inner);
         let memory = self.memory.memory();
         let (head, request) = {
             let mut state = vring.get_mut();
@@ -244,6 +248,12 @@ impl VhostUserBackend for Disk {
 
     fn update_memory(&self, _memory: GuestMemoryAtomic<GuestMemoryMmap>) -> io::Result<()> {
         // The one given at the start is changed in place.
+        Ok(())
+    }
+
+    fn stop_vring(&self, _queue: u32) -> io::Result<()> {
+        // The queue is not ready any more, so nothing is taken after what is being served.
+        drop(self.serving.lock().unwrap_or_else(PoisonError::into_inner));
         Ok(())
     }
 

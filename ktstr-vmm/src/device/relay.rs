@@ -7,7 +7,7 @@
 //! after it passes, message by message, with its descriptors. What is set up like this never comes here again: frames
 //! pass in guest memory.
 
-use std::io::{self, IoSlice, IoSliceMut, Read, Write};
+use std::io::{self, IoSlice, IoSliceMut, Write};
 use std::net::Shutdown;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -68,7 +68,12 @@ fn pass_one(from: &UnixStream, to: &UnixStream) -> io::Result<bool> {
     }
     let mut message = header.to_vec();
     message.resize(HEADER + len, 0);
-    (&mut &*from).read_exact(&mut message[HEADER..])?;
+    match receive(from, &mut message[HEADER..])? {
+        Some(late) if late.is_empty() => {}
+        Some(_) => return Err(io::Error::new(io::ErrorKind::InvalidData, "descriptors behind a header")),
+        None if len == 0 => {}
+        None => return Err(io::ErrorKind::UnexpectedEof.into()),
+    }
     let raw: Vec<i32> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&raw)];
     let rights: &[_] = if raw.is_empty() { &[] } else { &rights };
@@ -84,13 +89,13 @@ fn pass_one(from: &UnixStream, to: &UnixStream) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Fills `header`; the descriptors that came with it, or nothing at the end.
-fn receive(from: &UnixStream, header: &mut [u8; HEADER]) -> io::Result<Option<Vec<OwnedFd>>> {
+/// Fills `bytes`; the descriptors that came with them, or nothing at the end.
+fn receive(from: &UnixStream, bytes: &mut [u8]) -> io::Result<Option<Vec<OwnedFd>>> {
     let mut descriptors = Vec::new();
     let mut filled = 0;
-    while filled < HEADER {
+    while filled < bytes.len() {
         let mut space = cmsg_space!([i32; DESCRIPTORS]);
-        let mut parts = [IoSliceMut::new(&mut header[filled..])];
+        let mut parts = [IoSliceMut::new(&mut bytes[filled..])];
         let flags = MsgFlags::MSG_CMSG_CLOEXEC;
         let received = match recvmsg::<()>(from.as_raw_fd(), &mut parts, Some(&mut space), flags) {
             Err(Errno::EINTR) => continue,
@@ -101,6 +106,9 @@ fn receive(from: &UnixStream, header: &mut [u8; HEADER]) -> io::Result<Option<Ve
                 // SAFETY: the kernel has just put these descriptors into this process, for us.
                 descriptors.extend(fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
             }
+        }
+        if received.flags.contains(MsgFlags::MSG_CTRUNC) {
+            return Err(io::Error::new(io::ErrorKind::InvalidData, "more descriptors than a message has"));
         }
         match received.bytes {
             0 if filled == 0 => return Ok(None),

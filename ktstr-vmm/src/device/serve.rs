@@ -17,6 +17,7 @@ use ktstr_jail::{Confined, JailError};
 use ktstr_proto::channel::{Filled, Message};
 use ktstr_proto::device::{DeviceLink, DeviceReply, DeviceRequest, Serve, Serving};
 use ktstr_proto::link::{ErrorCode, Fds, MissingFd, RemoteError};
+use ktstr_proto::run::Jail;
 use ktstr_proto::{Channel, ChannelError};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use vhost_user_backend::{VhostUserBackend, VhostUserDaemon, VringRwLock};
@@ -113,7 +114,7 @@ struct Served {
 }
 
 /// Serves one orchestrator until it closes the socket.
-pub fn run(mut channel: Channel<DeviceLink>) -> Result<(), DeviceError> {
+pub fn run(mut channel: Channel<DeviceLink>, jail: Jail) -> Result<(), DeviceError> {
     abort_on_panic();
     channel.handshake("ktstr-vmm device", HANDSHAKE_LIMIT)?;
     let (frame, fds) = match channel.receive(REQUEST_LIMIT)? {
@@ -121,7 +122,7 @@ pub fn run(mut channel: Channel<DeviceLink>) -> Result<(), DeviceError> {
         (other, _) => return Err(DeviceError::Unexpected { what: format!("{other:?}") }),
     };
     let DeviceRequest::Serve(wanted) = frame.request;
-    match confine_and_serve(&wanted, fds) {
+    match confine_and_serve(&wanted, fds, jail) {
         Ok(served) => {
             channel.queue_reply(frame.id, Ok(DeviceReply::Serve(Serving)), Fds::default())?;
             until_closed(channel, &served)
@@ -143,7 +144,7 @@ fn abort_on_panic() {
     }));
 }
 
-fn confine_and_serve(wanted: &Serve, mut fds: Fds) -> Result<Served, Refused> {
+fn confine_and_serve(wanted: &Serve, mut fds: Fds, jail: Jail) -> Result<Served, Refused> {
     let disk = match &wanted.disk {
         None => None,
         Some(disk) => {
@@ -161,7 +162,7 @@ fn confine_and_serve(wanted: &Serve, mut fds: Fds) -> Result<Served, Refused> {
         Ok((door, inner, UnixStream::from(link), network.config))
     });
     let networks: Vec<_> = networks.collect::<Result<_, MissingFd>>()?;
-    let confined = confine::device_process()?;
+    let confined = confine::device_process(jail)?;
     let faults =
         Faults::new().map_err(|source| Refused::Make { device: "the report of faults".into(), source })?;
     let memory = || GuestMemoryAtomic::new(GuestMemoryMmap::<()>::new());

@@ -13,8 +13,11 @@ use std::process::ExitStatus;
 use std::time::Duration;
 
 use ktstr_jail::{JailError, JailSpec, Jailed, Program};
+use ktstr_proto::run::Jail;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
+
+use crate::confine;
 
 /// How much of the child's complaints is kept, in bytes.
 const STDERR_KEPT: usize = 8 << 10;
@@ -61,7 +64,8 @@ impl Emulator {
     /// The child dies with the *thread* that calls this, which must therefore live as long as the
     /// machine.
     pub fn spawn(
-        jail: &JailSpec,
+        jail: Jail,
+        spec: JailSpec,
         program: &Path,
         args: &[String],
         inherited: &[BorrowedFd<'_>],
@@ -69,7 +73,8 @@ impl Emulator {
         let null = File::options().read(true).write(true).open("/dev/null")?;
         let (stderr, stderr_sink) = std::io::pipe()?;
         let stdio = [null.as_fd(), null.as_fd(), stderr_sink.as_fd()];
-        let child = ktstr_jail::spawn(jail, &Program { path: program, args, stdio, inherited })
+        let start = Program { path: program, args, stdio, inherited };
+        let child = confine::fitting(jail, spec, |spec| ktstr_jail::spawn(spec, &start))
             .map_err(|source| ChildError::Spawn { program: program.display().to_string(), source })?;
         set_nonblocking(stderr.as_fd()).map_err(|source| ChildError::Stderr { source })?;
         Ok(Emulator { child, stderr, complaints: Vec::new() })
@@ -183,7 +188,7 @@ mod tests {
     /// Small programs that do with the system calls an emulator may make.
     fn start(program: &str, args: &[&str], inherited: &[BorrowedFd<'_>]) -> Emulator {
         let args: Vec<String> = args.iter().map(ToString::to_string).collect();
-        Emulator::spawn(&JailSpec::emulator(&[]), Path::new(program), &args, inherited).unwrap()
+        Emulator::spawn(Jail::Full, JailSpec::emulator(&[]), Path::new(program), &args, inherited).unwrap()
     }
 
     fn wait(emulator: &mut Emulator) -> ExitStatus {
@@ -240,8 +245,14 @@ mod tests {
 
     #[test]
     fn a_missing_program_is_named() {
-        let error = Emulator::spawn(&JailSpec::emulator(&[]), Path::new("/nonexistent/emulator"), &[], &[])
-            .unwrap_err();
+        let error = Emulator::spawn(
+            Jail::Full,
+            JailSpec::emulator(&[]),
+            Path::new("/nonexistent/emulator"),
+            &[],
+            &[],
+        )
+        .unwrap_err();
         assert_eq!(error.to_string(), "start the emulator /nonexistent/emulator");
     }
 }

@@ -20,6 +20,7 @@ use std::time::{Duration, Instant};
 
 use ktstr_jail::{JailError, JailSpec};
 use ktstr_proto::capture::WatchPoint;
+use ktstr_proto::run::Jail;
 use ktstr_proto::topology::{TopologyError, numa::NumaError};
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
@@ -34,7 +35,6 @@ use super::qmp::{Qmp, QmpError, QmpEvent, ShutdownReason};
 use super::version::Version;
 use super::watch::Debugger;
 use crate::apic::ApicIds;
-use crate::confine;
 use crate::machine::{Event, Exit, MachineError, MachineSpec, Ram, Running};
 use crate::nodes;
 use crate::snapshot::{SnapshotFile, SnapshotFileError};
@@ -60,6 +60,8 @@ pub struct EmulatorSpec {
     pub files: Vec<PathBuf>,
     /// CPUs of the host that the emulator may use.
     pub host_cpus: usize,
+    /// How it is confined.
+    pub jail: Jail,
 }
 
 /// Why an emulated machine could not be started.
@@ -92,6 +94,13 @@ pub enum StartError {
     TooOldForNodes {
         /// Nodes requested.
         nodes: usize,
+        /// Version found.
+        found: Version,
+    },
+    /// The emulator is too old for so many CPUs.
+    #[error("CPUs with an APIC id above 254 need an emulator of version {need}, this one is {found}",
+        need = Version::MANY_CPUS)]
+    TooOldForCpus {
         /// Version found.
         found: Version,
     },
@@ -160,6 +169,18 @@ impl StartError {
             _ => false,
         }
     }
+
+    /// Whether the host lacks something that the machine was to have of it.
+    #[must_use]
+    pub fn is_refusal(&self) -> bool {
+        match self {
+            Self::TooOldForNodes { .. } | Self::TooOldForCpus { .. } | Self::InteractiveDet => true,
+            Self::Child { source: ChildError::Spawn { source, .. } } => {
+                matches!(source, JailError::UserNamespaceForbidden { .. })
+            }
+            _ => false,
+        }
+    }
 }
 
 impl From<StartError> for MachineError {
@@ -216,6 +237,10 @@ impl Prepared {
         if nodes.len() > 1 && emulator.version < Version::BACKEND_OFFSET {
             return Err(StartError::TooOldForNodes { nodes: nodes.len(), found: emulator.version });
         }
+        let x2apic = ApicIds::new(spec.topology)?.need_x2apic();
+        if x2apic && emulator.version < Version::MANY_CPUS {
+            return Err(StartError::TooOldForCpus { found: emulator.version });
+        }
         let ram = Ram { regions: layout::regions(spec.memory)?, memfd: sealed_ram(spec.memory)? };
         let (snapshot, state) = match origin {
             Origin::Boot => (None, None),
@@ -258,7 +283,7 @@ impl Prepared {
                 emulator.host_cpus,
             ),
             topology: &spec.topology,
-            x2apic: ApicIds::new(spec.topology)?.need_x2apic(),
+            x2apic,
             numa: &spec.numa,
             memory: spec.memory,
             nodes: &nodes,
@@ -336,17 +361,9 @@ fn spawn_confined(
     if files.is_empty() {
         files.extend(FIRMWARE.map(Path::new));
     }
-    let spawn = |jail: &JailSpec| Emulator::spawn(jail, &emulator.program, args, inherited);
     let jail = JailSpec::emulator(&files);
     let jail = if networks { jail.with_networks() } else { jail };
-    match spawn(&jail) {
-        Err(ChildError::Spawn { source: JailError::UserNamespaceForbidden { .. }, .. })
-            if confine::is_root() =>
-        {
-            spawn(&confine::without_user_namespace(jail))
-        }
-        outcome => outcome,
-    }
+    Emulator::spawn(emulator.jail, jail, &emulator.program, args, inherited)
 }
 
 /// Waits a moment for the end of a child that has closed its control socket.
@@ -467,6 +484,12 @@ impl EmulatedMachine {
     #[must_use]
     pub fn pid(&self) -> u32 {
         self.child.pid()
+    }
+
+    /// Its pidfd.
+    #[must_use]
+    pub fn pidfd(&self) -> BorrowedFd<'_> {
+        self.child.pidfd()
     }
 
     fn collect(&mut self) {

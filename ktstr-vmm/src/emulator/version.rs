@@ -57,6 +57,10 @@ impl Version {
     /// file need.
     pub const BACKEND_OFFSET: Version = Version { major: 8, minor: 1, micro: 0 };
 
+    /// First version whose q35 board takes more than 288 CPUs, and whose local APICs know x2APIC without a
+    /// hypervisor below since the release before.
+    pub const MANY_CPUS: Version = Version { major: 9, minor: 1, micro: 0 };
+
     /// Asks the executable.
     pub fn detect(program: &Path) -> Result<Version, VersionError> {
         let name = program.display().to_string();

@@ -133,10 +133,17 @@ impl StartError {
         }
     }
 
-    /// Whether the host lacks something that an isolated machine was to have of it.
+    /// Whether the host lacks something that the machine was to have of it.
     #[must_use]
     pub fn is_refusal(&self) -> bool {
-        matches!(self, Self::Exits { .. } | Self::Ram(RamError::LargePages { .. } | RamError::Bind { .. }))
+        matches!(
+            self,
+            Self::Exits { .. }
+                | Self::Ram(RamError::LargePages { .. } | RamError::Bind { .. })
+                | Self::ApiVersion { .. }
+                | Self::Missing { .. }
+                | Self::TooManyCpus { .. }
+        )
     }
 }
 

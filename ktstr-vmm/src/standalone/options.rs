@@ -3,7 +3,7 @@
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
-use ktstr_proto::{AccelKind, topology::Shape};
+use ktstr_proto::{AccelKind, run::Jail, topology::Shape};
 
 /// The virtual machine monitor of ktstr. Without a command it serves the orchestrator that started
 /// it, over descriptor 3.
@@ -13,6 +13,9 @@ pub struct Options {
     /// What to do.
     #[command(subcommand)]
     pub command: Option<Command>,
+    /// How this process and its emulator are confined: full, or reduced on hosts that forbid namespaces.
+    #[arg(long, global = true, default_value_t = Jail::Full)]
+    pub jail: Jail,
 }
 
 /// What to do without an orchestrator.

@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use ktstr_proto::AccelKind;
 use ktstr_proto::guest::{GuestFrame, GuestJob, GuestTask, LogSource, ProcessEnd};
 use ktstr_proto::ring::{FrameDecoder, FrameError, Mode as RingMode, RingRegion};
-use ktstr_proto::run::Term;
+use ktstr_proto::run::{Jail, Term};
 use nix::poll::{PollFd, PollFlags, poll};
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
@@ -126,7 +126,7 @@ fn io<E: Into<std::io::Error>>(action: &'static str) -> impl FnOnce(E) -> ShellE
 }
 
 /// Runs the machine to its end and returns the exit status to pass on.
-pub fn run(options: &ShellOptions) -> Result<u8, ShellError> {
+pub fn run(options: &ShellOptions, jail: Jail) -> Result<u8, ShellError> {
     let interactive = options.exec.is_none();
     let accel = AccelKind::from(options.accel);
     if interactive && accel == AccelKind::Det {
@@ -136,7 +136,7 @@ pub fn run(options: &ShellOptions) -> Result<u8, ShellError> {
         return Err(TerminalError::NotATerminal.into());
     }
     let signals = Signals::register()?;
-    let (session, console) = boot(options, accel)?;
+    let (session, console) = boot(options, accel, jail)?;
     let terminal = match &console {
         Some(_) => {
             eprintln!("ktstr-vmm: Ctrl-] ends the machine");
@@ -161,8 +161,12 @@ pub fn run(options: &ShellOptions) -> Result<u8, ShellError> {
     outcome.map(|end| shell.report(&end))
 }
 
-fn boot(options: &ShellOptions, accel: AccelKind) -> Result<(Session, Option<UnixStream>), ShellError> {
-    let backend = backend(options, accel)?;
+fn boot(
+    options: &ShellOptions,
+    accel: AccelKind,
+    jail: Jail,
+) -> Result<(Session, Option<UnixStream>), ShellError> {
+    let backend = backend(options, accel, jail)?;
     let mode = if accel == AccelKind::Det { RingMode::Linear } else { RingMode::Wrap };
     let ring =
         RingRegion { gpa: 0x800_0000, len: if mode == RingMode::Linear { 16 << 20 } else { 4 << 20 }, mode };
@@ -211,7 +215,7 @@ fn boot(options: &ShellOptions, accel: AccelKind) -> Result<(Session, Option<Uni
         devices: Default::default(),
         isolation: None,
     };
-    let started = Ready::prepare(&backend, spec)?.start(&confine::this_process()?)?;
+    let started = Ready::prepare(&backend, spec)?.start(&confine::this_process(jail)?)?;
     Ok((Session::new(started.machine, com1, com2, &ring)?, ours))
 }
 
@@ -219,7 +223,7 @@ fn open(what: &'static str, path: &Path) -> Result<File, ShellError> {
     File::open(path).map_err(|source| ShellError::Open { what, path: path.to_owned(), source })
 }
 
-fn backend(options: &ShellOptions, accel: AccelKind) -> Result<Backend, ShellError> {
+fn backend(options: &ShellOptions, accel: AccelKind, jail: Jail) -> Result<Backend, ShellError> {
     let mode = match accel {
         AccelKind::Kvm => return Ok(Backend::Kvm),
         AccelKind::Tcg => Mode::Tcg,
@@ -231,6 +235,7 @@ fn backend(options: &ShellOptions, accel: AccelKind) -> Result<Backend, ShellErr
         mode,
         files: Vec::new(),
         host_cpus: std::thread::available_parallelism().map_or(1, Into::into),
+        jail,
     }))
 }
 

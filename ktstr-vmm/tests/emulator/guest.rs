@@ -176,6 +176,7 @@ impl<'a> Boot<'a> {
             mode: self.mode,
             files: Vec::new(),
             host_cpus: 2,
+            jail: ktstr_proto::run::Jail::Full,
         };
         let machine = Prepared::spawn(spec, &emulator).unwrap().start().unwrap();
         Guest { machine, com1, com2 }

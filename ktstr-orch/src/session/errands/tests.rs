@@ -32,6 +32,7 @@ fn session(root: &std::path::Path) -> Session {
         env: Vec::new(),
         disk: None,
         networks: Vec::new(),
+        jail: Default::default(),
         performance: Default::default(),
         cpu_budget: None,
         cleanup_budget_ms: None,

@@ -1,7 +1,7 @@
 //! What CPUID tells the guest: the host's features with the topology of the requested machine.
 //!
-//! Every LLC is one package, so that each vendor's rules for finding the LLC agree whatever CPU
-//! family the host presents. Next: `acpi` lists the same APIC ids in the MADT.
+//! Every LLC is one package, so that each vendor's rules for finding the LLC agree, and CPU families with rules
+//! of their own are presented as others. Next: `acpi` lists the same APIC ids in the MADT.
 
 use kvm_bindings::{KVM_CPUID_FLAG_SIGNIFCANT_INDEX, kvm_cpuid_entry2};
 
@@ -26,6 +26,21 @@ pub fn promise_time(table: &mut [kvm_cpuid_entry2]) {
 enum Vendor {
     Intel,
     Amd,
+}
+
+/// "AuthenticAMD" as EBX, ECX, EDX.
+const AUTHENTIC_AMD: [u32; 3] = [0x6874_7541, 0x444d_4163, 0x6974_6e65];
+/// Family 17h, model 31h: the first whose last-level caches a kernel finds by leaf 0x8000001D.
+const BY_CACHE_LEAF: u32 = 0x0083_0f10;
+
+/// The signature to present for one of AMD's kind. Of models of family 17h before that, and of all of family
+/// 18h (Hygon), Linux takes bit 3 of the APIC id for the LLC, whatever the leaves say
+/// (arch/x86/kernel/cpu/cacheinfo.c), and no shape but theirs could be shown.
+fn presented(signature: u32) -> u32 {
+    let base = signature >> 8 & 0xf;
+    let family = if base == 0xf { base + (signature >> 20 & 0xff) } else { base };
+    let model = signature >> 4 & 0xf | signature >> 12 & 0xf0;
+    if family == 0x17 && model <= 0x1f || family == 0x18 { BY_CACHE_LEAF } else { signature }
 }
 
 fn vendor(entries: &[kvm_cpuid_entry2]) -> Vendor {
@@ -64,6 +79,13 @@ pub fn for_cpu(supported: &[kvm_cpuid_entry2], ids: &ApicIds, cpu: u32) -> Vec<k
 
 fn patch(entry: &mut kvm_cpuid_entry2, vendor: Vendor, ids: &ApicIds, apic: u32) {
     let per_package = ids.topology().cpus_per_llc();
+    if vendor == Vendor::Amd {
+        match entry.function {
+            0 | 0x8000_0000 => [entry.ebx, entry.ecx, entry.edx] = AUTHENTIC_AMD,
+            1 | 0x8000_0001 => entry.eax = presented(entry.eax),
+            _ => {}
+        }
+    }
     match entry.function {
         0 => entry.eax = entry.eax.max(if vendor == Vendor::Intel { 0x1f } else { 0xd }),
         1 => {
@@ -226,6 +248,34 @@ mod tests {
             check(preset.topology, AMD);
             check(preset.topology, INTEL);
         }
+    }
+
+    #[test]
+    fn no_cpu_is_presented_whose_caches_are_found_by_its_ids_alone() {
+        const HYGON: u32 = 0x6f67_7948;
+        let ids = ApicIds::new(Topology::new(1, 2, 2, 1).unwrap()).unwrap();
+        // Naples, Raven, Dhyana; then Rome and Milan, which are shown as they are.
+        for (vendor, signature, shown) in [
+            (AMD, 0x0080_0f12, BY_CACHE_LEAF),
+            (AMD, 0x0081_0f10, BY_CACHE_LEAF),
+            (HYGON, 0x0090_0f02, BY_CACHE_LEAF),
+            (AMD, 0x0083_0f12, 0x0083_0f12),
+            (AMD, 0x00a0_0f11, 0x00a0_0f11),
+        ] {
+            let mut host = host(vendor);
+            host.iter_mut().filter(|e| e.function == 1).for_each(|e| e.eax = signature);
+            let extended = kvm_cpuid_entry2 { function: 0x8000_0001, eax: signature, ..Default::default() };
+            host.push(extended);
+            let table = for_cpu(&host, &ids, 0);
+            for (function, with) in [(1, 0), (0x8000_0001, 0)] {
+                assert_eq!(leaf(&table, function, with).eax, shown, "{signature:#x}");
+            }
+            for function in [0, 0x8000_0000] {
+                let leaf = leaf(&table, function, 0);
+                assert_eq!([leaf.ebx, leaf.ecx, leaf.edx], AUTHENTIC_AMD);
+            }
+        }
+        assert_eq!(presented(0x000b_06f2), 0x000b_06f2);
     }
 
     proptest! {
