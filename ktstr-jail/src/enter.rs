@@ -53,13 +53,20 @@ fn single_thread() -> Result<(), JailError> {
 }
 
 fn failure(spec: &JailSpec, step: &Step, errno: Errno) -> JailError {
-    // A host may grant a user namespace and no power in it, or root may lack it: the next one says so.
-    let namespaces =
-        matches!(step, Step::Unshare { flags } if [libc::CLONE_NEWUSER, NAMESPACES].contains(flags));
-    if namespaces && spec.namespaces != Namespaces::Forgone && forbids(errno) {
+    if spec.namespaces != Namespaces::Forgone && makes_namespaces(step) && forbids(errno) {
         return JailError::UserNamespaceForbidden { errno: errno as i32 };
     }
     step_failed(step, errno)
+}
+
+/// Whether it fails on hosts that forbid namespaces: some grant a user namespace and no power in it, which the
+/// mapping of ids or the next namespace shows, and root may lack the power to make the others.
+pub(crate) fn makes_namespaces(step: &Step) -> bool {
+    match step {
+        Step::Unshare { flags } => [libc::CLONE_NEWUSER, NAMESPACES].contains(flags),
+        Step::WriteProc { .. } => true,
+        _ => false,
+    }
 }
 
 /// Whether it says that namespaces are not allowed or not there, not that something is short.

@@ -24,7 +24,7 @@ use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, fcntl};
 use nix::sys::wait::WaitPidFlag;
 
-use crate::enter::{forbids, step_failed};
+use crate::enter::{forbids, makes_namespaces, step_failed};
 use crate::error::JailError;
 use crate::plan::{NAMESPACES, PID_TO_COME, Walker, c_string, map_identity, plan, user_namespace_flag};
 use crate::spec::{JailSpec, Namespaces};
@@ -435,6 +435,9 @@ impl Child {
         let at = u32::from_ne_bytes([a, b, c, d]);
         let errno = Errno::from_raw(i32::from_ne_bytes([e, f, g, h]));
         match self.steps.get(at as usize) {
+            Some(step) if makes_namespaces(step) && forbids(errno) => {
+                JailError::UserNamespaceForbidden { errno: errno as i32 }
+            }
             Some(step) => step_failed(step, errno),
             None => JailError::Step {
                 step: format!("start {} in the jail", program.display()),
