@@ -27,6 +27,8 @@ use ktstr_proto::{
 pub struct Verdict {
     result: AssertResult,
     claims: u32,
+    /// Results that were merged, and those of them that tested something.
+    merged: (u32, u32),
 }
 
 impl Default for Verdict {
@@ -38,12 +40,12 @@ impl Default for Verdict {
 impl Verdict {
     /// No claim yet, which is a pass.
     pub fn new() -> Self {
-        Self { result: AssertResult::pass(), claims: 0 }
+        Self { result: AssertResult::pass(), claims: 0, merged: (0, 0) }
     }
 
     /// Begins with what an engine found.
     pub fn of(result: AssertResult) -> Self {
-        Self { result, claims: 0 }
+        Self { result, claims: 0, merged: (0, 0) }
     }
 
     /// Claims made so far.
@@ -51,8 +53,11 @@ impl Verdict {
         self.claims
     }
 
-    /// Adds another result.
+    /// Adds another result. Where all that were added were not run, claims about their figures hold of
+    /// nothing, and the verdict is NOT RUN unless something failed.
     pub fn merge(&mut self, other: AssertResult) {
+        self.merged.0 += 1;
+        self.merged.1 += u32::from(!other.is_skip());
         self.result.merge(other);
     }
 
@@ -84,7 +89,10 @@ impl Verdict {
     }
 
     /// The result, as test functions return it.
-    pub fn into_result(self) -> AssertResult {
+    pub fn into_result(mut self) -> AssertResult {
+        if matches!(self.merged, (1.., 0)) && self.result.is_pass() {
+            self.result.outcome = Outcome::NotRun;
+        }
         self.result
     }
 
@@ -237,6 +245,10 @@ impl<'a, T: PartialOrd + Debug> SeqClaim<'a, T> {
     }
 
     fn each(self, what: &str, limit: &T, holds: impl Fn(&T) -> bool) -> bool {
+        if self.items.is_empty() {
+            self.verdict
+                .note(format!("each {} {what} {limit:?} holds of nothing: there are no items", self.label));
+        }
         let wrong = self.items.iter().enumerate().find(|(_, item)| !holds(item));
         let said =
             wrong.map(|(at, item)| format!("{}[{at}] is {item:?}, claimed {what} {limit:?}", self.label));
@@ -306,14 +318,18 @@ impl BetterClaim<'_> {
         self.than_by(base, 0.0)
     }
 
-    /// Better than `base` by at least this share of it.
+    /// Better than `base` by at least this share of it; where a target is to be met, nearer to it by this
+    /// share of the distance.
     pub fn than_by(self, base: f64, share: f64) -> bool {
         let Self { verdict, metric, polarity, value } = self;
         let margin = base.abs() * share;
         let better = match polarity {
             Polarity::HigherBetter => Some(value > base && value - base >= margin),
             Polarity::LowerBetter => Some(value < base && base - value >= margin),
-            Polarity::TargetValue(target) => Some((value - target).abs() < (base - target).abs()),
+            Polarity::TargetValue(target) => {
+                let (now, before) = ((value - target).abs(), (base - target).abs());
+                Some(now < before && before - now >= before * share)
+            }
             Polarity::Unknown | Polarity::Informational => None,
         };
         verdict.hold(better == Some(true), || match better {

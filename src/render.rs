@@ -335,20 +335,11 @@ fn timeline(out: &mut String, report: &RunReport) {
 pub fn for_terminal(text: &str) -> String {
     use std::io::IsTerminal;
     let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    if wants_colours(set, std::io::stderr().is_terminal()) { coloured(text) } else { text.into() }
-}
-
-fn wants_colours(set: impl Fn(&str) -> Option<String>, terminal: bool) -> bool {
-    let is = |name: &str, value: &str| set(name).as_deref() == Some(value);
-    if set("NO_COLOR").is_some() || is("KTSTR_COLOR", "never") || is("CARGO_TERM_COLOR", "never") {
-        return false;
+    if ktstr_proto::colour::wanted(set, std::io::stderr().is_terminal()) {
+        coloured(text)
+    } else {
+        text.into()
     }
-    let forced = |name: &str| set(name).is_some_and(|value| value != "0");
-    is("KTSTR_COLOR", "always")
-        || is("CARGO_TERM_COLOR", "always")
-        || forced("FORCE_COLOR")
-        || forced("CLICOLOR_FORCE")
-        || terminal && set("CI").is_none() && set("TERM").is_some_and(|term| term != "dumb")
 }
 
 /// The verdict by its colour, headings and the way to repeat it in bold.
@@ -645,17 +636,6 @@ replay: KTSTR_KERNEL=7.2.12 KTSTR_ACCEL=tcg KTSTR_SEED=7 cargo nextest run -p kt
             ["\x1b[1;31m", "\x1b[1m", "\x1b[0m"].iter().fold(painted, |t, code| t.replace(code, ""));
         // The sample's log has an escape of its own, which is printed without its first byte.
         assert_eq!(stripped, text);
-    }
-
-    #[test]
-    fn a_test_under_nextest_is_told_whether_to_use_colours() {
-        let wants = |name: &'static str, value: &'static str| {
-            wants_colours(|asked| (asked == name).then(|| value.to_owned()), false)
-        };
-        assert!(wants("KTSTR_COLOR", "always") && wants("FORCE_COLOR", "1"));
-        assert!(wants("CARGO_TERM_COLOR", "always") && !wants("TERM", "xterm"));
-        assert!(!wants_colours(|name| (name != "CI").then(|| "never".to_owned()), true), "NO_COLOR wins");
-        assert!(wants_colours(|name| (name == "TERM").then(|| "xterm".to_owned()), true));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 //! orchestrator, kernels of its store. [`cli`] has every option, the other
 //! modules one subcommand each, [`exit`] the codes.
 
+mod budget;
 pub mod cli;
 mod client;
 pub mod exit;

@@ -26,7 +26,8 @@ impl Summary {
     /// Reads `*/sidecar.json`. A directory that is not there holds no runs.
     pub fn read(root: &Path) -> Self {
         let mut summary = Self::default();
-        for run in fs::read_dir(root).into_iter().flatten().flatten().filter(|run| run.path().is_dir()) {
+        let is_run = |run: &fs::DirEntry| run.path().is_dir() && run.file_name() != crate::budget::DIRECTORY;
+        for run in fs::read_dir(root).into_iter().flatten().flatten().filter(is_run) {
             let path = run.path().join("sidecar.json");
             let report = fs::read(&path)
                 .map_err(|e| e.to_string())
@@ -225,33 +226,15 @@ pub mod tests {
 
     /// A report as an orchestrator would write it.
     pub fn report(name: &str, outcome: Outcome, cause: Option<Cause>) -> RunReport {
+        let shape = Topology::new(1, 1, 2, 1).unwrap();
         RunReport {
-            run_id: RunId(format!("{name}-1")),
-            run_dir: format!("/runs/{name}-1").into(),
-            name: name.into(),
             outcome,
-            infrastructure: false,
             cause,
-            result: None,
-            timeline: Vec::new(),
-            captures: Vec::new(),
-            assert: None,
-            monitor: None,
-            host: None,
-            notes: Vec::new(),
-            scheduler_log: Vec::new(),
             console_tail: vec!["last words".into()],
-            accel: None,
-            accel_detail: String::new(),
             kernel: "7.2".into(),
-            scheduler: "EEVDF".into(),
-            topology: Topology::new(1, 1, 2, 1).unwrap(),
-            exit_status: None,
-            seed: 0,
             replay: format!("cargo ktstr test -- {name}"),
             host_ms: (1, 2),
-            boot: Default::default(),
-            allow_inconclusive: false,
+            ..RunReport::blank(RunId(format!("{name}-1")), format!("/runs/{name}-1"), name, shape)
         }
     }
 

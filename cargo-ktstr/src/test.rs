@@ -13,6 +13,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, bail};
 use ktstr_proto::{run::Performance, verdict::Outcome};
 
+use crate::budget::{self, Planned};
 use crate::cli::{Deny, TestArgs};
 use crate::exit::{Exit, coded};
 use crate::kernel;
@@ -51,31 +52,24 @@ pub fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     let root = runs_root()?;
     command.env("KTSTR_RUNS_ROOT", &root);
     let set = |name: &str| std::env::var(name).ok().filter(|value| !value.is_empty());
-    let colours = wants_colours(set, std::io::stderr().is_terminal());
+    let colours = ktstr_proto::colour::wanted(set, std::io::stderr().is_terminal());
     // Nextest reads what tests say through pipes, so they cannot know.
     if set("KTSTR_COLOR").is_none() {
         command.env("KTSTR_COLOR", if colours { "always" } else { "never" });
     }
+    let planned = match budget::limit()? {
+        Some(limit) => Some(budget::plan(&mut command, nextest()?, &args.nextest, limit, &root)?),
+        None => None,
+    };
+    let planned = planned.as_ref().map(Planned::render).unwrap_or_default();
+    eprint!("{planned}");
     let status = command.status().context("cannot run cargo nextest")?;
     let summary = Summary::read(&root);
-    let text = summary.render();
+    // It was said long ago by now.
+    let text = summary.render() + &planned;
     eprint!("{}", if colours { crate::summary::coloured(&text) } else { text });
     eprintln!("runs: {}", root.display());
     Ok(conclude(&summary, status.success(), &args.deny).into())
-}
-
-/// Whether what we and the tests print is coloured, by the variables that people set for it.
-fn wants_colours(set: impl Fn(&str) -> Option<String>, terminal: bool) -> bool {
-    let is = |name: &str, value: &str| set(name).as_deref() == Some(value);
-    if set("NO_COLOR").is_some() || is("KTSTR_COLOR", "never") || is("CARGO_TERM_COLOR", "never") {
-        return false;
-    }
-    let forced = |name: &str| set(name).is_some_and(|value| value != "0");
-    is("KTSTR_COLOR", "always")
-        || is("CARGO_TERM_COLOR", "always")
-        || forced("FORCE_COLOR")
-        || forced("CLICOLOR_FORCE")
-        || terminal && set("CI").is_none() && set("TERM").is_some_and(|term| term != "dumb")
 }
 
 /// One kernel is used for every test, several make each test one per kernel.
@@ -176,7 +170,8 @@ fn conclude(summary: &Summary, nextest_passed: bool, deny: &[Deny]) -> Exit {
     } else if !nextest_passed {
         // An ordinary test failed, or the build did.
         Exit::Fail
-    } else if deny.contains(&Deny::NotRun) && any(Outcome::NotRun) {
+    } else if any(Outcome::NotRun) && (deny.contains(&Deny::NotRun) || !any(Outcome::Pass)) {
+        // Where nothing ran, nothing passed.
         Exit::NotRun
     } else {
         Exit::Pass
@@ -209,22 +204,9 @@ mod tests {
         assert_eq!(code(&[(Pass, false), (Inconclusive, false)], false), Exit::Inconclusive);
         assert_eq!(code(&[(Pass, false), (Fail, true)], false), Exit::Infrastructure);
         assert_eq!(code(&[], false), Exit::Fail, "an ordinary test failed");
-        let denied = conclude(&summary(&[(NotRun, false)]), true, &[Deny::NotRun]);
+        assert_eq!(code(&[(NotRun, false)], true), Exit::NotRun, "nothing ran");
+        let denied = conclude(&summary(&[(Pass, false), (NotRun, false)]), true, &[Deny::NotRun]);
         assert_eq!(denied, Exit::NotRun);
-    }
-
-    #[test]
-    fn colours_follow_the_variables_then_the_terminal() {
-        let wants = |set: &[(&str, &str)], terminal| {
-            let value = |name: &str| set.iter().find(|(n, _)| *n == name).map(|(_, v)| (*v).to_owned());
-            wants_colours(value, terminal)
-        };
-        let xterm = ("TERM", "xterm");
-        assert!(wants(&[xterm], true) && !wants(&[xterm], false) && !wants(&[("TERM", "dumb")], true));
-        assert!(!wants(&[xterm, ("CI", "1")], true) && !wants(&[xterm, ("NO_COLOR", "1")], true));
-        assert!(wants(&[("FORCE_COLOR", "1")], false) && !wants(&[("FORCE_COLOR", "0")], false));
-        assert!(wants(&[("CARGO_TERM_COLOR", "always"), ("CI", "1")], false));
-        assert!(!wants(&[("NO_COLOR", "1"), ("CLICOLOR_FORCE", "1")], true));
     }
 
     #[test]

@@ -63,6 +63,11 @@ impl Attributes {
         }
     }
 
+    /// A whole number from 0 on.
+    pub fn natural(&self, key: &str) -> Result<Option<u64>> {
+        self.value(key)?.map(|value| whole_number(value, key)).transpose()
+    }
+
     /// A whole number from 1 on.
     pub fn positive(&self, key: &str) -> Result<Option<u64>> {
         let Some(value) = self.value(key)? else { return Ok(None) };
@@ -74,13 +79,17 @@ impl Attributes {
 
     /// As [`Self::positive`], within 32 bits.
     pub fn positive_u32(&self, key: &str) -> Result<Option<u32>> {
-        self.positive(key)?
-            .map(|number| {
-                let span =
-                    self.find(key).and_then(|a| a.value.as_ref()).map_or(Span::call_site(), Spanned::span);
-                u32::try_from(number).map_err(|_| Error::new(span, format!("`{key}` must be below 2^32")))
-            })
-            .transpose()
+        self.positive(key)?.map(|number| self.within_u32(key, number)).transpose()
+    }
+
+    /// As [`Self::natural`], within 32 bits.
+    pub fn natural_u32(&self, key: &str) -> Result<Option<u32>> {
+        self.natural(key)?.map(|number| self.within_u32(key, number)).transpose()
+    }
+
+    fn within_u32(&self, key: &str, number: u64) -> Result<u32> {
+        let span = self.find(key).and_then(|a| a.value.as_ref()).map_or(Span::call_site(), Spanned::span);
+        u32::try_from(number).map_err(|_| Error::new(span, format!("`{key}` must be below 2^32")))
     }
 
     /// A number that is not negative, whole or not.

@@ -44,6 +44,8 @@ const SHARE_THRESHOLDS: &[&str] =
     &["min_page_locality", "max_cross_node_migration_ratio", "max_slow_tier_ratio"];
 const U32_THRESHOLDS: &[&str] = &["max_local_dsq_depth", "sustained_samples"];
 const U64_THRESHOLDS: &[&str] = &["max_gap_ms", "balancing_ms", "max_p99_wake_latency_ns"];
+/// Limits of which 0 is one that can be kept.
+const FROM_ZERO: &[&str] = &["max_local_dsq_depth", "balancing_ms"];
 const LIMITS: &[(&str, &str)] =
     &[("min_llcs", "max_llcs"), ("min_cpus", "max_cpus"), ("min_numa_nodes", "max_numa_nodes")];
 const REST: &[&str] = &[
@@ -407,10 +409,18 @@ fn thresholds(attributes: &Attributes) -> Result<TokenStream> {
         add(key, attributes.share(key)?.map(|value| quote!(#value)));
     }
     for key in U32_THRESHOLDS {
-        add(key, attributes.positive_u32(key)?.map(|value| quote!(#value)));
+        let value = match FROM_ZERO.contains(key) {
+            true => attributes.natural_u32(key)?,
+            false => attributes.positive_u32(key)?,
+        };
+        add(key, value.map(|value| quote!(#value)));
     }
     for key in U64_THRESHOLDS {
-        add(key, attributes.positive(key)?.map(|value| quote!(#value)));
+        let value = match FROM_ZERO.contains(key) {
+            true => attributes.natural(key)?,
+            false => attributes.positive(key)?,
+        };
+        add(key, value.map(|value| quote!(#value)));
     }
     Ok(quote!(::ktstr::prelude::Assert::NO_OVERRIDES #calls))
 }
@@ -424,6 +434,28 @@ mod tests {
         let page = include_str!("../../docs/reference/attributes.md");
         let missing: Vec<_> = keys().into_iter().filter(|key| !page.contains(&format!("`{key}`"))).collect();
         assert!(missing.is_empty(), "docs/reference/attributes.md says nothing of {missing:?}");
+    }
+
+    #[test]
+    fn limits_of_zero_are_taken_where_they_can_be_kept() {
+        let expanded = |attributes: TokenStream| {
+            let function = quote!(
+                fn t(ctx: &Ctx) -> Result<AssertResult> {
+                    scenarios::steady(ctx)
+                }
+            );
+            expand(attributes, function).map(|tokens| tokens.to_string())
+        };
+        let text = expanded(quote!(balancing_ms = 0, max_local_dsq_depth = 0)).unwrap();
+        assert!(
+            text.contains("balancing_ms (0u64)") && text.contains("max_local_dsq_depth (0u32)"),
+            "{text}"
+        );
+        for key in U32_THRESHOLDS.iter().chain(U64_THRESHOLDS).filter(|key| !FROM_ZERO.contains(key)) {
+            let key = format_ident!("{key}");
+            let refused = expanded(quote!(#key = 0)).unwrap_err().to_string();
+            assert!(refused.contains("must be at least 1"), "{refused}");
+        }
     }
 
     fn refusal(attributes: TokenStream, function: TokenStream) -> String {

@@ -6,13 +6,14 @@
 //!
 //! Where the host is a virtual machine itself, its own host may take CPUs away. Its kernel counts that as
 //! `steal` of a CPU (`/proc/stat`) and as run time of the thread that was there. What was stolen from the
-//! CPU that lost most is therefore taken from each thread's run time of the same interval and added to its
-//! wait, as far as it ran at all: which thread was where is not known.
+//! CPU that a thread was on at a look or the look before (the one that lost more) is therefore taken from its
+//! run time of the interval and added to its wait, as far as it ran at all.
 //!
 //! Threads are known by name: `vcpuN` in our machine, `CPU N/…` and `ALL CPUs/…` in the emulator.
 //! Reads nothing but `/proc`; a thread that is gone simply ends its series.
 
 use std::{
+    collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
     time::{Duration, Instant},
@@ -37,6 +38,8 @@ enum Runs {
 struct Totals {
     ran: Duration,
     waited: Duration,
+    /// The host CPU it was on last, if the kernel tells.
+    on: Option<u32>,
 }
 
 /// For how long some task of the host waited for a CPU so far: `total` of `some` in `/proc/pressure/cpu`.
@@ -52,7 +55,7 @@ fn parse_pressure(text: &str) -> Option<Duration> {
 
 /// What was stolen from each host CPU since boot; empty where the kernel does not tell.
 #[derive(Debug, Default)]
-struct Stolen(Vec<Duration>);
+struct Stolen(BTreeMap<u32, Duration>);
 
 impl Stolen {
     fn read() -> Self {
@@ -63,19 +66,21 @@ impl Stolen {
     fn parse(text: &str) -> Self {
         let of = |line: &str| {
             let (name, figures) = line.split_once(' ')?;
-            name.strip_prefix("cpu")?.parse::<u32>().ok()?;
+            let cpu = name.strip_prefix("cpu")?.parse::<u32>().ok()?;
             let ticks: u64 = figures.split_ascii_whitespace().nth(7)?.parse().ok()?;
-            Some(Duration::from_millis(ticks.saturating_mul(10)))
+            Some((cpu, Duration::from_millis(ticks.saturating_mul(10))))
         };
         Self(text.lines().filter_map(of).collect())
     }
 
-    /// What the CPU that lost most has lost since `before`; nothing when CPUs came or went.
-    fn since(&self, before: &Self) -> Duration {
-        if self.0.len() != before.0.len() {
-            return Duration::ZERO;
-        }
-        self.0.iter().zip(&before.0).map(|(now, then)| now.saturating_sub(*then)).max().unwrap_or_default()
+    /// What the one of these CPUs that lost most has lost since `before`; of all CPUs where none is known.
+    fn since(&self, before: &Self, cpus: [Option<u32>; 2]) -> Duration {
+        let known = cpus.iter().any(Option::is_some);
+        let lost = |(cpu, now): (&u32, &Duration)| {
+            let concerned = !known || cpus.contains(&Some(*cpu));
+            before.0.get(cpu).filter(|_| concerned).map(|then| now.saturating_sub(*then))
+        };
+        self.0.iter().filter_map(lost).max().unwrap_or_default()
     }
 }
 
@@ -91,10 +96,10 @@ impl Losses {
     fn correct(&mut self, stolen: Stolen, look: Look) -> Look {
         self.by_thread.resize(look.totals.len(), Duration::ZERO);
         if let Some((stolen_before, before)) = &self.before {
-            let lost = stolen.since(stolen_before);
             for ((sum, (_, now)), (_, then)) in
                 self.by_thread.iter_mut().zip(&look.totals).zip(&before.totals)
             {
+                let lost = stolen.since(stolen_before, [then.on, now.on]);
                 *sum += lost.min(now.ran.saturating_sub(then.ran));
             }
         }
@@ -152,11 +157,20 @@ impl VcpuThreads {
             let text = fs::read_to_string(path).ok()?;
             let mut figures = text.split_ascii_whitespace().map(str::parse::<u64>);
             let (ran, waited) = (figures.next()?.ok()?, figures.next()?.ok()?);
-            Some((*runs, Totals { ran: Duration::from_nanos(ran), waited: Duration::from_nanos(waited) }))
+            let on = fs::read_to_string(path.with_file_name("stat")).ok().and_then(|text| processor(&text));
+            let (ran, waited) = (Duration::from_nanos(ran), Duration::from_nanos(waited));
+            Some((*runs, Totals { ran, waited, on }))
         };
         let totals: Option<Vec<_>> = self.threads.iter().map(read).collect();
         totals.filter(|totals| !totals.is_empty()).map(|totals| Look { totals })
     }
+}
+
+/// The CPU it was on last, from `/proc/PID/task/TID/stat` (proc_pid_stat(5), field 39): the 37th after the
+/// name, which may hold anything.
+fn processor(stat: &str) -> Option<u32> {
+    let (_, after) = stat.rsplit_once(')')?;
+    after.split_ascii_whitespace().nth(36)?.parse().ok()
 }
 
 fn runs_of(name: &str) -> Option<Runs> {
@@ -186,7 +200,8 @@ struct HostTimes {
     waits: Vec<Vec<u32>>,
     first: Option<Look>,
     last: Option<(Duration, Look)>,
-    began: Duration,
+    /// When the window began and when each look after that was, milliseconds of the run.
+    at_ms: Vec<u64>,
     /// Pressure at the first look and at the last.
     pressure: Option<(Duration, Duration)>,
 }
@@ -199,11 +214,12 @@ impl HostTimes {
                 for ((waits, a), b) in self.waits.iter_mut().zip(&before.totals).zip(&look.totals) {
                     waits.push(millis(b.1.waited.saturating_sub(a.1.waited)) as u32);
                 }
+                self.at_ms.push(millis(at));
             }
             _ => {
                 self.waits = vec![Vec::new(); look.totals.len()];
                 self.first = Some(look.clone());
-                self.began = at;
+                self.at_ms = vec![millis(at)];
                 self.pressure = None;
             }
         }
@@ -218,11 +234,17 @@ impl HostTimes {
             return None;
         }
         let pairs = || first.totals.iter().zip(&last.totals);
+        // A kernel without these figures tells zeros; no thread of a machine runs for no time at all.
+        let window = ended.saturating_sub(Duration::from_millis(self.at_ms.first().copied().unwrap_or(0)));
+        if window >= Duration::from_secs(1) && pairs().all(|(_, (_, last))| last.ran.is_zero()) {
+            return None;
+        }
         Some(HostTime {
-            window_ms: millis(ended.saturating_sub(self.began)),
+            window_ms: millis(*ended).saturating_sub(self.at_ms.first().copied().unwrap_or(0)),
             ran_ms: pairs().map(|(a, b)| millis(b.1.ran.saturating_sub(a.1.ran))).collect(),
             waited_ms: pairs().map(|(a, b)| millis(b.1.waited.saturating_sub(a.1.waited))).collect(),
             waits_ms: self.waits.clone(),
+            at_ms: self.at_ms.clone(),
             period_ms: millis(PERIOD) as u32,
             pressure_ms: self.pressure.map(|(first, last)| millis(last.saturating_sub(first))),
         })
@@ -320,6 +342,7 @@ mod tests {
         let totals = |n: usize| Totals {
             ran: Duration::from_millis(ran[n]),
             waited: Duration::from_millis(waited[n]),
+            on: None,
         };
         Look { totals: vec![(Runs::Cpu(0), totals(0)), (Runs::Cpu(1), totals(1))] }
     }
@@ -334,6 +357,7 @@ mod tests {
         times.add(Duration::from_millis(300), look([90, 90], [1025, 95]), pressure(7180));
         let figures = times.figures().unwrap();
         assert_eq!((figures.window_ms, figures.waits_ms), (200, vec![vec![20, 5], vec![85, 5]]));
+        assert_eq!(figures.at_ms, [100, 200, 300]);
         assert_eq!((figures.ran_ms, figures.waited_ms), (vec![80, 80], vec![25, 90]));
         assert_eq!(figures.pressure_ms, Some(180));
     }
@@ -361,6 +385,33 @@ mod tests {
         assert_eq!(second, look([110, 100], [80, 90]));
         let third = losses.correct(stat([5, 15]), look([290, 130], [0, 160]));
         assert_eq!(third, look([210, 100], [80, 190]));
+    }
+
+    #[test]
+    fn what_was_stolen_is_charged_to_who_was_there() {
+        let stat = |ticks: [u64; 2]| {
+            Stolen::parse(&format!(
+                "cpu0 1 2 3 4 5 6 7 {} 0 0\ncpu1 1 2 3 4 5 6 7 {} 0 0\n",
+                ticks[0], ticks[1]
+            ))
+        };
+        let on = |look: Look, on: [u32; 2]| Look {
+            totals: look
+                .totals
+                .into_iter()
+                .zip(on)
+                .map(|((runs, t), on)| (runs, Totals { on: Some(on), ..t }))
+                .collect(),
+        };
+        let mut losses = Losses::default();
+        losses.correct(stat([0, 0]), on(look([100, 100], [0, 0]), [0, 0]));
+        // 80 ms were stolen from CPU 1, where the second thread came to be.
+        let second = losses.correct(stat([0, 8]), on(look([200, 200], [0, 0]), [0, 1]));
+        assert_eq!(second, on(look([200, 120], [0, 80]), [0, 1]));
+        let line = "7 (CPU 0/T) CG) S 1 2 3 4 5 6 7 8 9 10 11 12 13 14 15 16 17 18 19 20 21 22 23 24 25 26 27 28 29 30 31 32 33 34 35 3 0";
+        assert_eq!((processor(line), processor("7 (x) S 1")), (Some(3), None));
+        let own = fs::read_to_string("/proc/thread-self/stat").unwrap();
+        assert!(processor(&own).is_some(), "{own}");
     }
 
     #[test]

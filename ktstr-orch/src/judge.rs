@@ -4,6 +4,7 @@
 //! then whether the guest got far enough to say anything, then the scheduler, then the test, and
 //! last what the monitor saw.
 
+mod clock;
 mod excuse;
 mod expect;
 mod observed;
@@ -11,7 +12,7 @@ mod tail;
 
 use ktstr_proto::{
     AccelKind,
-    guest::{GuestFrame, GuestMessage, Log, LogSource, Phase, ProcessEnd, TestEnd},
+    guest::{BY_KERNEL, GuestFrame, GuestMessage, Log, LogSource, Phase, ProcessEnd, TestEnd},
     host::HostTime,
     monitor::MonitorSummary,
     run::Expectation,
@@ -19,11 +20,12 @@ use ktstr_proto::{
     vmm::VmExit,
 };
 
-pub use self::tail::Tail;
 use self::{
+    clock::Given,
     observed::{add_event_findings, add_monitor_findings, add_unjudged, add_unmeasured, monitor_limits},
     tail::{FATAL, NOT_UNPACKED, PANIC, STALE_TEXT},
 };
+pub use self::{clock::GuestClock, tail::Tail};
 
 /// What ended a run from outside the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -60,6 +62,8 @@ pub struct Evidence {
     pub stopped: Option<Stopped>,
     /// What the monitor saw.
     pub monitor: Option<MonitorSummary>,
+    /// When on the host the guest's messages came.
+    pub clock: GuestClock,
 }
 
 /// A verdict before it is dressed up as a report.
@@ -129,7 +133,10 @@ impl Evidence {
         let host = host.filter(|_| accel != Some(AccelKind::Det));
         if let Some(cause) = self.scheduler_cause().or_else(|| self.panic_cause()) {
             let judgement = verdict_of(cause, self.returned().cloned());
-            return self.excuse_stale_text(excuse::stall(judgement, host), accel);
+            return self.excuse_stale_text(
+                excuse::stall(judgement, self.given(host), self.disabled().map(|(at, _)| at)),
+                accel,
+            );
         }
         if let Some(end) = self.exec_end() {
             let (status, outcome) = match end {
@@ -149,7 +156,35 @@ impl Evidence {
         if let Some(judgement) = self.test_judgement(accel, assert, host) {
             return judgement;
         }
-        excuse::stall(verdict_of(self.silent_cause(), None), host)
+        excuse::stall(verdict_of(self.silent_cause(), None), self.given(host), None)
+    }
+
+    fn given<'a>(&'a self, host: Option<&'a HostTime>) -> Option<Given<'a>> {
+        host.map(|time| Given { time, clock: &self.clock, any_cpu: self.reached(Phase::SchedulerAttached) })
+    }
+
+    /// When and why the kernel disabled a scheduler for good. That a test detached or replaced one says
+    /// nothing of the next, nor that the kernel sent one away that came back.
+    fn disabled(&self) -> Option<(u64, &str)> {
+        self.disabled_by_kernel()
+            .find(|(at, _, reason)| !self.came_back(*at, reason))
+            .map(|(_, t, reason)| (t, reason))
+    }
+
+    /// Place among the frames, time and reason of each.
+    fn disabled_by_kernel(&self) -> impl Iterator<Item = (usize, u64, &str)> {
+        self.frames.iter().enumerate().filter_map(|(at, m)| match &m.body {
+            GuestFrame::ScxDisabled { reason } if !unregistered(reason) => {
+                Some((at, m.t_ns, reason.as_str()))
+            }
+            _ => None,
+        })
+    }
+
+    fn came_back(&self, at: usize, reason: &str) -> bool {
+        let after = &self.frames[at + 1..];
+        reason.starts_with(BY_KERNEL)
+            && after.iter().any(|m| m.body == GuestFrame::Phase(Phase::SchedulerAttached))
     }
 
     /// Failures outside of what was to be tested.
@@ -199,10 +234,7 @@ impl Evidence {
     fn scheduler_cause(&self) -> Option<Cause> {
         let attached = self.reached(Phase::SchedulerAttached);
         let teardown = self.reached(Phase::TeardownStarted);
-        let disabled = self.frames.iter().find_map(|m| match &m.body {
-            GuestFrame::ScxDisabled { reason } => Some(reason.clone()),
-            _ => None,
-        });
+        let disabled = self.disabled().map(|(_, reason)| reason.to_owned());
         let ended = self.frames.iter().find_map(|m| match &m.body {
             GuestFrame::SchedulerEnded { end, expected: false } => Some(end),
             _ => None,
@@ -211,7 +243,7 @@ impl Evidence {
             GuestFrame::StepFailed { reason, .. } => Some(reason.clone()),
             _ => None,
         });
-        if let Some(reason) = disabled.filter(|r| !unregistered(r)) {
+        if let Some(reason) = disabled {
             return Some(if reason.starts_with("runnable task stall") {
                 Cause::SchedulerStall { reason }
             } else {
@@ -286,6 +318,12 @@ impl Evidence {
         let cause = match self.test_end() {
             Some(TestEnd::Returned(result)) => {
                 let mut result = result.clone();
+                for (at, _, reason) in self.disabled_by_kernel() {
+                    if self.came_back(at, reason) {
+                        let message = format!("the kernel sent the scheduler away ({reason}); it came back");
+                        result.push(DetailKind::Note, Outcome::Pass, message);
+                    }
+                }
                 match (&self.monitor, accel) {
                     // The monitor looks when the host gets to it.
                     (_, Some(AccelKind::Det)) => {
@@ -306,8 +344,8 @@ impl Evidence {
                         add_event_findings(&mut result, monitor, host, assert);
                     }
                 }
-                if let Some(host) = host {
-                    excuse::by_host(&mut result, assert, host);
+                if let Some(given) = self.given(host) {
+                    excuse::by_host(&mut result, given);
                 }
                 let failed = matches!(result.outcome, Outcome::Fail | Outcome::Inconclusive);
                 return Some(Judgement {
@@ -336,7 +374,7 @@ impl Evidence {
                     GuestFrame::TestProcessEnded(end) => Some(end),
                     _ => None,
                 })?;
-                Cause::TestDied { how: format!("the test process {end} without a result") }
+                Cause::TestDied { how: end.to_string() }
             }
         };
         Some(verdict_of(cause, None))
@@ -432,6 +470,36 @@ mod tests {
         let verdict = with(&[died]);
         assert!(matches!(verdict.cause, Some(Cause::SchedulerDied { .. })));
         assert_eq!((verdict.outcome, verdict.infrastructure), (Outcome::Fail, false));
+    }
+
+    #[test]
+    fn a_scheduler_that_the_kernel_sent_away_may_come_back() {
+        let reason = format!("{BY_KERNEL}: cpu 3 going offline, exiting scheduler");
+        let judged = |comes_back: bool| {
+            let mut frames = attached();
+            frames.push(GuestFrame::ScxDisabled { reason: reason.clone() });
+            frames.extend(comes_back.then_some(GuestFrame::Phase(Phase::SchedulerAttached)));
+            frames.push(GuestFrame::TestEnded(TestEnd::Returned(AssertResult::pass())));
+            judge(&evidence(frames))
+        };
+        let back = judged(true);
+        assert_eq!((back.outcome, &back.cause), (Outcome::Pass, &None));
+        let notes = back.result.unwrap().details;
+        assert!(notes.iter().any(|note| note.message.contains("going offline")), "{notes:?}");
+        assert!(matches!(judged(false).cause, Some(Cause::SchedulerError { .. })));
+    }
+
+    #[test]
+    fn the_failure_of_a_scheduler_that_took_over_is_seen() {
+        let disabled = |reason: &str| GuestFrame::ScxDisabled { reason: reason.into() };
+        let mut frames = attached();
+        frames.push(disabled("unregistered from user space"));
+        frames.push(GuestFrame::Phase(Phase::SchedulerAttached));
+        frames.push(disabled("runnable task stall (worker[9] failed to run for 5.1s)"));
+        frames.push(GuestFrame::TestEnded(TestEnd::Returned(AssertResult::pass())));
+        let judged = judge(&evidence(frames));
+        assert!(matches!(judged.cause, Some(Cause::SchedulerStall { .. })), "{:?}", judged.cause);
+        assert_eq!(judged.outcome, Outcome::Fail);
     }
 
     #[test]

@@ -498,6 +498,7 @@ impl Session {
                         }
                         _ => {}
                     }
+                    self.evidence.clock.seen(message.t_ns, self.dir.elapsed_ms());
                     self.evidence.note(message);
                 }
                 Ok(None) => return,

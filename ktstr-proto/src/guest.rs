@@ -204,6 +204,10 @@ pub struct Log {
     pub text: String,
 }
 
+/// How the kernel's words begin when it has taken a scheduler away by itself, as at a hotplug that the scheduler
+/// does not handle, and expects it to start anew (kernel/sched/ext.c, `scx_exit_reason()`).
+pub const BY_KERNEL: &str = "unregistered from the main kernel";
+
 /// Stations of a run, in order.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub enum Phase {

@@ -9,10 +9,12 @@
 //! enums encode a variant's position, so variants and fields are only ever appended, and every such
 //! change bumps [`VERSION`]. `tests/pinned.rs` holds the bytes of each version.
 
+pub mod budget;
 pub mod capture;
 pub mod channel;
 pub mod client;
 pub mod codec;
+pub mod colour;
 pub mod device;
 mod ending;
 pub mod figures;

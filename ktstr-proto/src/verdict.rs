@@ -1,17 +1,20 @@
-//! What a test found: worker telemetry, thresholds, results, and the run's final report.
+//! What a test found: worker telemetry, results, their outcome. Why a run ended is in `cause`, all that is
+//! told of it in `report`; thresholds are [`crate::thresholds`].
+
+mod cause;
+mod report;
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+pub use cause::{Cause, Process};
+pub use report::{CaptureMark, RunReport, TimelineMark, TimelineSource};
+
+use crate::histogram::Histogram;
 pub use crate::{
     figures::{CgroupStats, ScenarioStats},
     thresholds::Assert,
-};
-use crate::{
-    histogram::Histogram,
-    monitor::MonitorSummary,
-    run::{AccelKind, RunId},
 };
 
 /// The lattice `Fail > Inconclusive > Pass > NotRun`; merging keeps the greatest.
@@ -90,6 +93,9 @@ pub struct Detail {
     pub message: String,
     /// The figures of a finding about a length of time.
     pub time: Option<TimeFigures>,
+    /// When it was, where that is known.
+    #[serde(default)]
+    pub when: Option<Moment>,
 }
 
 /// A length of time against its limit.
@@ -99,6 +105,17 @@ pub struct TimeFigures {
     pub seen_ms: u64,
     /// What was allowed, milliseconds.
     pub limit_ms: u64,
+}
+
+/// When something lay, in guest `CLOCK_MONOTONIC`, and the CPUs it concerns.
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct Moment {
+    /// Its beginning, nanoseconds.
+    pub from_ns: u64,
+    /// Its end, nanoseconds.
+    pub to_ns: u64,
+    /// Where it was seen before and after, ascending.
+    pub cpus: Vec<u32>,
 }
 
 /// How a worker ended.
@@ -156,6 +173,9 @@ pub struct WorkerReport {
     pub max_gap_cpu: u32,
     /// When that gap ended, nanoseconds after the worker's start.
     pub max_gap_at_ns: u64,
+    /// The two checkpoints between which it lay.
+    #[serde(default)]
+    pub max_gap_moment: Moment,
     /// Time runnable but not running, nanoseconds (`/proc/thread-self/schedstat`).
     pub run_delay_ns: u64,
     /// Times it was put on a CPU (`/proc/thread-self/schedstat`).
@@ -280,6 +300,12 @@ impl AssertResult {
         Self { outcome: Outcome::Pass, details: Vec::new(), stats: ScenarioStats::default() }
     }
 
+    /// Nothing was tested and nothing found: what results are merged into. It stays so while all of them were
+    /// not run.
+    pub fn nothing() -> Self {
+        Self { outcome: Outcome::NotRun, ..Self::pass() }
+    }
+
     /// Nothing was tested, because of `reason`.
     pub fn skip(reason: impl Into<String>) -> Self {
         let mut result = Self { outcome: Outcome::NotRun, ..Self::pass() };
@@ -297,14 +323,21 @@ impl AssertResult {
     /// Adds a finding.
     pub fn push(&mut self, kind: DetailKind, outcome: Outcome, message: impl Into<String>) {
         self.outcome = self.outcome.max(outcome);
-        self.details.push(Detail { kind, outcome, message: message.into(), time: None });
+        self.details.push(Detail { kind, outcome, message: message.into(), time: None, when: None });
     }
 
     /// Adds a failure about a length of time, which the host may explain.
     pub fn fail_time(&mut self, kind: DetailKind, time: TimeFigures, message: impl Into<String>) {
         self.outcome = self.outcome.max(Outcome::Fail);
         let (outcome, message) = (Outcome::Fail, message.into());
-        self.details.push(Detail { kind, outcome, message, time: Some(time) });
+        self.details.push(Detail { kind, outcome, message, time: Some(time), when: None });
+    }
+
+    /// As [`Self::fail_time`], for what lay at a known moment.
+    pub fn fail_at(&mut self, kind: DetailKind, time: TimeFigures, when: Moment, message: impl Into<String>) {
+        self.outcome = self.outcome.max(Outcome::Fail);
+        let (outcome, message) = (Outcome::Fail, message.into());
+        self.details.push(Detail { kind, outcome, message, time: Some(time), when: Some(when) });
     }
 
     /// Joins another result.
@@ -340,268 +373,6 @@ impl AssertResult {
     /// The messages of what failed.
     pub fn failure_details(&self) -> impl Iterator<Item = &str> {
         self.details.iter().filter(|d| d.outcome == Outcome::Fail).map(|d| d.message.as_str())
-    }
-}
-
-/// The processes of a run, by name.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum Process {
-    /// `ktstr-vmm`.
-    Vmm,
-    /// The emulator child of the VMM.
-    Emulator,
-    /// `ktstr-monitor`.
-    Monitor,
-    /// `ktstr-orch`.
-    Orchestrator,
-    /// Test binary or CLI.
-    Client,
-    /// The process that serves disks and networks.
-    Device,
-}
-
-impl fmt::Display for Process {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Vmm => "ktstr-vmm",
-            Self::Emulator => "emulator",
-            Self::Monitor => "ktstr-monitor",
-            Self::Orchestrator => "ktstr-orch",
-            Self::Client => "client",
-            Self::Device => "device process",
-        })
-    }
-}
-
-/// Why a run ended as it did. Append only.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Cause {
-    /// A check of the test failed, or its function returned an error.
-    Assertion,
-    /// The test function panicked.
-    TestPanic {
-        /// Panic message with location.
-        message: String,
-        /// Backtrace, if captured.
-        backtrace: String,
-    },
-    /// The test process ended without a result.
-    TestDied {
-        /// Exit status or signal in words.
-        how: String,
-    },
-    /// The kernel's watchdog ended the scheduler: a runnable task was not run.
-    SchedulerStall {
-        /// The kernel's or scheduler's words.
-        reason: String,
-    },
-    /// The scheduler ended itself with an error (`scx_bpf_error`, runtime error).
-    SchedulerError {
-        /// The kernel's or scheduler's words.
-        reason: String,
-    },
-    /// The scheduler never reached `enabled`.
-    SchedulerNotAttached {
-        /// What was seen.
-        reason: String,
-    },
-    /// The scheduler's process died.
-    SchedulerDied {
-        /// Exit status or signal in words.
-        how: String,
-    },
-    /// The guest kernel panicked.
-    KernelPanic {
-        /// The panic line of the console.
-        message: String,
-    },
-    /// PID 1 could not set the guest up.
-    GuestInit {
-        /// The step that failed.
-        step: String,
-        /// Why.
-        reason: String,
-    },
-    /// The guest never spoke or stopped speaking before the deadline.
-    Deadline {
-        /// The last thing known to have happened.
-        phase: String,
-        /// Wall time waited, milliseconds.
-        waited_ms: u64,
-    },
-    /// The guest ended (reset, triple fault, power-off) before its result arrived.
-    GuestEnded {
-        /// How, in words.
-        how: String,
-    },
-    /// The guest sent what cannot be decoded.
-    Channel {
-        /// What is wrong and where.
-        reason: String,
-    },
-    /// A process of ktstr died.
-    ProcessDied {
-        /// Which.
-        process: Process,
-        /// Exit status or signal in words.
-        how: String,
-    },
-    /// Something needed is missing here.
-    Missing {
-        /// What and what to do.
-        reason: String,
-    },
-    /// The request cannot be carried out as written.
-    BadRequest {
-        /// What is wrong and what to do.
-        reason: String,
-    },
-    /// The client asked to stop.
-    Cancelled,
-}
-
-/// Who says what a [`TimelineMark`] says.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub enum TimelineSource {
-    /// The scenario, or the kernel and PID 1 about the scheduler.
-    Stimulus,
-    /// A station of the run.
-    Station,
-    /// The scheduler's output.
-    Scheduler,
-    /// Output of the test and of PID 1.
-    Output,
-    /// The kernel's console.
-    Console,
-    /// A sample of the monitor.
-    Monitor,
-    /// A capture.
-    Capture,
-}
-
-impl std::fmt::Display for TimelineSource {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str(match self {
-            Self::Stimulus => "scenario",
-            Self::Station => "run",
-            Self::Scheduler => "scheduler",
-            Self::Output => "output",
-            Self::Console => "console",
-            Self::Monitor => "monitor",
-            Self::Capture => "capture",
-        })
-    }
-}
-
-/// Something that happened in the guest.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct TimelineMark {
-    /// Guest time after the scenario's start, milliseconds; negative before it.
-    pub at_ms: i64,
-    /// Whose words these are.
-    pub source: TimelineSource,
-    /// What, in a few words.
-    pub what: String,
-    /// Iterations of all workers until then; 0 where they are not counted.
-    pub iterations: u64,
-    /// The scenario's phase, as [`crate::stats::PhaseBucket::index`]; none outside of all.
-    pub phase: Option<u32>,
-}
-
-/// A look at all of the guest's state, taken while its CPUs stood, or one that was to be taken.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct CaptureMark {
-    /// What it is called: `periodic_000` and so on for those a test asks for, `seen_000` for those the
-    /// run took by itself, `asked_000` for those somebody outside asked for,
-    /// `watched_000` for writes to watched places.
-    pub tag: String,
-    /// Why it was taken.
-    pub why: String,
-    /// When, in milliseconds after the scenario's start; time in which the guest stood does not count.
-    pub at_ms: i64,
-    /// When it was to be taken, in the same time.
-    pub boundary_ms: Option<u64>,
-    /// How long the guest stood for it, microseconds.
-    pub stood_us: u64,
-    /// Name of its JSON in the run's directory, or why there is none.
-    pub file: Result<String, String>,
-}
-
-/// Everything a client learns of a finished run; also the sidecar.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct RunReport {
-    /// The run.
-    pub run_id: RunId,
-    /// Its directory.
-    pub run_dir: std::path::PathBuf,
-    /// Test name.
-    pub name: String,
-    /// Judgement; meaningless when `infrastructure`.
-    pub outcome: Outcome,
-    /// Whether ktstr itself failed, so that nothing can be said about the scheduler.
-    pub infrastructure: bool,
-    /// Why, unless it passed.
-    pub cause: Option<Cause>,
-    /// The test's findings and figures, when it delivered any.
-    pub result: Option<AssertResult>,
-    /// What happened and when: all that the scenario did, and the last of everything else. The whole
-    /// is `timeline.jsonl` in the run's directory.
-    pub timeline: Vec<TimelineMark>,
-    /// Captures, in the order in which they were taken or given up.
-    pub captures: Vec<CaptureMark>,
-    /// The thresholds that were applied.
-    pub assert: Option<Assert>,
-    /// What the monitor saw.
-    pub monitor: Option<MonitorSummary>,
-    /// What the host gave to the vCPUs while the test ran.
-    pub host: Option<crate::host::HostTime>,
-    /// Remarks: accelerator choice, observation that ended early.
-    pub notes: Vec<String>,
-    /// Last lines of the scheduler's output.
-    pub scheduler_log: Vec<String>,
-    /// Last lines of the kernel console.
-    pub console_tail: Vec<String>,
-    /// Accelerator used, if it came to that.
-    pub accel: Option<AccelKind>,
-    /// Emulator and version, or the KVM's description.
-    pub accel_detail: String,
-    /// Kernel release or the name asked for.
-    pub kernel: String,
-    /// Scheduler name.
-    pub scheduler: String,
-    /// Machine shape.
-    pub topology: crate::Topology,
-    /// Exit status of a shell command.
-    pub exit_status: Option<i32>,
-    /// Seed used.
-    pub seed: u64,
-    /// Repeats the run.
-    pub replay: String,
-    /// Host time spent, milliseconds: (until the first guest frame, until the end).
-    pub host_ms: (u64, u64),
-    /// How the guest came to be ready.
-    #[serde(default)]
-    pub boot: crate::run::Boot,
-    /// Whether its test takes an inconclusive run for good enough.
-    #[serde(default)]
-    pub allow_inconclusive: bool,
-}
-
-impl RunReport {
-    /// Whether it is inconclusive where its test does not allow that.
-    pub fn undecided(&self) -> bool {
-        !self.infrastructure && self.outcome == Outcome::Inconclusive && !self.allow_inconclusive
-    }
-
-    /// Exit code of our own commands (DESIGN section 7).
-    pub fn exit_code(&self) -> u8 {
-        match (self.infrastructure, self.outcome) {
-            (true, _) => 4,
-            (false, Outcome::Pass) => 0,
-            (false, Outcome::Fail) => 1,
-            (false, Outcome::Inconclusive) => 2,
-            (false, Outcome::NotRun) => 3,
-        }
     }
 }
 

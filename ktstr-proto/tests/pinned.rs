@@ -124,6 +124,7 @@ fn report() -> RunReport {
             ran_ms: vec![150],
             waited_ms: vec![30],
             waits_ms: vec![vec![10, 20]],
+            at_ms: vec![1000, 1100],
             period_ms: 100,
             pressure_ms: Some(180),
         }),

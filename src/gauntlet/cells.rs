@@ -60,8 +60,7 @@ fn cells_of(entry: &'static KtstrTestEntry, kernels: &[(String, NamedKernel)]) -
         ignored: entry.ignored || preset.is_some(),
     };
     let own = named.iter().filter(|_| several).map(|kernel| cell(format!("ktstr/{test}"), None, *kernel));
-    let inherited = entry.scheduler.map_or(Constraints::NONE, |scheduler| scheduler.constraints);
-    let bounds = Constraints::defaults().merge(inherited).merge(entry.constraints);
+    let bounds = Constraints::of_test(entry.bounds());
     let admitted = PRESETS.iter().filter(|preset| bounds.admit(&preset.topology));
     let varied = admitted.flat_map(|preset| {
         let name = format!("gauntlet/{test}/{}", preset.name);

@@ -1,4 +1,4 @@
-//! How long tests took in earlier runs: a line `MILLISECONDS ACCELERATOR TEST` of each in
+//! How long tests took in earlier runs: a line `MILLISECONDS ACCELERATOR CRATE TEST` of each in
 //! `durations.txt`, so that a budget can be planned by what was seen instead of guessed.
 //!
 //! Lines are short and appended in one write; a line that cannot be read is passed over, since a
@@ -16,6 +16,11 @@ const FILE: &str = "durations.txt";
 /// Runs that count for a test: its latest.
 const LATEST: usize = 5;
 
+/// What a test is called here: other crates may have tests of the same name.
+pub fn key(krate: &str, test: &str) -> String {
+    format!("{krate} {test}")
+}
+
 /// Notes how long a run took. Best effort: a run is not worth less for not being noted.
 pub fn note(dir: &Path, test: &str, accel: &str, took: Duration) {
     let line = format!("{} {accel} {test}\n", took.as_millis());
@@ -26,25 +31,35 @@ pub fn note(dir: &Path, test: &str, accel: &str, took: Duration) {
     }
 }
 
-/// Median time of each test's latest runs under `accel`.
-pub fn learned(dir: &Path, accel: &str) -> BTreeMap<String, Duration> {
-    let Ok(file) = File::open(dir.join(FILE)) else { return BTreeMap::new() };
-    let mut seen: BTreeMap<String, Vec<u64>> = BTreeMap::new();
-    for text in BufReader::new(file).lines().map_while(Result::ok) {
-        let mut parts = text.splitn(3, ' ');
-        let (ms, with, test) = (parts.next().and_then(|ms| ms.parse().ok()), parts.next(), parts.next());
-        if let (Some(ms), Some(with), Some(test)) = (ms, with, test)
-            && (with == accel || accel == "auto")
-        {
-            seen.entry(test.to_owned()).or_default().push(ms);
+/// What was noted.
+pub struct History {
+    /// Milliseconds by test and accelerator, in the order in which they were noted.
+    seen: BTreeMap<String, Vec<(String, u64)>>,
+}
+
+impl History {
+    /// Reads it; none is as good as an empty one.
+    pub fn read(dir: &Path) -> Self {
+        let mut seen: BTreeMap<String, Vec<(String, u64)>> = BTreeMap::new();
+        let lines = File::open(dir.join(FILE)).ok().map(|file| BufReader::new(file).lines());
+        for text in lines.into_iter().flatten().map_while(Result::ok) {
+            let mut parts = text.splitn(3, ' ');
+            let (ms, with, test) = (parts.next().and_then(|ms| ms.parse().ok()), parts.next(), parts.next());
+            if let (Some(ms), Some(with), Some(test)) = (ms, with, test) {
+                seen.entry(test.to_owned()).or_default().push((with.to_owned(), ms));
+            }
         }
+        Self { seen }
     }
-    let median = |all: Vec<u64>| {
-        let mut latest = all[all.len().saturating_sub(LATEST)..].to_vec();
+
+    /// Median time of a test's latest runs under `accel`; `auto` is any.
+    pub fn usual(&self, accel: &str, test: &str) -> Option<Duration> {
+        let with_it = |(with, _): &&(String, u64)| with == accel || accel == "auto";
+        let of_test = self.seen.get(test)?.iter().rev().filter(with_it);
+        let mut latest: Vec<u64> = of_test.take(LATEST).map(|(_, ms)| *ms).collect();
         latest.sort_unstable();
-        Duration::from_millis(latest[latest.len() / 2])
-    };
-    seen.into_iter().map(|(test, all)| (test, median(all))).collect()
+        latest.get(latest.len() / 2).map(|ms| Duration::from_millis(*ms))
+    }
 }
 
 #[cfg(test)]
@@ -54,7 +69,7 @@ mod tests {
     #[test]
     fn the_latest_runs_count_and_damage_does_not() {
         let dir = tempfile::tempdir().unwrap();
-        assert!(learned(dir.path(), "tcg").is_empty());
+        assert_eq!(History::read(dir.path()).usual("tcg", "t"), None);
         for ms in [90_000, 1, 2, 3, 4, 5] {
             note(dir.path(), "t", "tcg", Duration::from_millis(ms));
         }
@@ -65,7 +80,10 @@ mod tests {
             .unwrap()
             .write_all(b"12 tc")
             .unwrap();
-        assert_eq!(learned(dir.path(), "tcg")["t"], Duration::from_millis(3));
-        assert_eq!(learned(dir.path(), "det")["t"], Duration::from_secs(60));
+        let usual = |accel, test| History::read(dir.path()).usual(accel, test);
+        assert_eq!(usual("tcg", "t"), Some(Duration::from_millis(3)));
+        assert_eq!(usual("det", "t"), Some(Duration::from_secs(60)));
+        assert_eq!(usual("auto", "t"), Some(Duration::from_millis(4)));
+        assert_eq!(usual("kvm", "t").or(usual("tcg", "tc")), None);
     }
 }

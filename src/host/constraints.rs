@@ -62,6 +62,38 @@ impl Constraints {
         }
     }
 
+    /// What holds for a test: the defaults overridden by what is asked for. A least number above the most
+    /// that is usual lifts that, since nobody asked for it.
+    pub const fn of_test(asked: Self) -> Self {
+        const fn lifted(usual: Option<u32>, min: Option<u32>, max: Option<u32>) -> Option<u32> {
+            match (usual, min, max) {
+                (Some(usual), Some(min), None) if min > usual => Some(u32::MAX),
+                _ => max,
+            }
+        }
+        let usual = Self::defaults();
+        usual.merge(Self {
+            max_llcs: lifted(usual.max_llcs, asked.min_llcs, asked.max_llcs),
+            max_cpus: lifted(usual.max_cpus, asked.min_cpus, asked.max_cpus),
+            max_numa_nodes: lifted(usual.max_numa_nodes, asked.min_numa_nodes, asked.max_numa_nodes),
+            ..asked
+        })
+    }
+
+    /// A pair of bounds that no machine is within, with their names.
+    pub fn contradiction(&self) -> Option<(&'static str, u32, &'static str, u32)> {
+        let pairs = [
+            ("min_llcs", self.min_llcs, "max_llcs", self.max_llcs),
+            ("min_cpus", self.min_cpus, "max_cpus", self.max_cpus),
+            ("min_numa_nodes", self.min_numa_nodes, "max_numa_nodes", self.max_numa_nodes),
+        ];
+        let wrong = |(low, min, high, max): (_, Option<u32>, _, Option<u32>)| {
+            let (min, max) = (min?, max?);
+            (min > max).then_some((low, min, high, max))
+        };
+        pairs.into_iter().find_map(wrong)
+    }
+
     /// Whether a machine of this shape is within all bounds that are set.
     pub fn admit(&self, shape: &Topology) -> bool {
         let within = |value: u32, min: Option<u32>, max: Option<u32>| {
@@ -77,6 +109,31 @@ impl Constraints {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_asked_for_lifts_what_is_only_usual() {
+        let nodes = Constraints { min_numa_nodes: Some(2), ..Constraints::NONE };
+        assert!(Constraints::of_test(nodes).admit(&Topology {
+            numa_nodes: 2,
+            llcs: 4,
+            cores: 4,
+            threads: 1
+        }));
+        assert!(!Constraints::of_test(nodes).admit(&Topology {
+            numa_nodes: 1,
+            llcs: 4,
+            cores: 4,
+            threads: 1
+        }));
+        let asked = Constraints { min_llcs: Some(13), max_llcs: Some(14), ..Constraints::NONE };
+        assert_eq!(Constraints::of_test(asked).max_llcs, Some(14));
+        assert_eq!(Constraints::of_test(Constraints::NONE), Constraints::defaults());
+        let cpus = Constraints { min_cpus: Some(193), ..Constraints::NONE };
+        assert!(Constraints::of_test(cpus).max_cpus > Some(193));
+        let wrong = Constraints { min_llcs: Some(4), max_llcs: Some(2), ..Constraints::NONE };
+        assert_eq!(wrong.contradiction(), Some(("min_llcs", 4, "max_llcs", 2)));
+        assert_eq!(Constraints::of_test(nodes).contradiction(), None);
+    }
 
     #[test]
     fn each_bound_binds_alone() {

@@ -240,6 +240,18 @@ pub enum Invalid {
         /// The path.
         path: &'static str,
     },
+    /// The test's bounds and its scheduler's leave no machine.
+    #[error("`{low} = {min}` and `{high} = {max}`, of the test or its scheduler, leave no machine")]
+    Bounds {
+        /// Name of the lower bound.
+        low: &'static str,
+        /// The lower bound.
+        min: u32,
+        /// Name of the upper bound.
+        high: &'static str,
+        /// The upper bound.
+        max: u32,
+    },
     /// The machine does not fit the test's own limits.
     #[error("the test's own machine {shape} is outside of its bounds {bounds:?}")]
     Constraints {
@@ -280,6 +292,17 @@ impl KtstrTestEntry {
             Some((_, modules)) => format!("{modules}::{}", self.name),
             None => self.name.into(),
         }
+    }
+
+    /// The bounds that the test sets, and its scheduler where the test does not.
+    pub fn bounds(&self) -> Constraints {
+        let inherited = self.scheduler.map_or(Constraints::NONE, |scheduler| scheduler.constraints);
+        inherited.merge(self.constraints)
+    }
+
+    /// The crate it is in, which is its executable's name too.
+    pub fn crate_name(&self) -> &'static str {
+        self.module_path.split_once("::").map_or(self.module_path, |(krate, _)| krate)
     }
 
     /// The machine: each dimension from the test, else from the scheduler, else the default.
@@ -353,6 +376,9 @@ impl KtstrTestEntry {
         for path in self.workload_root_cgroup.into_iter().chain(parent) {
             let bad = !path.starts_with('/') || path == "/" || path.split('/').any(|part| part == "..");
             refuse_if(bad, Invalid::CgroupPath { path })?;
+        }
+        if let Some((low, min, high, max)) = self.bounds().contradiction() {
+            return Err(Invalid::Bounds { low, min, high, max });
         }
         match self.topology() {
             Ok(shape) if !self.constraints.admit(&shape) => {

@@ -34,6 +34,7 @@ pub use constraints::Constraints;
 pub use entry::{
     DEFAULT_DURATION_S, Expect, Invalid, KTSTR_TESTS, KtstrTestEntry, PostVm, Shape, config_gate, device_gate,
 };
+pub(crate) use seeds::under;
 pub use spec::{SpecError, Variant, spec_of, spec_of_variant};
 pub(crate) use spec::{state_dir, target_of};
 pub use vm_result::VmResult;
@@ -67,7 +68,13 @@ pub fn run_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<(), Stri
         Ok(Carried::LeftOut(report)) => {
             judge_left_out(render::report(&report), everything_is_required(require.as_deref()))
         }
-        Ok(Carried::Out { accel, report, text }) => judge(accel, &report, text, require.as_deref()),
+        Ok(Carried::Out { accel, report, text, took }) => {
+            if let Some(accel) = report.accel.filter(|_| ran_whole(&report)) {
+                let key = crate::gauntlet::key(entry.crate_name(), &variant.name);
+                crate::gauntlet::note(&state_dir(), &key, &accel.to_string(), took);
+            }
+            judge(accel, &report, text, require.as_deref())
+        }
         Err(Broken { error, cause, run }) => {
             let root = spec::own_runs_root();
             let report = record::broken(entry, variant, root, cause, run.as_ref());
@@ -87,6 +94,11 @@ pub fn run_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<(), Stri
             Err(why)
         }
     }
+}
+
+/// Whether how long it took says how long it takes.
+fn ran_whole(report: &RunReport) -> bool {
+    !report.infrastructure && report.outcome != Outcome::NotRun
 }
 
 /// What is looked at after a run that was to take snapshots, where the test does not look itself.
@@ -157,6 +169,8 @@ enum Carried {
         report: RunReport,
         /// What is still to be said of it.
         text: String,
+        /// How long a run took, where there were several the usual one.
+        took: Duration,
     },
 }
 
@@ -195,7 +209,8 @@ fn carry_out(entry: &KtstrTestEntry, variant: &Variant) -> Result<Carried, Broke
         seeds::Plan::Once => {
             let accel = spec.accel;
             let report = run_once(entry, spec)?;
-            Ok(Carried::Out { accel, text: render::report(&report), report })
+            let took = Duration::from_millis(report.host_ms.1);
+            Ok(Carried::Out { accel, text: render::report(&report), report, took })
         }
         seeds::Plan::Many(count, accel) => run_seeds(entry, RunSpec { accel, ..spec }, count),
         seeds::Plan::NotUnder(accel) => left_out(&format!(
@@ -214,6 +229,7 @@ fn run_seeds(entry: &KtstrTestEntry, spec: RunSpec, count: u32) -> Result<Carrie
         );
     }
     let mut ends = seeds::Ends::default();
+    let mut took = Duration::ZERO;
     for spec in seeds::requests(&spec, count) {
         let seed = spec.seed;
         let report = match run_once(entry, spec) {
@@ -223,6 +239,7 @@ fn run_seeds(entry: &KtstrTestEntry, spec: RunSpec, count: u32) -> Result<Carrie
                 return Err(broken);
             }
         };
+        took += Duration::from_millis(report.host_ms.1);
         let text = render::report(&report);
         if ends.add(report) {
             eprintln!("seed {seed} ends in a new way:\n{}", render::for_terminal(&text));
@@ -231,7 +248,7 @@ fn run_seeds(entry: &KtstrTestEntry, spec: RunSpec, count: u32) -> Result<Carrie
         }
     }
     let report = ends.worst().ok_or_else(|| Broken::request("no seed was tried"))?.clone();
-    Ok(Carried::Out { accel, report, text: ends.summary() })
+    Ok(Carried::Out { accel, report, text: ends.summary(), took: took / count })
 }
 
 /// Has one run carried out.
@@ -247,10 +264,6 @@ fn run_once(entry: &KtstrTestEntry, spec: RunSpec) -> Result<RunReport, Broken> 
         _ => {}
     });
     let report = ended.map_err(|error| Broken::orchestrator(error, session.run_id().cloned()))?;
-    if let (false, Some(accel)) = (report.infrastructure, report.accel) {
-        let took = Duration::from_millis(report.host_ms.1);
-        crate::gauntlet::note(&state_dir(), &spec.name, &accel.to_string(), took);
-    }
     let written = report.clone();
     let mut report = look_at(entry, RunReport { allow_inconclusive: entry.allow_inconclusive, ..report });
     if report != written {
@@ -269,7 +282,7 @@ fn judge(
     match (report.infrastructure, report.outcome) {
         (true, _) => Err(("infrastructure failure".into(), text)),
         (false, Outcome::Pass) => Ok(text),
-        (false, Outcome::NotRun) if required(accel, require.unwrap_or_default()) => {
+        (false, Outcome::NotRun) if demanded(accel, report, require) => {
             let why =
                 format!("not run, but KTSTR_REQUIRE={} demands it ({accel})", require.unwrap_or_default());
             Err((why.clone(), format!("{text}{why}\n")))
@@ -279,6 +292,13 @@ fn judge(
         (false, Outcome::Inconclusive) => Err(("inconclusive".into(), text)),
         (false, Outcome::Fail) => Err(("failed".into(), text)),
     }
+}
+
+/// Whether a run that did not take place had to: where the machine was wanting, if its accelerator is
+/// required; where the test left itself out, if everything is.
+fn demanded(accel: Accel, report: &RunReport, require: Option<&str>) -> bool {
+    let wanting = report.accel.is_none() || matches!(report.cause, Some(Cause::Missing { .. }));
+    wanting && required(accel, require.unwrap_or_default()) || everything_is_required(require)
 }
 
 /// A test that is left out for what it asks is no want of an accelerator: only `all` demands it.
@@ -360,6 +380,16 @@ pub(crate) mod tests {
         assert!(judge(Accel::Tcg, &report(false), String::new(), None).is_err());
         let broken = RunReport { infrastructure: true, ..report(true) };
         assert!(judge(Accel::Tcg, &broken, String::new(), None).is_err());
+    }
+
+    #[test]
+    fn an_accelerator_is_no_demand_on_a_test_that_leaves_itself_out() {
+        let skipped = RunReport { accel: Some(ktstr_proto::AccelKind::Tcg), ..ended(Outcome::NotRun, None) };
+        let judged =
+            |report: &RunReport, require| judge(Accel::Auto, report, String::new(), Some(require)).is_ok();
+        assert!(judged(&skipped, "tcg,det") && !judged(&skipped, "all"));
+        let missing = Some(Cause::Missing { reason: "no emulator".into() });
+        assert!(!judged(&RunReport { cause: missing, accel: None, ..skipped }, "tcg"));
     }
 
     #[test]

@@ -23,33 +23,14 @@ pub fn blank(entry: &KtstrTestEntry, variant: &Variant, runs_root: PathBuf, what
     let name = variant.name.replace([':', '/'], "_");
     let id = format!("{name}-{millis:x}-{:x}-{what}", std::process::id());
     let seed = spec::seed(&variant.name).unwrap_or_default();
+    let shape = variant.topology.or(entry.topology().ok()).unwrap_or(KtstrTestEntry::DEFAULT_SHAPE);
     RunReport {
-        run_dir: runs_root.join(&id),
-        run_id: RunId(id),
-        name: variant.name.clone(),
-        outcome: Outcome::NotRun,
-        infrastructure: false,
-        cause: None,
-        result: None,
-        timeline: Vec::new(),
-        captures: Vec::new(),
-        assert: None,
-        monitor: None,
-        host: None,
-        notes: Vec::new(),
-        scheduler_log: Vec::new(),
-        console_tail: Vec::new(),
-        accel: None,
-        accel_detail: String::new(),
         kernel: spec::kernel(variant).unwrap_or_default(),
         scheduler: entry.scheduler.map_or("EEVDF", |scheduler| scheduler.name).into(),
-        topology: variant.topology.or(entry.topology().ok()).unwrap_or(KtstrTestEntry::DEFAULT_SHAPE),
-        exit_status: None,
         seed,
         replay: unfilled(&spec::replay_of(entry, variant, seed), &spec::kernel(variant)),
-        host_ms: (0, 0),
-        boot: Default::default(),
         allow_inconclusive: entry.allow_inconclusive,
+        ..RunReport::blank(RunId(id.clone()), runs_root.join(&id), &variant.name, shape)
     }
 }
 

@@ -50,6 +50,15 @@ impl Plan {
     }
 }
 
+/// How many runs a test is, and under what, where `accel` is asked for.
+pub(crate) fn under(declared: Option<u32>, accel: &str) -> (u32, String) {
+    let asked = wanted(env::var(SEEDS).ok().as_deref()).ok().flatten();
+    match accel.parse().map(|accel| Plan::choose(asked, declared, accel)) {
+        Ok(Plan::Many(count, accel)) => (count, accel.to_string()),
+        Ok(Plan::Once | Plan::NotUnder(_)) | Err(_) => (1, accel.to_owned()),
+    }
+}
+
 /// How many seeds the variable asks for, if any.
 fn wanted(value: Option<&str>) -> Result<Option<u32>, String> {
     match value.filter(|value| !value.is_empty()) {

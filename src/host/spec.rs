@@ -331,18 +331,59 @@ pub(super) fn seed_of(test: &str) -> u64 {
 
 /// The line that repeats a run of this variant.
 pub(super) fn replay_of(entry: &KtstrTestEntry, variant: &Variant, seed: u64) -> String {
-    replay(entry, &variant.base_name(entry), seed, vary(), set("KTSTR_SCHEDULER").as_deref())
+    let exe = env::current_exe().unwrap_or_default();
+    let again =
+        Again { vary: vary(), set: &set, profile: profile_of(&exe).filter(|profile| profile != "debug") };
+    replay(entry, &variant.base_name(entry), seed, &again)
+}
+
+/// Variables beside kernel, accelerator and seed by which a run goes.
+const INPUTS: [&str; 6] = [
+    "KTSTR_SCHEDULER",
+    "KTSTR_GUEST_ENV",
+    "KTSTR_SNAPSHOTS",
+    "KTSTR_OBSERVE",
+    "KTSTR_NO_PERF_MODE",
+    "KTSTR_CPU_CAP",
+];
+
+/// What of this process decides how its runs go.
+struct Again<'a> {
+    vary: bool,
+    set: &'a dyn Fn(&str) -> Option<String>,
+    /// The profile it was built with, unless that is the usual one.
+    profile: Option<String>,
+}
+
+/// The profile of an executable in a target directory, which names the directory below it.
+fn profile_of(exe: &Path) -> Option<String> {
+    let below = exe.strip_prefix(target_of(exe)?).ok()?;
+    let mut parts = below.iter().map(|part| part.to_string_lossy().into_owned());
+    // With `--target` the triple comes first.
+    parts.find(|part| part.matches('-').count() < 2)
+}
+
+/// A word for a shell: in quotes where it is more than a plain one.
+fn quoted(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:,=+@%".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        return word.to_owned();
+    }
+    format!("'{}'", word.replace('\'', "'\\''"))
 }
 
 /// The line that repeats the run; the orchestrator fills in kernel and accelerator.
-fn replay(entry: &KtstrTestEntry, test: &str, seed: u64, vary: bool, scheduler: Option<&str>) -> String {
+fn replay(entry: &KtstrTestEntry, test: &str, seed: u64, again: &Again<'_>) -> String {
     // What must be asked for to run.
     let ignored = if entry.ignored || test.starts_with("gauntlet/") { " --run-ignored all" } else { "" };
-    let scheduler = scheduler.map(|path| format!("KTSTR_SCHEDULER={path} ")).unwrap_or_default();
-    let vary = if vary { "KTSTR_VARY=1 " } else { "" };
+    let given = INPUTS.iter().filter_map(|name| Some(format!("{name}={} ", quoted(&(again.set)(name)?))));
+    let given: String = given.collect();
+    let vary = if again.vary { "KTSTR_VARY=1 " } else { "" };
+    let profile = again.profile.as_ref();
+    let profile = profile.map(|profile| format!(" --cargo-profile {}", quoted(profile))).unwrap_or_default();
     format!(
-        "{scheduler}KTSTR_KERNEL={{kernel}} KTSTR_ACCEL={{accel}} KTSTR_SEED={seed} {vary}\
-         cargo nextest run -p {} -E 'test(={test})'{ignored}",
+        "{given}KTSTR_KERNEL={{kernel}} KTSTR_ACCEL={{accel}} KTSTR_SEED={seed} {vary}\
+         cargo nextest run{profile} -p {} -E 'test(={test})'{ignored}",
         entry.package
     )
 }
@@ -388,14 +429,24 @@ mod tests {
         let shape = Topology { numa_nodes: 1, llcs: 1, cores: 4, threads: 1 };
         let cell = |name: &str, topology, kernel: Option<&str>| {
             let variant = Variant { name: name.into(), topology, kernel: kernel.map(str::to_owned) };
-            replay(entry, &variant.base_name(entry), 7, false, None)
+            replay(entry, &variant.base_name(entry), 7, &Again { vary: false, set: &|_| None, profile: None })
         };
         let of_preset = cell("gauntlet/t/4cpu/kernel_6_18", Some(shape), Some("6.18"));
         assert!(of_preset.ends_with("-E 'test(=gauntlet/t/4cpu)' --run-ignored all"), "{of_preset}");
         let of_kernel = cell("ktstr/t/kernel_6_18", None, Some("6.18"));
         assert!(of_kernel.ends_with("-E 'test(=t)'"), "{of_kernel}");
-        let of_seed = replay(entry, "t", 7, true, None);
-        assert!(of_seed.contains(" KTSTR_SEED=7 KTSTR_VARY=1 cargo nextest run -p p "), "{of_seed}");
+        let set = |name: &str| match name {
+            "KTSTR_SCHEDULER" => Some("/my scx".to_owned()),
+            "KTSTR_GUEST_ENV" => Some("A=1,B=2".to_owned()),
+            _ => None,
+        };
+        let again = Again { vary: true, set: &set, profile: Some("release".into()) };
+        assert_eq!(
+            replay(entry, "t", 7, &again),
+            "KTSTR_SCHEDULER='/my scx' KTSTR_GUEST_ENV=A=1,B=2 KTSTR_KERNEL={kernel} KTSTR_ACCEL={accel} \
+             KTSTR_SEED=7 KTSTR_VARY=1 cargo nextest run --cargo-profile release -p p -E 'test(=t)'"
+        );
+        assert_eq!((quoted("it's"), quoted("")), ("'it'\\''s'".to_owned(), "''".to_owned()));
     }
 
     #[test]

@@ -1,13 +1,18 @@
 //! The cells of a gauntlet as the test harness sees them: listed, chosen and run by name.
 
 use std::{
+    collections::BTreeSet,
     fs,
+    os::unix::fs::PermissionsExt,
     path::Path,
     process::{Command, Output},
 };
 
 use ktstr::prelude::*;
-use ktstr_proto::verdict::{Cause, RunReport};
+use ktstr_proto::{
+    budget::Plan,
+    verdict::{Cause, RunReport},
+};
 
 /// This executable as nextest would start it.
 fn harness(args: &[&str], env: &[(&str, &str)]) -> Output {
@@ -73,6 +78,84 @@ fn a_budget_chooses_and_says_what_it_left_out() {
     let left_out = std::fs::read_to_string(left_out).unwrap();
     assert!(left_out.lines().count() > 10, "{left_out}");
     assert!(left_out.lines().all(|name| !all.contains(&name.to_owned())));
+}
+
+/// A cargo whose nextest knows two executables: of `a` it is asked for the tests whose names have
+/// `nosmt` in them, of `b` for the others. What each lists for a run is in `$HERE/a.run`, `a.ignored`.
+const TWO_EXECUTABLES: &str = r#"#!/bin/sh
+set -e
+export NEXTEST=1
+listed() { awk -v status="$2" -v other="$3" '
+    { sub(/: test$/, ""); printf "%s\"%s\":{\"filter-match\":{\"status\":\"%s\"}}", separator, $0,
+      /nosmt/ ? status : other; separator = "," }' "$1"; }
+case "$2" in
+list)
+    for exe in a b; do
+        "$HERE/$exe" --list --format terse >"$HERE/$exe.list"
+        "$HERE/$exe" --list --format terse --ignored >/dev/null
+    done
+    printf '{"rust-suites":{"k::a":{"binary-path":"%s/a","testcases":{' "$HERE"
+    listed "$HERE/a.list" matches mismatch
+    printf '}},"k::b":{"binary-path":"%s/b","testcases":{' "$HERE"
+    listed "$HERE/b.list" mismatch matches
+    printf '}}}}' ;;
+run)
+    for exe in a b; do
+        "$HERE/$exe" --list --format terse >"$HERE/$exe.run"
+        "$HERE/$exe" --list --format terse --ignored >"$HERE/$exe.ignored"
+    done ;;
+esac
+"#;
+
+#[test]
+fn a_budget_is_one_for_all_executables_of_a_run() {
+    let exe = std::env::current_exe().unwrap();
+    // Beside the original, whose figures of earlier runs are found from there.
+    let here = tempfile::tempdir_in(exe.parent().unwrap()).unwrap();
+    let file = |name: &str| here.path().join(name);
+    for name in ["a", "b"] {
+        fs::hard_link(&exe, file(name)).unwrap();
+    }
+    fs::write(file("cargo"), TWO_EXECUTABLES).unwrap();
+    fs::set_permissions(file("cargo"), fs::Permissions::from_mode(0o755)).unwrap();
+    let command = ktstr::executables::find_own("cargo-ktstr").unwrap();
+    let output = Command::new(command)
+        .args(["ktstr", "test", "--accel", "tcg", "--", "--no-fail-fast", "-E", "test(x)"])
+        .env("HERE", here.path())
+        .env("CARGO", file("cargo"))
+        .env("KTSTR_BUDGET_SECS", "150")
+        .env("KTSTR_RUNS_ROOT", here.path().join("runs"))
+        .env_remove("KTSTR_KERNELS")
+        .output()
+        .unwrap();
+    assert!(output.status.success(), "{output:?}");
+    let said = String::from_utf8(output.stderr).unwrap();
+
+    let root = fs::read_dir(file("runs")).unwrap().flatten().next().unwrap().path();
+    let plan: Plan = serde_json::from_slice(&fs::read(root.join("budget/plan")).unwrap()).unwrap();
+    let lines = |path: &Path| -> BTreeSet<String> {
+        let text = fs::read_to_string(path).unwrap();
+        text.lines().map(|line| line.strip_suffix(": test").unwrap_or(line).to_owned()).collect()
+    };
+    let left_out = lines(&root.join("left-out-by-budget.txt"));
+    for (name, without_smt) in [("a", true), ("b", false)] {
+        let chosen = &plan.0[name];
+        assert!(!chosen.is_empty(), "each has ground of its own: {plan:?}");
+        assert!(chosen.iter().all(|test| test.contains("nosmt") == without_smt), "{chosen:?}");
+        let run = lines(&file(&format!("{name}.run")));
+        let ignored = lines(&file(&format!("{name}.ignored")));
+        assert!(chosen.iter().all(|test| run.contains(test) && !ignored.contains(test)), "{chosen:?}");
+        assert!(!run.iter().any(|test| left_out.contains(&format!("k::{name} {test}"))), "{run:?}");
+        let cells: BTreeSet<&String> = run.iter().filter(|test| test.starts_with("gauntlet/")).collect();
+        assert!(cells.iter().all(|cell| chosen.contains(*cell) || ignored.contains(*cell)), "{cells:?}");
+    }
+    let count = plan.0.values().map(BTreeSet::len).sum::<usize>();
+    let line = said.lines().find(|line| line.starts_with("ktstr budget over 2 test executables: ")).unwrap();
+    let (_, figures) = line.split_once(": ").unwrap();
+    assert!(figures.starts_with(&format!("{count} of {} tests, ", count + left_out.len())), "{said}");
+    let (_, used) = figures.split_once(" tests, ").unwrap();
+    let used: u64 = used.split_once(" of 150 s used").unwrap().0.parse().unwrap();
+    assert!(used <= 150, "{said}");
 }
 
 #[test]

@@ -23,6 +23,9 @@ pub struct RaceArgs {
     /// How many seeds to look under
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(1..))]
     seeds: u32,
+    /// The first of them [default: the test's own]
+    #[arg(long)]
+    seed: Option<u64>,
     /// How often the line that was found is run
     #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     replays: u32,
@@ -45,6 +48,7 @@ pub fn command(args: &RaceArgs) -> Result<u8> {
     let (search, again) = (base.join("search"), base.join("again"));
     let mut seeds = Command::new(workspace::bin_dir().join("cargo-ktstr"));
     seeds.args(["ktstr", "test", "--seeds"]).arg(args.seeds.to_string());
+    seeds.args(args.seed.iter().flat_map(|seed| ["--seed".to_owned(), seed.to_string()]));
     seeds.args(args.kernel.iter().flat_map(|kernel| ["--kernel", kernel]));
     seeds.args(["--", "-p", "ktstr", "--test", "e2e", "--run-ignored", "all"]);
     seeds.args(["-E", &format!("test(={TEST})")]).env("KTSTR_RUNS_ROOT", &search);

@@ -14,33 +14,14 @@ use crate::{KTSTR, command, home, text};
 
 /// A report as an orchestrator or a test would write it.
 pub fn report(name: &str, outcome: Outcome, cause: Option<Cause>) -> RunReport {
+    let shape = Topology::new(1, 1, 1, 1).unwrap();
     RunReport {
-        run_id: RunId(format!("{name}-1")),
-        run_dir: format!("/runs/{name}-1").into(),
-        name: name.into(),
         outcome,
-        infrastructure: false,
         cause,
-        result: None,
-        timeline: Vec::new(),
-        captures: Vec::new(),
-        assert: None,
-        monitor: None,
-        host: None,
-        notes: Vec::new(),
-        scheduler_log: Vec::new(),
         console_tail: vec!["the last line".into()],
-        accel: None,
-        accel_detail: String::new(),
         kernel: "7.2.0".into(),
-        scheduler: "EEVDF".into(),
-        topology: Topology::new(1, 1, 1, 1).unwrap(),
-        exit_status: None,
-        seed: 0,
         replay: format!("cargo nextest run -E 'test(={name})'"),
-        host_ms: (0, 0),
-        boot: Default::default(),
-        allow_inconclusive: false,
+        ..RunReport::blank(RunId(format!("{name}-1")), format!("/runs/{name}-1"), name, shape)
     }
 }
 

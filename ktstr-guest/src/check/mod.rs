@@ -11,8 +11,8 @@ use std::{collections::BTreeMap, time::Duration};
 use ktstr_proto::figures::LatencyFigures;
 use ktstr_proto::histogram::Histogram;
 use ktstr_proto::verdict::{
-    Assert, AssertResult, CgroupStats, DetailKind, Outcome, ScenarioStats, TimeFigures, WorkerExit,
-    WorkerReport,
+    Assert, AssertResult, CgroupStats, Detail, DetailKind, Moment, Outcome, ScenarioStats, TimeFigures,
+    WorkerExit, WorkerReport,
 };
 
 use crate::scenario::{TestTopology, cpu_list};
@@ -42,6 +42,19 @@ pub struct Group {
     pub lived: Option<Duration>,
     /// Share of that time, 0 to 1, for which the quota of their cgroup kept its CPUs from it.
     pub throttled: f64,
+    /// When the scenario began, guest `CLOCK_MONOTONIC`, nanoseconds, if there is one.
+    pub began_ns: Option<u64>,
+    /// When they were told to stop, by the same clock, if known.
+    pub ended_ns: Option<u64>,
+}
+
+impl Group {
+    /// The last `lived` of their time, and where the host may have kept them waiting then.
+    fn moment(&self, lived: Duration, cpus: &[u32]) -> Option<Moment> {
+        let to_ns = self.ended_ns?;
+        let from_ns = to_ns.saturating_sub(u64::try_from(lived.as_nanos()).unwrap_or(u64::MAX));
+        Some(Moment { from_ns, to_ns, cpus: cpus.to_vec() })
+    }
 }
 
 /// As [`judge`], with the machine and with workers grouped by what they were told: only those of one group that may use the
@@ -68,8 +81,9 @@ pub fn judge_groups(assert: &Assert, topo: Option<&TestTopology>, groups: Vec<Gr
         let mut worst: Option<CgroupStats> = None;
         let all_peers = same_cgroup
             .iter()
-            .flat_map(|group| peers(&group.reports).into_iter().map(|peers| (group.lived, peers)));
-        for (lived, peers) in all_peers {
+            .flat_map(|group| peers(&group.reports).into_iter().map(move |peers| (group, peers)));
+        for (group, peers) in all_peers {
+            let lived = group.lived;
             // Who began a moment ago has no share yet to be compared.
             let settled = |worker: &WorkerReport| worker.wall_time_ns as u128 >= SHORT_LIFE.as_nanos();
             let compared: Vec<WorkerReport> = match lived {
@@ -77,7 +91,7 @@ pub fn judge_groups(assert: &Assert, topo: Option<&TestTopology>, groups: Vec<Gr
                 _ => peers.clone(),
             };
             let theirs = cgroup_stats(&compared, topo);
-            judge_fairness(assert, lived, &compared, &theirs, &mut result);
+            judge_fairness(assert, group, &compared, &theirs, &mut result);
             rates::judge(assert, topo, &peers, &mut result);
             if worst.as_ref().is_none_or(|worst| worst.spread_pct < theirs.spread_pct) {
                 worst = Some(theirs);
@@ -138,7 +152,7 @@ const QUOTA_PERIOD_MS: f64 = 100.0;
 
 /// `group` is the one it belongs to.
 fn judge_worker(assert: &Assert, group: &Group, worker: &WorkerReport, result: &mut AssertResult) {
-    let lived = group.lived;
+    let Group { lived, began_ns, .. } = *group;
     let WorkerReport { tid, cgroup, work_type, .. } = worker;
     if let Some(reason) = &worker.not_run {
         let message = format!("{work_type} in {cgroup} was not run: {reason}");
@@ -165,7 +179,19 @@ fn judge_worker(assert: &Assert, group: &Group, worker: &WorkerReport, result: &
         let message = format!(
             "tid {tid} made no progress (0 work units, {ran_us}us of CPU time in {wall_ms}ms) in {cgroup}"
         );
-        result.push(DetailKind::NoProgress, Outcome::Fail, message);
+        // Without a limit that is less than that, it should have had its first turn within a second.
+        let lived_ms = wall_ms.max(lived.map_or(0, |lived| lived.as_millis() as u64));
+        let limit_ms = assert.max_gap_ms.filter(|limit| lived_ms > *limit);
+        let time =
+            TimeFigures { seen_ms: lived_ms, limit_ms: limit_ms.unwrap_or(SHORT_LIFE.as_millis() as u64) };
+        result.details.push(Detail {
+            kind: DetailKind::NoProgress,
+            outcome: Outcome::Fail,
+            message,
+            time: Some(time),
+            when: group.moment(Duration::from_millis(lived_ms), &worker.cpus_allowed),
+        });
+        result.outcome = result.outcome.max(Outcome::Fail);
     }
     let gap_ms = worker.max_gap_ns / 1_000_000;
     // As with time frozen, nobody could have run it while its own quota kept it off.
@@ -175,7 +201,10 @@ fn judge_worker(assert: &Assert, group: &Group, worker: &WorkerReport, result: &
     };
     let judged_ms = gap_ms.saturating_sub(by_quota_ms);
     if let Some(threshold) = assert.max_gap_ms.filter(|threshold| judged_ms > *threshold) {
-        let (cpu, at) = (worker.max_gap_cpu, worker.max_gap_at_ns / 1_000_000);
+        // As the timeline counts, from the scenario's start.
+        let since = |began: u64| worker.max_gap_moment.to_ns.saturating_sub(began);
+        let at = began_ns.map_or(worker.max_gap_at_ns, since) / 1_000_000;
+        let cpu = worker.max_gap_cpu;
         let quota = match by_quota_ms {
             0 => String::new(),
             ms => format!(", {ms}ms of it by its quota,"),
@@ -184,7 +213,7 @@ fn judge_worker(assert: &Assert, group: &Group, worker: &WorkerReport, result: &
             "tid {tid} stuck {gap_ms}ms{quota} on cpu{cpu} at +{at}ms (threshold {threshold}ms) in {cgroup}"
         );
         let time = TimeFigures { seen_ms: judged_ms, limit_ms: threshold };
-        result.fail_time(DetailKind::Gap, time, message);
+        result.fail_at(DetailKind::Gap, time, worker.max_gap_moment.clone(), message);
     }
     if assert.isolation == Some(true) {
         let never_allowed = |cpu: &u32| !worker.cpus_allowed.is_empty() && !worker.cpus_allowed.contains(cpu);
@@ -209,13 +238,13 @@ fn judge_worker(assert: &Assert, group: &Group, worker: &WorkerReport, result: &
 
 fn judge_fairness(
     assert: &Assert,
-    lived: Option<Duration>,
+    group: &Group,
     members: &[WorkerReport],
     stats: &CgroupStats,
     result: &mut AssertResult,
 ) {
     let Some(threshold) = assert.max_spread_pct else { return };
-    let balancing = assert.balancing_pct(lived);
+    let balancing = assert.balancing_pct(group.lived);
     let name = &stats.name;
     // A dead worker is a finding of its own; its share of the CPU says nothing about fairness.
     let judged = members.iter().filter(|w| w.exit == WorkerExit::Completed && w.not_run.is_none()).count();
@@ -235,7 +264,19 @@ fn judge_fairness(
             "unfair cgroup {name}: spread={spread:.1}% ({lo:.1}-{hi:.1}%) {workers} workers on {cpus} cpus \
              ({allowed})"
         );
-        result.push(DetailKind::Spread, Outcome::Fail, message);
+        // As time of the shortest life, in which chance makes the most of a difference.
+        let lives = members.iter().map(|worker| worker.wall_time_ns).filter(|lived| *lived > 0);
+        let life = Duration::from_nanos(lives.min().unwrap_or(0));
+        let of_life = |pct: f64| (pct * life.as_millis() as f64 / 100.0) as u64;
+        let time = TimeFigures { seen_ms: of_life(spread), limit_ms: of_life(threshold) };
+        result.details.push(Detail {
+            kind: DetailKind::Spread,
+            outcome: Outcome::Fail,
+            message,
+            time: Some(time),
+            when: group.moment(life, &[]),
+        });
+        result.outcome = result.outcome.max(Outcome::Fail);
     }
 }
 
@@ -377,7 +418,12 @@ mod tests {
     fn a_gap_is_judged_without_the_part_that_a_quota_explains() {
         let found = |throttled: f64| {
             let stuck = WorkerReport { max_gap_ns: 4 * SECOND, ..worker(7, "a", SECOND) };
-            let group = Group { reports: vec![stuck], lived: Some(Duration::from_secs(10)), throttled };
+            let group = Group {
+                reports: vec![stuck],
+                lived: Some(Duration::from_secs(10)),
+                throttled,
+                ..Group::default()
+            };
             let result = judge_groups(&Assert::default_checks(), None, vec![group]);
             result.details.into_iter().map(|detail| detail.message).collect::<Vec<_>>()
         };
@@ -412,7 +458,7 @@ mod tests {
     fn a_worker_that_lived_for_a_moment_need_not_have_worked() {
         let idle = || vec![WorkerReport { work_units: 0, ..worker(8, "a", 0) }];
         let judged = |ms| {
-            let group = Group { reports: idle(), lived: Some(Duration::from_millis(ms)), throttled: 0.0 };
+            let group = Group { reports: idle(), lived: Some(Duration::from_millis(ms)), ..Group::default() };
             judge_groups(&Assert::default_checks(), None, vec![group])
         };
         let short = judged(20);
@@ -424,7 +470,7 @@ mod tests {
     fn fairness_is_judged_by_what_balancing_can_do_in_the_time() {
         let judged = |ms| {
             let reports = vec![worker(1, "a", SECOND / 10 * 3), worker(2, "a", SECOND / 10 * 8)];
-            let group = Group { reports, lived: Some(Duration::from_millis(ms)), throttled: 0.0 };
+            let group = Group { reports, lived: Some(Duration::from_millis(ms)), ..Group::default() };
             judge_groups(&Assert::default_checks(), None, vec![group])
         };
         assert!(judged(1000).is_pass(), "35% and half of a second");
@@ -439,7 +485,7 @@ mod tests {
         let late = WorkerReport { wall_time_ns: SECOND / 100, ..worker(3, "a", SECOND / 100) };
         let reports = vec![worker(1, "a", SECOND / 10), worker(2, "a", SECOND / 10), late];
         let judged = |lived| {
-            let group = Group { reports: reports.clone(), lived, throttled: 0.0 };
+            let group = Group { reports: reports.clone(), lived, ..Group::default() };
             judge_groups(&Assert::default_checks(), None, vec![group])
         };
         assert!(judged(Some(Duration::from_secs(5))).is_pass() && judged(None).is_fail());

@@ -18,7 +18,10 @@ use std::{
 };
 
 use ktstr_proto::{
-    guest::{GuestFrame, HostRefusal, HostReply, HostRequest, ProcessEnd, SchedulerReply, SchedulerRequest},
+    guest::{
+        BY_KERNEL, GuestFrame, HostRefusal, HostReply, HostRequest, Phase, ProcessEnd, SchedulerReply,
+        SchedulerRequest,
+    },
     link::chain,
     ring::RingError,
 };
@@ -94,6 +97,8 @@ pub struct Watch {
     asked_host: Option<(u32, HostRequest)>,
     unsaid: Option<Disabled>,
     disabled_at_ms: Option<u64>,
+    /// The kernel took the scheduler away by itself, which may come back.
+    sent_away: bool,
     look_at_once: bool,
 }
 
@@ -133,6 +138,7 @@ impl Watch {
             asked_host: None,
             unsaid: None,
             disabled_at_ms: None,
+            sent_away: false,
             look_at_once: false,
         })
     }
@@ -295,9 +301,16 @@ impl Watch {
     fn read_kernel_log(&mut self, out: &mut Outbox) -> Result<(), WatchError> {
         while let Some(said) = self.kmsg.next().map_err(WatchError::Kmsg)? {
             match said {
-                SchedExt::Enabled { .. } => {}
+                SchedExt::Enabled { .. } => {
+                    self.say_disabled(out, None)?;
+                    // Who starts a scheduler says so itself; this one did it without being told.
+                    if std::mem::take(&mut self.sent_away) {
+                        out.phase(Phase::SchedulerAttached)?;
+                    }
+                }
                 SchedExt::Disabled { name, reason } => {
                     self.say_disabled(out, None)?;
+                    self.sent_away = reason.starts_with(BY_KERNEL);
                     let at_ms = clock::now_ms();
                     self.disabled_at_ms = Some(at_ms);
                     self.unsaid = Some(Disabled { name, reason, at_ms });

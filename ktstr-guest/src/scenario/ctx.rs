@@ -3,7 +3,7 @@
 use std::{
     path::Path,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
     time::Duration,
@@ -49,6 +49,7 @@ pub struct Ctx {
     /// The way to PID 1.
     pub reporter: Reporter,
     step: Arc<AtomicU32>,
+    began_ns: Arc<OnceLock<u64>>,
 }
 
 impl Ctx {
@@ -71,6 +72,7 @@ impl Ctx {
             cgroups: Cgroups::under(Cgroups::ROOT),
             reporter,
             step: Arc::default(),
+            began_ns: Arc::default(),
         }
     }
 
@@ -97,6 +99,7 @@ impl Ctx {
             cgroups: Cgroups::under(format!("{}-{}", Cgroups::ROOT, std::process::id())),
             reporter: Reporter::nobody(),
             step: Arc::default(),
+            began_ns: Arc::default(),
         })
     }
 
@@ -122,6 +125,16 @@ impl Ctx {
 
     pub(super) fn enter_step(&self, step: u32) {
         self.step.store(step, Relaxed);
+    }
+
+    /// The first scenario begins, from which the run's timeline counts.
+    pub(crate) fn begin(&self) {
+        self.began_ns.get_or_init(crate::work::now_ns);
+    }
+
+    /// When the first scenario began, guest `CLOCK_MONOTONIC`, nanoseconds.
+    pub(crate) fn began(&self) -> Option<u64> {
+        self.began_ns.get().copied()
     }
 
     /// Marks a station of the run.

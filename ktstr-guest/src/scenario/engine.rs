@@ -170,6 +170,7 @@ impl Engine<'_> {
     fn carry_out(&mut self, plan: &Plan) -> Result<(), ScenarioError> {
         self.ctx.enter_step(0);
         self.populate(&plan.backdrop, Layer::Backdrop)?;
+        self.ctx.begin();
         self.ctx.phase(guest::Phase::ScenarioStarted)?;
         for op in &plan.backdrop_ops {
             self.apply(op, Layer::Backdrop, "the backdrop")?;
@@ -306,6 +307,7 @@ impl Engine<'_> {
         let (mut over, kept): (Vec<_>, Vec<_>) = self.workers.drain(..).partition(which);
         self.workers = kept;
         let mut lived = Vec::new();
+        let ended_ns = Some(crate::work::now_ns());
         for worker in &mut over {
             self.thaw(worker);
             let throttled_ns = hold::throttled_ns(&self.ctx.cgroups, &worker.cgroup)
@@ -330,7 +332,9 @@ impl Engine<'_> {
             let whole_ns = lived.as_nanos() as f64 * cpus.len().max(1) as f64;
             let throttled =
                 if throttled_ns == 0 { 0.0 } else { (throttled_ns as f64 / whole_ns.max(1.0)).min(1.0) };
-            self.done.push((order, Group { reports, lived: Some(lived), throttled }));
+            let began_ns = self.ctx.began();
+            let group = Group { reports, lived: Some(lived), throttled, began_ns, ended_ns };
+            self.done.push((order, group));
         }
     }
 

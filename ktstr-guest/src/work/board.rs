@@ -137,6 +137,10 @@ pub(super) struct Slot {
     pub not_run_errno: AtomicU32,
     pub max_gap_cpu: AtomicU32,
     pub max_gap_at_ns: AtomicU64,
+    /// The checkpoints between which it lay, nanoseconds of `CLOCK_MONOTONIC`, and the CPU at the first.
+    pub max_gap_from_ns: AtomicU64,
+    pub max_gap_to_ns: AtomicU64,
+    pub max_gap_from_cpu: AtomicU32,
     /// When it began to work and when it was last seen at work, nanoseconds of `CLOCK_MONOTONIC`.
     pub began_ns: AtomicU64,
     pub seen_ns: AtomicU64,

@@ -116,7 +116,17 @@ impl<'a> Meter<'a> {
     /// Notes how long after it was let go the worker ran for the first time: a gap like any other.
     pub fn began_late(&self, late_ns: u64) {
         self.figures().raise(Counter::MaxGapNs, late_ns);
-        self.slot.max_gap_cpu.store(self.cpu.unwrap_or(0), Relaxed);
+        self.note_gap(self.start_ns.saturating_sub(late_ns), self.start_ns, self.cpu);
+    }
+
+    /// Where and when the longest gap lay.
+    fn note_gap(&self, from_ns: u64, to_ns: u64, from_cpu: Option<u32>) {
+        let cpu = self.cpu.unwrap_or(0);
+        self.slot.max_gap_cpu.store(cpu, Relaxed);
+        self.slot.max_gap_from_cpu.store(from_cpu.unwrap_or(cpu), Relaxed);
+        self.slot.max_gap_at_ns.store(to_ns.saturating_sub(self.start_ns), Relaxed);
+        self.slot.max_gap_from_ns.store(from_ns, Relaxed);
+        self.slot.max_gap_to_ns.store(to_ns, Relaxed);
     }
 
     /// Whether the worker was told to stop.
@@ -217,10 +227,10 @@ impl<'a> Meter<'a> {
             }
             (Blocking::Sometimes, None) => off_cpu.saturating_sub(self.blocked_ns.max(frozen)),
         };
+        let was_on = self.cpu;
         self.look_at_cpu();
         if kept_off > self.slot.greatest(Counter::MaxGapNs) {
-            self.slot.max_gap_cpu.store(self.cpu.unwrap_or(0), Relaxed);
-            self.slot.max_gap_at_ns.store(now.saturating_sub(self.start_ns), Relaxed);
+            self.note_gap(self.last_ns, now, was_on);
         }
         let figures = self.figures();
         figures.raise(Counter::MaxGapNs, kept_off);

@@ -31,6 +31,8 @@ mod worker;
 pub use bench::{SchbenchConfig, TaobenchConfig};
 pub use board::MAX_PHASES;
 pub use catalogue::{UnknownWorkType, WorkTypeError};
+pub(crate) use sys::now_ns;
+
 pub use custom::{Custom, CustomCfg, WorkerCtx};
 pub use kinds::DISK_ENV;
 pub use rng::Rng;

@@ -4,7 +4,7 @@ use std::sync::atomic::Ordering::Relaxed;
 
 use ktstr_proto::{
     histogram::Histogram,
-    verdict::{DutyCycle, PhaseSlice, WorkerExit, WorkerReport},
+    verdict::{DutyCycle, Moment, PhaseSlice, WorkerExit, WorkerReport},
 };
 
 use super::{
@@ -48,6 +48,7 @@ pub(super) fn report(
         max_gap_ns: slot.greatest(Counter::MaxGapNs),
         max_gap_cpu: slot.max_gap_cpu.load(Relaxed),
         max_gap_at_ns: slot.max_gap_at_ns.load(Relaxed),
+        max_gap_moment: gap_of(slot),
         run_delay_ns: slot.total(Counter::RunDelayNs),
         pcount: slot.total(Counter::Pcount),
         exit,
@@ -110,4 +111,12 @@ fn slice(phase: u32, figures: &PhaseSlot) -> PhaseSlice {
         wake_latency: figures.histogram(Series::Wake),
         timer_latency: figures.histogram(Series::Timer),
     }
+}
+
+/// When its longest gap lay, and where it was before and after.
+fn gap_of(slot: &Slot) -> Moment {
+    let mut cpus = vec![slot.max_gap_from_cpu.load(Relaxed), slot.max_gap_cpu.load(Relaxed)];
+    cpus.sort_unstable();
+    cpus.dedup();
+    Moment { from_ns: slot.max_gap_from_ns.load(Relaxed), to_ns: slot.max_gap_to_ns.load(Relaxed), cpus }
 }

@@ -554,6 +554,7 @@ impl WorkloadHandle {
             let gap = now.saturating_sub(seen);
             if gap > report.max_gap_ns {
                 (report.max_gap_ns, report.max_gap_at_ns) = (gap, now.saturating_sub(began));
+                (report.max_gap_moment.from_ns, report.max_gap_moment.to_ns) = (seen, now);
             }
         }
         report

@@ -5,7 +5,7 @@ use std::{sync::atomic::AtomicU32, time::Duration};
 use nix::{errno::Errno, libc, time::ClockId};
 
 /// `CLOCK_MONOTONIC`, nanoseconds.
-pub(super) fn now_ns() -> u64 {
+pub(crate) fn now_ns() -> u64 {
     read_clock(ClockId::CLOCK_MONOTONIC)
 }
 

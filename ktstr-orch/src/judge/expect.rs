@@ -25,7 +25,7 @@ pub fn apply(judgement: &mut Judgement, expect: &Expectation, said: &str, detach
     }
     match judgement.outcome {
         Outcome::Pass => fail(judgement, "the run was expected to fail and passed"),
-        Outcome::Fail => match own_fault(judgement).or_else(|| missing(expect, said)) {
+        Outcome::Fail => match own_fault(judgement, expect).or_else(|| missing(expect, said)) {
             Some(missing) => fail(judgement, &format!("it failed, but not as expected: {missing}")),
             None => {
                 let how = judgement.cause.take().map_or_else(|| "a check failed".into(), |c| words(&c));
@@ -54,11 +54,19 @@ fn fail(judgement: &mut Judgement, message: &str) {
     result.push(DetailKind::Expectation, Outcome::Fail, message);
 }
 
-/// A failure of the test itself, which says nothing of what it was to provoke.
-fn own_fault(judgement: &Judgement) -> Option<String> {
+/// A failure of the test itself, or of the whole kernel, or of a scheduler that never scheduled: that says
+/// nothing of what the test was to provoke, unless the very words of it are expected.
+fn own_fault(judgement: &Judgement, expect: &Expectation) -> Option<String> {
+    let by_its_words = expect.error_contains.is_some() || expect.error_matches.is_some();
     let error = judgement.result.iter().flat_map(|result| &result.details);
     match &judgement.cause {
         Some(cause @ (Cause::TestPanic { .. } | Cause::TestDied { .. })) => Some(words(cause)),
+        Some(Cause::SchedulerNotAttached { reason }) if !by_its_words => Some(format!(
+            "the scheduler was never in charge: {reason}; if that is what is expected, say with which words"
+        )),
+        Some(Cause::KernelPanic { message }) if !by_its_words => {
+            Some(format!("the kernel panicked: {message}; if that is what is expected, say with which words"))
+        }
         Some(Cause::Deadline { .. }) => Some("it did not come to its end in time".into()),
         Some(Cause::Assertion) => error
             .into_iter()
@@ -89,6 +97,7 @@ fn words(cause: &Cause) -> String {
         | Cause::SchedulerError { reason }
         | Cause::SchedulerNotAttached { reason } => reason.clone(),
         Cause::SchedulerDied { how } => format!("the scheduler process {how}"),
+        Cause::TestDied { how } => format!("the test process {how} without a result"),
         Cause::TestPanic { message, .. } => format!("the test panicked: {message}"),
         Cause::KernelPanic { message } => message.clone(),
         Cause::Assertion => "a check failed".into(),
@@ -159,6 +168,21 @@ mod tests {
         };
         assert_eq!(apply_to(found(DetailKind::Error)), Outcome::Fail);
         assert_eq!(apply_to(found(DetailKind::Gap)), Outcome::Pass);
+    }
+
+    #[test]
+    fn a_scheduler_that_never_attached_is_expected_by_its_words_only() {
+        let reason = "the verifier refused it".to_owned();
+        for cause in [
+            Cause::SchedulerNotAttached { reason: reason.clone() },
+            Cause::KernelPanic { message: reason.clone() },
+        ] {
+            let failed = || judged(Outcome::Fail, Some(cause.clone()), false);
+            let (outcome, message) = after(failed(), failing(None, None), &reason);
+            assert!(outcome == Outcome::Fail && message.contains("the verifier refused it"), "{message}");
+            assert_eq!(after(failed(), failing(Some("refused"), None), &reason).0, Outcome::Pass);
+            assert_eq!(after(failed(), failing(Some("stall"), None), &reason).0, Outcome::Fail);
+        }
     }
 
     #[test]
