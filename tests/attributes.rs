@@ -11,6 +11,7 @@ declare_scheduler!(SCX_KTSTR, {
     cgroup_parent = "/ktstr.slice/tests",
 });
 declare_scheduler!(OTHER, { name = "other", binary = "scx-ktstr", sched_args = ["--slice-us", "5000"] });
+declare_scheduler!(BROKEN, { name = "broken", binary = "scx-ktstr", sched_args = ["--fail-verify"] });
 declare_scheduler!(CONFIGURED, {
     name = "configured",
     binary = "scx-ktstr",
@@ -91,7 +92,7 @@ fn counters_are_seen_rising(ctx: &Ctx) -> Result<AssertResult> {
 /// One boot for everything that can stand together.
 #[ktstr_test(
     scheduler = SCX_KTSTR,
-    staged_schedulers = [OTHER],
+    staged_schedulers = [OTHER, BROKEN],
     payload = PROBE,
     workers_per_cgroup = 3,
     post_vm = looks_right,
@@ -117,6 +118,13 @@ fn everything_reaches_the_guest(ctx: &Ctx) -> Result<AssertResult> {
     ];
     let result = execute_scenario(ctx, backdrop, steps)?;
     ensure!(state()? == "enabled", "the scheduler that took over is in charge");
+    // What does not attach is told to the test, which may go on.
+    let broken = Step::with_op(Op::replace_scheduler("broken"), quarter);
+    let error = execute_scenario(ctx, Backdrop::new(), vec![broken]).err().context("it attached")?;
+    ensure!(format!("{error:#}").contains("broken") && state()? == "disabled", "{error:#}");
+    let again = Step::with_op(Op::AttachScheduler, HoldSpec::frac(0.0));
+    ensure!(!execute_scenario(ctx, Backdrop::new(), vec![again])?.is_fail());
+    ensure!(state()? == "enabled", "the test's own is back");
     ensure!(result.stats.workers.len() == 3, "{:?}", result.stats.workers.len());
     Ok(result)
 }

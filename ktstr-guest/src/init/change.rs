@@ -80,7 +80,7 @@ fn start(
     if wanted.builtin.is_none() && !Path::new(program).exists() {
         return Ok(Err(format!("{program} is not in the initramfs")));
     }
-    match Scheduler::attach_program(watch, out, job, program, wanted) {
+    match Scheduler::attach_program(watch, out, job, program, wanted, true) {
         Ok(started) => {
             watch.forget_disabled();
             *scheduler = Some(started);

@@ -148,16 +148,18 @@ impl Scheduler {
         job: &GuestJob,
         wanted: &GuestScheduler,
     ) -> Result<Self, SchedulerError> {
-        Self::attach_program(watch, out, job, SCHEDULER_PATH, wanted)
+        Self::attach_program(watch, out, job, SCHEDULER_PATH, wanted, false)
     }
 
-    /// As [`Self::attach`], with another program.
+    /// As [`Self::attach`], with another program. `asked` is whether the test wanted it: then it is told if that failed, and
+    /// decides what it means.
     pub fn attach_program(
         watch: &mut Watch,
         out: &mut Outbox,
         job: &GuestJob,
         program: &str,
         wanted: &GuestScheduler,
+        asked: bool,
     ) -> Result<Self, SchedulerError> {
         let name = || wanted.name.clone();
         if let Some(builtin) = &wanted.builtin {
@@ -186,7 +188,7 @@ impl Scheduler {
         let until = clock::now_ms() + limit_ms;
         while !is_enabled() {
             if let Some(end) = watch.take_end(pid) {
-                out.send(GuestFrame::SchedulerEnded { end: end.clone(), expected: false })?;
+                out.send(GuestFrame::SchedulerEnded { end: end.clone(), expected: asked })?;
                 return Err(SchedulerError::Ended { name: name(), end });
             }
             if clock::now_ms() >= until {

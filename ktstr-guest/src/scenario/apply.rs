@@ -477,6 +477,7 @@ impl Engine<'_> {
         let Self { workers, random, ctx, .. } = self;
         let mut number = 0;
         for worker in workers.iter_mut().filter(|worker| worker.cgroup == cgroup) {
+            worker.wanders |= !worker.handle.reaches_threads();
             for own in &mut worker.affinity {
                 *own = intent
                     .resolve(&ctx.topo, &allowed, number, random)

@@ -105,7 +105,7 @@ pub(super) struct Running {
     pub allowed: Vec<Vec<Option<BTreeSet<u32>>>>,
     /// CPUs each is restricted to by itself; empty is not at all.
     pub affinity: Vec<Vec<u32>>,
-    /// They set affinities themselves, so that what they were given says nothing.
+    /// They set affinities themselves, or what they are given does not reach all their threads, so that it says nothing.
     pub wanders: bool,
     /// They go into cgroups of their own, where what becomes of this one does not reach them.
     pub leaves: bool,

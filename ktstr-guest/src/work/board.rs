@@ -187,6 +187,22 @@ impl Slot {
         all
     }
 
+    /// Notes between which times the longest gap lay, of one who began at `began_ns`, and on which CPU it was before and
+    /// after.
+    pub fn note_gap(
+        &self,
+        began_ns: u64,
+        (from_ns, to_ns): (u64, u64),
+        (before, after): (Option<u32>, Option<u32>),
+    ) {
+        let cpu = after.unwrap_or(0);
+        self.max_gap_cpu.store(cpu, Relaxed);
+        self.max_gap_from_cpu.store(before.unwrap_or(cpu), Relaxed);
+        self.max_gap_at_ns.store(to_ns.saturating_sub(began_ns), Relaxed);
+        self.max_gap_from_ns.store(from_ns, Relaxed);
+        self.max_gap_to_ns.store(to_ns, Relaxed);
+    }
+
     /// Notes that the worker was seen on `cpu`.
     pub fn saw_cpu(&self, epoch: u32, cpu: u32) {
         let words = &self.cpus_used[(epoch as usize).min(MAX_EPOCHS - 1)];

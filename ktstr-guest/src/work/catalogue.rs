@@ -190,6 +190,11 @@ impl WorkType {
         )
     }
 
+    /// Whether workers have threads of their own, which are measured with them.
+    pub fn has_threads(&self) -> bool {
+        matches!(self, Self::Schbench(_) | Self::Taobench(_))
+    }
+
     /// Whether workers move into cgroups of their own beside the one they were started in.
     pub fn leaves_its_cgroup(&self) -> bool {
         matches!(self, Self::CgroupChurn { .. })

@@ -25,7 +25,7 @@ use super::{
 };
 
 /// Shortest time between two checkpoints, nanoseconds.
-const CHECKPOINT_NS: u64 = 1_000_000;
+pub(super) const CHECKPOINT_NS: u64 = 1_000_000;
 /// Time between two readings of what costs a system call, nanoseconds.
 const KERNEL_NS: u64 = 100_000_000;
 
@@ -69,9 +69,7 @@ pub(super) struct Meter<'a> {
     iterations: u64,
     start_migrations: Option<u64>,
     start_numa_migrated: u64,
-    cpu: Option<u32>,
-    /// Epoch in which that CPU was noted.
-    cpu_noted_in: Option<u32>,
+    cpu: LastCpu,
 }
 
 impl<'a> Meter<'a> {
@@ -99,8 +97,7 @@ impl<'a> Meter<'a> {
             iterations: 0,
             start_migrations: kernel_migrations(),
             start_numa_migrated: numa_pages_migrated(),
-            cpu: None,
-            cpu_noted_in: None,
+            cpu: LastCpu::default(),
         };
         meter.slot.phase.store(meter.phase, Relaxed);
         meter.kernel = meter.read_kernel();
@@ -116,17 +113,8 @@ impl<'a> Meter<'a> {
     /// Notes how long after it was let go the worker ran for the first time: a gap like any other.
     pub fn began_late(&self, late_ns: u64) {
         self.figures().raise(Counter::MaxGapNs, late_ns);
-        self.note_gap(self.start_ns.saturating_sub(late_ns), self.start_ns, self.cpu);
-    }
-
-    /// Where and when the longest gap lay.
-    fn note_gap(&self, from_ns: u64, to_ns: u64, from_cpu: Option<u32>) {
-        let cpu = self.cpu.unwrap_or(0);
-        self.slot.max_gap_cpu.store(cpu, Relaxed);
-        self.slot.max_gap_from_cpu.store(from_cpu.unwrap_or(cpu), Relaxed);
-        self.slot.max_gap_at_ns.store(to_ns.saturating_sub(self.start_ns), Relaxed);
-        self.slot.max_gap_from_ns.store(from_ns, Relaxed);
-        self.slot.max_gap_to_ns.store(to_ns, Relaxed);
+        let from_ns = self.start_ns.saturating_sub(late_ns);
+        self.slot.note_gap(self.start_ns, (from_ns, self.start_ns), (None, self.cpu.number()));
     }
 
     /// Whether the worker was told to stop.
@@ -227,10 +215,10 @@ impl<'a> Meter<'a> {
             }
             (Blocking::Sometimes, None) => off_cpu.saturating_sub(self.blocked_ns.max(frozen)),
         };
-        let was_on = self.cpu;
+        let was_on = self.cpu.number();
         self.look_at_cpu();
         if kept_off > self.slot.greatest(Counter::MaxGapNs) {
-            self.note_gap(self.last_ns, now, was_on);
+            self.slot.note_gap(self.start_ns, (self.last_ns, now), (was_on, self.cpu.number()));
         }
         let figures = self.figures();
         figures.raise(Counter::MaxGapNs, kept_off);
@@ -292,29 +280,51 @@ impl<'a> Meter<'a> {
     }
 
     fn look_at_cpu(&mut self) {
-        let epoch = self.board.epoch();
-        let Ok(cpu) = nix::sched::sched_getcpu() else { return };
-        let cpu = cpu as u32;
-        if self.cpu != Some(cpu) {
-            if self.cpu.is_some() {
-                self.figures().add(Counter::Migrations, 1);
-            }
-            self.cpu = Some(cpu);
-        } else if self.cpu_noted_in == Some(epoch) {
-            return;
-        }
-        // If the CPUs it may use changed meanwhile, nobody knows on which side of the change this was.
-        if self.board.epoch() == epoch {
-            self.cpu_noted_in = Some(epoch);
-            self.slot.saw_cpu(epoch, cpu);
-        } else {
-            self.cpu_noted_in = None;
+        if self.cpu.look(self.board, self.slot) {
+            self.figures().add(Counter::Migrations, 1);
         }
     }
 }
 
+/// The CPU on which a thread was seen last.
+#[derive(Debug, Default)]
+pub(super) struct LastCpu {
+    cpu: Option<u32>,
+    /// Epoch in which that CPU was noted.
+    noted_in: Option<u32>,
+}
+
+impl LastCpu {
+    /// Its number, once it was looked at.
+    pub fn number(&self) -> Option<u32> {
+        self.cpu
+    }
+
+    /// Notes where the calling thread runs; whether it has moved.
+    pub fn look(&mut self, board: &Board, slot: &Slot) -> bool {
+        let epoch = board.epoch();
+        let Ok(cpu) = nix::sched::sched_getcpu() else { return false };
+        let cpu = cpu as u32;
+        let mut moved = false;
+        if self.cpu != Some(cpu) {
+            moved = self.cpu.is_some();
+            self.cpu = Some(cpu);
+        } else if self.noted_in == Some(epoch) {
+            return false;
+        }
+        // If the CPUs it may use changed meanwhile, nobody knows on which side of the change this was.
+        if board.epoch() == epoch {
+            self.noted_in = Some(epoch);
+            slot.saw_cpu(epoch, cpu);
+        } else {
+            self.noted_in = None;
+        }
+        moved
+    }
+}
+
 /// Run delay and count of `cpu_time run_delay pcount`, see `Documentation/scheduler/sched-stats.rst`.
-fn read_schedstat(file: &File) -> Option<(u64, u64)> {
+pub(super) fn read_schedstat(file: &File) -> Option<(u64, u64)> {
     let mut text = [0u8; 96];
     let length = file.read_at(&mut text, 0).ok()?;
     parse_schedstat(std::str::from_utf8(&text[..length]).ok()?)

@@ -25,6 +25,7 @@ mod spawn;
 mod sys;
 #[cfg(test)]
 mod tests;
+mod thread_meter;
 mod work_type;
 mod worker;
 

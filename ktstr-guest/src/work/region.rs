@@ -60,6 +60,9 @@ impl Region {
     }
 }
 
+// SAFETY: the mapping belongs to the value alone, and nothing in it to a thread.
+unsafe impl Send for Region {}
+
 impl Drop for Region {
     fn drop(&mut self) {
         // SAFETY: the mapping is ours and no reference into it outlives `self`.

@@ -13,7 +13,7 @@
 //! calling process that does not stop cannot be killed: it is reported, and left behind.
 
 use std::{
-    fs::File,
+    fs::{self, File},
     io::{self, Read},
     ops::Range,
     os::fd::{AsFd, OwnedFd},
@@ -390,7 +390,27 @@ impl WorkloadHandle {
     /// Restricts one worker to some CPUs from now on.
     pub fn set_affinity(&self, worker: usize, cpus: &[u32]) -> Result<(), WorkError> {
         let tid = if worker < self.workers() { self.tid(worker) } else { u32::MAX };
-        system("restrict a worker to some CPUs", attributes::set_affinity(tid, cpus))
+        let action = "restrict a worker to some CPUs";
+        system(action, attributes::set_affinity(tid, cpus))?;
+        if self.config.work_type.has_threads() && self.reaches_threads() {
+            // Those made since then have it from the worker.
+            for thread in fs::read_dir(format!("/proc/{tid}/task")).into_iter().flatten().flatten() {
+                let Some(thread) = thread.file_name().to_str().and_then(|name| name.parse().ok()) else {
+                    continue;
+                };
+                match attributes::set_affinity(thread, cpus) {
+                    // It ended meanwhile.
+                    Err(Errno::ESRCH) => {}
+                    other => system(action, other)?,
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether what is done to a worker is done to the threads of its own, too: those of one process cannot be told apart.
+    pub(crate) fn reaches_threads(&self) -> bool {
+        !self.config.work_type.has_threads() || self.config.mode == CloneMode::Fork
     }
 
     /// Tells the workers to stop, without waiting; those that ended before are noted as dead.

@@ -12,12 +12,13 @@ use std::{
 use super::matrix::Matrices;
 use crate::work::{
     bench::{SchbenchConfig, TaobenchConfig},
-    board::{Board, Counter, Series},
+    board::{Board, Series},
     cpus,
     not_run::Missing,
     region::Region,
     rng::Rng,
-    sys::{cpu_ns, futex_wait, futex_wake, now_ns, sleep_until},
+    sys::{futex_wait, futex_wake, now_ns, sleep_until},
+    thread_meter::ThreadMeter,
     worker::{Done, WAIT_SLICE, Worker},
 };
 
@@ -36,13 +37,9 @@ struct Shared<'a> {
 }
 
 impl Shared<'_> {
-    fn record(&self, series: Series, ns: u64) {
-        self.board.slot(self.index).in_phase(self.board.phase()).record(series, ns);
-    }
-
-    /// Counts what the calling thread burnt in the end.
-    fn burnt(&self) {
-        self.board.slot(self.index).in_phase(self.board.phase()).add(Counter::CpuNs, cpu_ns());
+    /// Measures the calling thread until it ends.
+    fn meter(&self) -> ThreadMeter<'_> {
+        ThreadMeter::start(self.board, self.index)
     }
 
     fn served(&self) {
@@ -110,9 +107,11 @@ pub(super) fn schbench(w: &mut Worker<'_>, config: &SchbenchConfig) -> Done {
 }
 
 fn messenger(shared: &Shared<'_>, team: &[Desk], rps: u64) {
+    let mut meter = shared.meter();
     let mut tick = now_ns();
     let mut turn = 0;
     while !shared.board.stopped() {
+        meter.checkpoint();
         if let Some(period) = 1_000_000_000u64.checked_div(rps) {
             // One request at each tick, to whoever waits first from here.
             tick += period;
@@ -132,7 +131,6 @@ fn messenger(shared: &Shared<'_>, team: &[Desk], rps: u64) {
             futex_wait(&busy.word, 1, Duration::from_millis(1));
         }
     }
-    shared.burnt();
 }
 
 fn hand_out(desk: &Desk) {
@@ -142,6 +140,7 @@ fn hand_out(desk: &Desk) {
 }
 
 fn attend(shared: &Shared<'_>, desk: &Desk, config: &SchbenchConfig) {
+    let mut meter = shared.meter();
     let mut matrices = Matrices::new(config.cache_footprint_kib as usize * 1024);
     while !shared.board.stopped() {
         let since = now_ns();
@@ -155,7 +154,7 @@ fn attend(shared: &Shared<'_>, desk: &Desk, config: &SchbenchConfig) {
         }
         let stamp = desk.stamp.load(SeqCst);
         if slept && stamp >= since {
-            shared.record(Series::Wake, now_ns().saturating_sub(stamp));
+            meter.record(Series::Wake, now_ns().saturating_sub(stamp));
         }
         let start = now_ns();
         if config.sleep_usec > 0 {
@@ -167,12 +166,12 @@ fn attend(shared: &Shared<'_>, desk: &Desk, config: &SchbenchConfig) {
             }
             matrices.multiply();
         }
-        shared.record(Series::Iteration, now_ns().saturating_sub(start));
+        meter.record(Series::Iteration, now_ns().saturating_sub(start));
+        meter.checkpoint();
         shared.served();
         desk.word.store(0, SeqCst);
         futex_wake(&desk.word, 1);
     }
-    shared.burnt();
 }
 
 /// Misses that nobody has fetched yet; futex.
@@ -189,13 +188,16 @@ pub(super) fn taobench(w: &mut Worker<'_>, config: &TaobenchConfig) -> Done {
     let shared = Shared { board: w.board, index: w.place.index, requests: AtomicU64::new(0) };
     let misses =
         Misses { waiting: AtomicU32::new(0), outstanding: AtomicU32::new(0), served: AtomicU64::new(0) };
-    let seeds: Vec<u64> = (0..fast).map(|_| w.rng.next_u64()).collect();
     let share = config.cache_mib as usize * (1 << 20) / fast as usize;
+    let caches = (0..fast)
+        .map(|_| Region::new(share).map(|cache| (w.rng.next_u64(), cache)))
+        .collect::<Result<Vec<_>, _>>()
+        .map_err(|errno| Missing::Memory.because(errno))?;
     let started = std::thread::scope(|scope| {
         let (shared, misses) = (&shared, &misses);
-        for seed in seeds {
+        for (seed, cache) in caches {
             let spawned = std::thread::Builder::new()
-                .spawn_scoped(scope, move || serve_fast(shared, misses, config, seed, share));
+                .spawn_scoped(scope, move || serve_fast(shared, misses, config, seed, cache));
             spawned.map_err(|_| Missing::Process)?;
         }
         for _ in 0..slow {
@@ -211,11 +213,13 @@ pub(super) fn taobench(w: &mut Worker<'_>, config: &TaobenchConfig) -> Done {
     started.map(drop)
 }
 
-fn serve_fast(shared: &Shared<'_>, misses: &Misses, config: &TaobenchConfig, seed: u64, bytes: usize) {
+fn serve_fast(shared: &Shared<'_>, misses: &Misses, config: &TaobenchConfig, seed: u64, mut cache: Region) {
+    let bytes = cache.len();
     let mut rng = Rng::new(seed);
-    let Ok(mut cache) = Region::new(bytes) else { return };
+    let mut meter = shared.meter();
     let mut tick = now_ns();
     while !shared.board.stopped() {
+        meter.checkpoint();
         if let Some(period) = 1_000_000_000u64.checked_div(config.arrival_rate_hz) {
             tick += period;
             sleep_until(tick);
@@ -226,7 +230,7 @@ fn serve_fast(shared: &Shared<'_>, misses: &Misses, config: &TaobenchConfig, see
             for line in 0..16 {
                 cache.touch(at + line * 64);
             }
-            shared.record(Series::Iteration, now_ns().saturating_sub(start));
+            meter.record(Series::Iteration, now_ns().saturating_sub(start));
             shared.served();
             continue;
         }
@@ -241,11 +245,12 @@ fn serve_fast(shared: &Shared<'_>, misses: &Misses, config: &TaobenchConfig, see
             futex_wait(&misses.outstanding, outstanding, WAIT_SLICE);
         }
     }
-    shared.burnt();
 }
 
 fn fetch_slow(shared: &Shared<'_>, misses: &Misses, config: &TaobenchConfig) {
+    let mut meter = shared.meter();
     while !shared.board.stopped() {
+        meter.checkpoint();
         if misses.waiting.fetch_update(SeqCst, SeqCst, |n| n.checked_sub(1)).is_err() {
             futex_wait(&misses.waiting, 0, WAIT_SLICE);
             continue;
@@ -256,5 +261,4 @@ fn fetch_slow(shared: &Shared<'_>, misses: &Misses, config: &TaobenchConfig) {
         misses.served.fetch_add(1, Relaxed);
         shared.served();
     }
-    shared.burnt();
 }
