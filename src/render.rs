@@ -13,6 +13,8 @@ use ktstr_proto::{
 const WIDTH: usize = 80;
 /// Log lines shown; the run directory holds all.
 const TAIL: usize = 25;
+/// Of the scheduler's log, which comes as what is worth showing.
+const LOG: usize = 40;
 /// Marks of the scenario shown before the last marks of all kinds.
 const EARLIER: usize = 10;
 
@@ -43,9 +45,9 @@ pub fn report(report: &RunReport) -> String {
         host(&mut out, given);
     }
     if report.infrastructure || !matches!(report.outcome, Outcome::Pass | Outcome::NotRun) {
-        tail(&mut out, "scheduler log", &report.scheduler_log);
+        tail(&mut out, "scheduler log", &report.scheduler_log, LOG);
         if console_matters(report) {
-            tail(&mut out, "console", &report.console_tail);
+            tail(&mut out, "console", &report.console_tail, TAIL);
         }
     }
     line(&mut out, format_args!("run directory: {}", report.run_dir.display()));
@@ -110,7 +112,15 @@ fn verdict(out: &mut String, name: &str, report: &RunReport) {
             line(out, format_args!("{name} {verdict}"));
             wrapped(out, "  ", &headline(cause));
         }
-        (Some(cause), false) => wrapped(out, "", &format!("{name} {verdict}: {}", headline(cause))),
+        (Some(cause), false) => {
+            let whole = format!("{name} {verdict}: {}", headline(cause));
+            if whole.chars().count() <= WIDTH {
+                line(out, format_args!("{whole}"));
+            } else {
+                wrapped(out, "", &format!("{name} {verdict}"));
+                wrapped(out, "  ", &headline(cause));
+            }
+        }
     }
 }
 
@@ -141,7 +151,10 @@ pub fn headline(cause: &Cause) -> String {
 }
 
 fn findings(out: &mut String, result: &AssertResult) {
-    for detail in &result.details {
+    // What decided comes first.
+    let mut details: Vec<_> = result.details.iter().collect();
+    details.sort_by_key(|detail| std::cmp::Reverse(detail.outcome));
+    for detail in details {
         let mark = match detail.outcome {
             Outcome::Fail => "  ",
             Outcome::Inconclusive => "  inconclusive: ",
@@ -236,7 +249,12 @@ fn stats(out: &mut String, stats: &ScenarioStats) {
             cgroup.iterations,
             cgroup.mean_run_delay_us
         );
-        wrapped(out, "  ", &text);
+        let ratio =
+            cgroup.migration_ratio.map_or(String::new(), |ratio| format!(" migration_ratio={ratio:.3}"));
+        let wakes = cgroup.wake_latency.map_or(String::new(), |wake| {
+            format!(" wake p50={:.0}us p99={:.0}us", wake.median_us, wake.p99_us)
+        });
+        wrapped(out, "  ", &format!("{text}{ratio}{wakes}"));
     }
 }
 
@@ -415,11 +433,11 @@ fn console_matters(report: &RunReport) -> bool {
         || !matches!(report.cause, None | Some(Cause::Assertion | Cause::TestPanic { .. } | Cause::Cancelled))
 }
 
-fn tail(out: &mut String, title: &str, lines: &[String]) {
+fn tail(out: &mut String, title: &str, lines: &[String], most: usize) {
     if lines.is_empty() {
         return;
     }
-    let skipped = lines.len().saturating_sub(TAIL);
+    let skipped = lines.len().saturating_sub(most);
     line(out, format_args!("--- {title} ---"));
     if skipped > 0 {
         line(out, format_args!("  ({skipped} earlier lines are in the run directory)"));

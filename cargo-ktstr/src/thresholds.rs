@@ -104,6 +104,7 @@ fn render(judged: &Judged) -> String {
         text.push('\n');
     }
     text.push_str("* said by the test or its scheduler; the rest are defaults; - is not checked\n");
+    text.push_str("tests on this host itself are judged as under tcg, since others use it, too\n");
     text
 }
 

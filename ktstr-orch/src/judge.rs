@@ -5,6 +5,7 @@
 //! last what the monitor saw.
 
 mod clock;
+mod digest;
 mod excuse;
 mod expect;
 mod observed;
@@ -25,7 +26,7 @@ use self::{
     observed::{add_event_findings, add_monitor_findings, add_unjudged, add_unmeasured, monitor_limits},
     tail::{FATAL, NOT_UNPACKED, PANIC, STALE_TEXT},
 };
-pub use self::{clock::GuestClock, tail::Tail};
+pub use self::{clock::GuestClock, digest::digest, tail::Tail};
 
 /// What ended a run from outside the guest.
 #[derive(Debug, Clone, PartialEq, Eq)]

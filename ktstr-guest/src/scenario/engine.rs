@@ -166,6 +166,17 @@ pub(super) fn run(
     }
 }
 
+/// Says of each gap in which phase it ended.
+fn name_phases(result: &mut AssertResult, phases: &[PhaseBucket], begun_ns: u64) {
+    for detail in result.details.iter_mut().filter(|detail| detail.kind == DetailKind::Gap) {
+        let Some(when) = &detail.when else { continue };
+        let at_ms = when.to_ns.saturating_sub(begun_ns) / 1_000_000;
+        if let Some(phase) = phases.iter().find(|phase| (phase.start_ms..=phase.end_ms).contains(&at_ms)) {
+            detail.message.push_str(&format!(", {}", phase.label));
+        }
+    }
+}
+
 impl Engine<'_> {
     fn carry_out(&mut self, plan: &Plan) -> Result<(), ScenarioError> {
         self.ctx.enter_step(0);
@@ -369,12 +380,14 @@ impl Engine<'_> {
             let ended = program.handle.stop();
             self.keep(ended)?;
         }
+        let begun_ns = self.phases.begun_ns();
         let phases: Vec<PhaseBucket> = std::mem::replace(&mut self.phases, Phases::begin()).into_buckets();
         let workers = self.done.iter().map(|(_, group)| group.reports.len()).sum::<usize>();
         self.note(format!("{workers} workers stopped"))?;
         self.done.sort_by_key(|(order, _)| *order);
         let groups = std::mem::take(&mut self.done).into_iter().map(|(_, group)| group).collect();
         let mut result = check::judge_groups(assert, Some(&self.ctx.topo), groups);
+        name_phases(&mut result, &phases, begun_ns);
         result.merge(std::mem::replace(&mut self.found, AssertResult::pass()));
         result.stats.phases = phases;
         result.stats.payloads = std::mem::take(&mut self.measured);

@@ -166,6 +166,12 @@ impl Phases {
         entry.migrations += now.migrations.saturating_sub(before.migrations);
     }
 
+    /// When the baseline began, guest `CLOCK_MONOTONIC`, nanoseconds.
+    pub fn begun_ns(&self) -> u64 {
+        let since = u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        crate::work::now_ns().saturating_sub(since)
+    }
+
     /// All phases, the last one ended now.
     pub fn into_buckets(mut self) -> Vec<PhaseBucket> {
         let now = self.now_ms();

@@ -21,7 +21,8 @@ pub struct Tail {
 }
 
 impl Tail {
-    pub(super) const KEEP: usize = 200;
+    /// Lines kept; a dump of sched_ext with a hundred tasks fits.
+    pub const KEEP: usize = 1000;
     const LONGEST: usize = 4096;
 
     /// Adds text in any pieces.
