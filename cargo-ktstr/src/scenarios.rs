@@ -4,12 +4,13 @@
 //! prints and sums up. It starts no scheduler: whatever is active is what is judged.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, ExitCode, Stdio};
 
 use anyhow::{Context, bail};
 use ktstr_orch::children::find_executable;
 use ktstr_proto::verdict::{AssertResult, Outcome};
+use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use serde::Deserialize;
 
 use crate::cli::{CleanupArgs, ListArgs, RunArgs};
@@ -184,7 +185,10 @@ pub fn cleanup(args: &CleanupArgs) -> anyhow::Result<ExitCode> {
         }
     };
     match &args.parent_cgroup {
-        Some(parent) => below(parent)?.iter().for_each(|child| remove(child)),
+        Some(parent) => {
+            refuse_foreign(parent)?;
+            below(parent)?.iter().for_each(|child| remove(child));
+        }
         None => {
             for path in below(Path::new("/sys/fs/cgroup"))? {
                 let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -201,12 +205,48 @@ pub fn cleanup(args: &CleanupArgs) -> anyhow::Result<ExitCode> {
     Ok(if failed > 0 { Exit::Fail } else { Exit::Pass }.into())
 }
 
+/// Whoever names a directory that is no cgroup, or the cgroup of the whole system, means another: what is below
+/// it would be removed, and every process in it killed.
+fn refuse_foreign(parent: &Path) -> anyhow::Result<()> {
+    let shown = parent.display();
+    let parent = parent.canonicalize().with_context(|| format!("cannot read {shown}"))?;
+    let mounted = statfs(&parent).with_context(|| format!("cannot tell the file system of {shown}"))?;
+    if mounted.filesystem_type() != CGROUP2_SUPER_MAGIC {
+        bail!("{shown} is no cgroup (of cgroup2): nothing was removed");
+    }
+    // Every cgroup but the root has it (kernel: Documentation/admin-guide/cgroup-v2.rst).
+    if !parent.join("cgroup.events").exists() {
+        bail!("{shown} is the root of all cgroups, with every process of this host: nothing was removed");
+    }
+    for child in below(&parent)? {
+        if let Some(own) = home_of(&child, std::process::id())? {
+            bail!("{shown} holds this process itself, in {}: nothing was removed", own.display());
+        }
+    }
+    Ok(())
+}
+
+/// The cgroup below `dir`, or that itself, which this process is in.
+fn home_of(dir: &Path, pid: u32) -> anyhow::Result<Option<PathBuf>> {
+    // Of a threaded cgroup the processes cannot be read; they are listed further up.
+    let processes = fs::read_to_string(dir.join("cgroup.procs")).unwrap_or_default();
+    if processes.lines().any(|line| line.parse() == Ok(pid)) {
+        return Ok(Some(dir.to_owned()));
+    }
+    for child in below(dir)? {
+        if let Some(found) = home_of(&child, pid)? {
+            return Ok(Some(found));
+        }
+    }
+    Ok(None)
+}
+
 /// Whether a process of ours has this id.
 fn alive(pid: u32) -> bool {
     fs::read_to_string(format!("/proc/{pid}/comm")).is_ok_and(|comm| comm.contains("ktstr"))
 }
 
-fn below(dir: &Path) -> anyhow::Result<Vec<std::path::PathBuf>> {
+fn below(dir: &Path) -> anyhow::Result<Vec<PathBuf>> {
     let entries = fs::read_dir(dir).with_context(|| format!("cannot read {}", dir.display()))?;
     let mut dirs: Vec<_> = entries.flatten().map(|entry| entry.path()).filter(|path| path.is_dir()).collect();
     dirs.sort();
@@ -251,6 +291,29 @@ mod tests {
         assert_eq!(remove_tree(&top).unwrap(), 4);
         assert!(!top.exists());
         assert!(remove_tree(&top).is_err());
+    }
+
+    #[test]
+    fn a_parent_that_is_no_cgroup_or_all_of_them_loses_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("empty")).unwrap();
+        let refused = |path: &Path| {
+            let args = CleanupArgs { parent_cgroup: Some(path.to_owned()) };
+            format!("{:#}", cleanup(&args).unwrap_err())
+        };
+        assert!(refused(root.path()).contains("is no cgroup"), "{}", refused(root.path()));
+        assert!(root.path().join("empty").exists());
+        fs::write(root.path().join("empty/cgroup.procs"), "1\n77\n").unwrap();
+        assert_eq!(home_of(root.path(), 77).unwrap(), Some(root.path().join("empty")));
+        assert_eq!(home_of(root.path(), 7).unwrap(), None);
+        let all = Path::new("/sys/fs/cgroup");
+        if statfs(all).is_ok_and(|mounted| mounted.filesystem_type() == CGROUP2_SUPER_MAGIC)
+            && !all.join("cgroup.events").exists()
+        {
+            // Asked without `cleanup`, which would carry it out if this were wrong.
+            let said = format!("{:#}", refuse_foreign(all).unwrap_err());
+            assert!(said.contains("is the root of all cgroups"), "{said}");
+        }
     }
 
     #[test]
