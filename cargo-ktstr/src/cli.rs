@@ -32,6 +32,8 @@ pub enum Command {
     Shell(ShellArgs),
     /// Ask a live run or a core file: tasks, dsq, scx, cgroups, or a path like 'rq[*].nr_running'
     Query(MonitorArgs),
+    /// Set a number in a BPF map of a live run: MAP PATH NUMBER --rw
+    Write(MonitorArgs),
     /// Read everything of a live run's guest while it stands, with --vmcore all its memory
     Capture(MonitorArgs),
     /// Watch a live run in the terminal

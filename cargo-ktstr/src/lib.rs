@@ -53,6 +53,7 @@ fn dispatch(parsed: cli::Cli, plugin: bool) -> anyhow::Result<ExitCode> {
         Command::Kernel(action) => kernel::run(&action),
         Command::Shell(args) => shell::run(args),
         Command::Query(args) => observe::run("query", &args),
+        Command::Write(args) => observe::run("write", &args),
         Command::Capture(args) => observe::run("capture", &args),
         Command::Attach(args) => observe::run("attach", &args),
         Command::Topo => topo::run(),

@@ -165,7 +165,7 @@ fn task_line(task: &Task) -> String {
         show(&copy.pid),
         show(&task.class),
         show(&copy.cpu),
-        show(&copy.cpus_mask),
+        show(&task.allowed),
         show(&copy.scx_weight),
         show(&copy.scx_slice),
         show(&copy.scx_dsq_vtime),

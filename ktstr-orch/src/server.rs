@@ -331,6 +331,10 @@ impl Server {
                 Ok(session) => return Ok(session.capture(asker, &wanted)),
                 Err(refused) => Err(refused),
             },
+            ClientRequest::SetNumber(wanted) => match self.run_of(wanted.run.as_ref()) {
+                Ok(session) => return Ok(session.set_number(asker, &wanted)),
+                Err(refused) => Err(refused),
+            },
             ClientRequest::Submit(submit) => self.submit(id, submit.0).map(ClientReply::Submit),
             ClientRequest::Cancel(cancel) => {
                 let entry =
@@ -544,7 +548,8 @@ impl Server {
         match (frame.request, self.sessions.get_mut(&session)) {
             (ClientRequest::Query(query), Some(entry)) => entry.session.query(asker, query),
             (ClientRequest::TakeCapture(wanted), Some(entry)) => entry.session.capture(asker, &wanted),
-            _ => self.answer(asker, Err(refusal("observers ask and capture; they change nothing"))),
+            (ClientRequest::SetNumber(wanted), Some(entry)) => entry.session.set_number(asker, &wanted),
+            _ => self.answer(asker, Err(refusal("observers ask, capture and write numbers into maps"))),
         }
         Ok(())
     }

@@ -97,6 +97,28 @@ pub struct TakeCapture {
     pub vmcore: bool,
 }
 
+/// A client sets a number in a BPF map of a live run; the guest stands meanwhile.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SetNumber {
+    /// Which run; on the socket of a run there is only one.
+    pub run: Option<RunId>,
+    /// The map, as in [`Question::Map`].
+    pub map: String,
+    /// The place in it.
+    pub path: String,
+    /// What is to be there.
+    pub value: i64,
+}
+
+/// It is there.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NumberSet {
+    /// What was written, and where.
+    pub what: String,
+    /// How long the vCPUs stood, microseconds.
+    pub stood_us: u64,
+}
+
 /// A capture was taken.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CaptureTaken {

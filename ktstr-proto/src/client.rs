@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    capture::{CaptureTaken, Query, QueryAnswer, TakeCapture},
+    capture::{CaptureTaken, NumberSet, Query, QueryAnswer, SetNumber, TakeCapture},
     guest::LogSource,
     link::{FdSlot, Link, calls},
     run::{RunId, RunSpec},
@@ -34,6 +34,8 @@ calls! {
         Query => QueryAnswer,
         /// Read everything of a live run's guest while it stands.
         TakeCapture => CaptureTaken,
+        /// Set a number in a BPF map of a live run.
+        SetNumber => NumberSet,
     }
 }
 

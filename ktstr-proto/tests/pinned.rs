@@ -192,19 +192,23 @@ pins! {
     ClientRequest {
         ClientRequest::Submit(_) => "Submit", ClientRequest::Cancel(_) => "Cancel",
         ClientRequest::Query(_) => "Query", ClientRequest::TakeCapture(_) => "TakeCapture",
+        ClientRequest::SetNumber(_) => "SetNumber",
     } from [
         ClientRequest::Submit(Submit(spec())), ClientRequest::Cancel(Cancel(RunId("id".into()))),
         ClientRequest::Query(Query { run: None, question: Question::Tasks, freeze: true }),
         ClientRequest::TakeCapture(TakeCapture { run: Some(RunId("id".into())), vmcore: true }),
+        ClientRequest::SetNumber(SetNumber { run: None, map: "m".into(), path: "p".into(), value: -1 }),
     ];
     ClientReply {
         ClientReply::Submit(_) => "Submit", ClientReply::Cancel(_) => "Cancel",
         ClientReply::Query(_) => "Query", ClientReply::TakeCapture(_) => "TakeCapture",
+        ClientReply::SetNumber(_) => "SetNumber",
     } from [
         ClientReply::Submit(Submitted { run_id: RunId("id".into()), run_dir: "/d".into(), queued_behind: 2 }),
         ClientReply::Cancel(Cancelled),
         ClientReply::Query(QueryAnswer { json: "1".into(), text: "1".into(), read_us: 2, stood_us: Some(3) }),
         ClientReply::TakeCapture(CaptureTaken { path: "/p".into(), stood_us: 3, read: captured() }),
+        ClientReply::SetNumber(NumberSet { what: "w".into(), stood_us: 3 }),
     ];
     Question {
         Question::Path(_) => "Path", Question::Tasks => "Tasks", Question::Task(_) => "Task",

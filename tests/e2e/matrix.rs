@@ -58,6 +58,7 @@ const CAPABILITIES: [(&str, &[&str]); 19] = [
             "tasks/*/on_cpu",
             "tasks/*/thread_info",
             "tasks/*/cpus_mask",
+            "tasks/*/allowed",
             "tasks/*/cgroup",
         ],
     ),

@@ -253,6 +253,7 @@ fn compare(capture: &Value, before: &Account, after: &Account) {
     assert_eq!(int(task, "/prio"), before.number("sched prio", 2));
     assert_eq!(int(task, "/policy"), before.number("sched policy", 2));
     assert_eq!(at(task, "/cpus_mask"), before.words("status Cpus_allowed_list")[2].as_str());
+    assert_eq!(at(task, "/allowed"), at(task, "/cpus_mask"), "nothing holds it");
     assert_eq!(at(task, "/cgroup"), "/facts/inner");
     assert_eq!(at(task, "/state"), "T (stopped)");
     assert_eq!(at(task, "/class"), "ext");
@@ -314,6 +315,22 @@ print(len({int(task.pid) for task in for_each_task(prog)} | {0}))
     assert_eq!(found.lines().collect::<Vec<_>>(), expected);
 }
 
+/// Whoever attaches for writing sets numbers, and nobody else.
+fn writes(run: &str) {
+    let words = ["write", run, ".bss", "nr_stalled", "77"];
+    let refused = monitor(&words);
+    let said = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(!refused.status.success() && said.contains("say --rw"), "{said}");
+    let ask_for = || ask(&["query", run, "map", ".bss", "nr_stalled", "--json"]);
+    assert_eq!(ask_for(), 0);
+    let written = monitor(&[&words[..], &["--rw"]].concat());
+    let said = String::from_utf8_lossy(&written.stderr).into_owned();
+    assert!(written.status.success() && said.contains("the guest stood for"), "{said}");
+    assert_eq!(ask_for(), 77);
+    let refused = monitor(&["write", run, ".bss", "no_such", "1", "--rw"]);
+    assert!(!refused.status.success(), "there is no such variable");
+}
+
 fn facts(kernel: Option<&str>) {
     let root = tempfile::tempdir().unwrap();
     let files = tempfile::tempdir().unwrap();
@@ -354,6 +371,7 @@ fn facts(kernel: Option<&str>) {
     assert!(text.contains("== BPF programs and maps =="), "{text}");
 
     structures(run, &capture);
+    writes(run);
 
     // Ten who ask at once all get their answer.
     let began = Instant::now();
@@ -392,6 +410,8 @@ fn facts(kernel: Option<&str>) {
     let report = report.expect("a report");
     assert_eq!(report.exit_status, Some(0), "{:?}", report.cause);
     assert!(report.notes.iter().any(|note| note.contains("the guest goes on")), "{:?}", report.notes);
+    let told = report.notes.iter().any(|note| note.contains("wrote into a map: nr_stalled"));
+    assert!(told, "{:?}", report.notes);
     let printed = printed(&dir);
     let accounts: Vec<_> = (0..).map_while(|nth| Account::read(&printed, nth)).collect();
     assert_eq!(accounts.len(), 20, "the guest went on to the end");

@@ -1,12 +1,13 @@
 //! A terminal view of a live run: CPUs, dispatch queues, event rates, waiting tasks, chosen values.
 //!
 //! It asks the same questions as `query`, twice a second, and shows the answers; it holds no guest
-//! memory. Its keys freeze the guest for each look, have a capture taken, or leave.
+//! memory. Its keys freeze the guest for each look, have a capture taken, or leave; where the user said so
+//! (`--rw`), one begins a line that sets a number in a map.
 
 use std::time::{Duration, Instant};
 
 use anyhow::Result;
-use ktstr_proto::capture::{Query, Question, TakeCapture};
+use ktstr_proto::capture::{Query, Question, SetNumber, TakeCapture};
 use ktstr_proto::channel::ChannelError;
 use ktstr_proto::client::ClientLink;
 use ktstr_proto::{Channel, Fds};
@@ -19,22 +20,27 @@ use super::screen::{Screen, draw};
 /// Between two looks.
 const PERIOD: Duration = Duration::from_millis(500);
 
+/// Bytes of a line that is typed.
+const MAX_LINE: usize = 400;
+
 /// What a key asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Key {
     Leave,
     Freeze,
     Capture,
+    Write,
 }
 
-/// Shows the run until a key or its end; `watched` are paths whose values are shown, too.
-pub fn attach(run: Option<&str>, watched: &[String]) -> Result<()> {
+/// Shows the run until a key or its end; `watched` are paths whose values are shown, too, and `rw` says that
+/// numbers may be written.
+pub fn attach(run: Option<&str>, watched: &[String], rw: bool) -> Result<()> {
     let run = find(run)?;
     let mut channel = connect(&run)?;
     let mut screen = Screen::new(&run.0, watched);
     look(&mut channel, &mut screen)?;
     let mut terminal = ratatui::try_init()?;
-    let outcome = show(&mut terminal, &mut channel, &mut screen);
+    let outcome = show(&mut terminal, &mut channel, &mut screen, rw);
     ratatui::try_restore()?;
     outcome
 }
@@ -43,14 +49,24 @@ fn show(
     terminal: &mut ratatui::DefaultTerminal,
     channel: &mut Channel<ClientLink>,
     screen: &mut Screen,
+    rw: bool,
 ) -> Result<()> {
     let mut next = Instant::now() + PERIOD;
     loop {
         terminal.draw(|frame| draw(frame, screen))?;
-        match key(next.saturating_duration_since(Instant::now()))? {
+        let limit = next.saturating_duration_since(Instant::now());
+        if screen.typed.is_some() {
+            if let Some(code) = pressed(limit)? {
+                type_on(channel, screen, code);
+                continue;
+            }
+        }
+        match key(limit)? {
             Some(Key::Leave) => return Ok(()),
             Some(Key::Freeze) => screen.freeze = !screen.freeze,
             Some(Key::Capture) => screen.said = capture(channel),
+            Some(Key::Write) if rw => screen.typed = Some(String::new()),
+            Some(Key::Write) => screen.said = "attached for reading: begin with --rw to write".into(),
             None => {
                 // A monitor that is busy, or a kernel that is not there yet, refuses for now.
                 if let Err(error) = look(channel, screen) {
@@ -79,10 +95,48 @@ fn key(limit: Duration) -> Result<Option<Key>> {
             KeyCode::Char('c') if key.modifiers.contains(event::KeyModifiers::CONTROL) => Some(Key::Leave),
             KeyCode::Char('f') => Some(Key::Freeze),
             KeyCode::Char('d') => Some(Key::Capture),
+            KeyCode::Char('w') => Some(Key::Write),
             _ => None,
         },
         _ => None,
     })
+}
+
+/// The next key within `limit`, whatever it means.
+fn pressed(limit: Duration) -> Result<Option<KeyCode>> {
+    if !event::poll(limit)? {
+        return Ok(None);
+    }
+    Ok(match event::read()? {
+        Event::Key(key) if key.kind == KeyEventKind::Press => Some(match key.code {
+            KeyCode::Char('c') if key.modifiers.contains(event::KeyModifiers::CONTROL) => KeyCode::Esc,
+            code => code,
+        }),
+        _ => None,
+    })
+}
+
+/// One more key of the line that says what is to be written.
+fn type_on(channel: &mut Channel<ClientLink>, screen: &mut Screen, code: KeyCode) {
+    let Some(line) = &mut screen.typed else { return };
+    match code {
+        KeyCode::Char(c) if line.len() < MAX_LINE => line.push(c),
+        KeyCode::Backspace => drop(line.pop()),
+        KeyCode::Esc => screen.typed = None,
+        KeyCode::Enter => {
+            let words: Vec<String> = line.split_whitespace().map(str::to_owned).collect();
+            screen.typed = None;
+            screen.said = write(channel, &words).unwrap_or_else(|error| format!("not written: {error:#}"));
+        }
+        _ => {}
+    }
+}
+
+fn write(channel: &mut Channel<ClientLink>, words: &[String]) -> Result<String> {
+    let (map, path, value) = super::assignment(words)?;
+    let wanted = SetNumber { run: None, map: map.to_owned(), path: path.to_owned(), value };
+    let (set, _) = channel.call(wanted, Fds::default(), PATIENCE, |_, _| ())?;
+    Ok(format!("{}; the guest stood for {} us", set.what, set.stood_us))
 }
 
 fn capture(channel: &mut Channel<ClientLink>) -> String {

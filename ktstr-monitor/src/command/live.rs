@@ -7,7 +7,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use ktstr_proto::capture::{DOOR_PREFIX, Query, Question, TakeCapture, door_name};
+use ktstr_proto::capture::{DOOR_PREFIX, Query, Question, SetNumber, TakeCapture, door_name};
 use ktstr_proto::client::ClientLink;
 use ktstr_proto::{Channel, Fds, RunId};
 use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
@@ -33,6 +33,16 @@ pub fn query(run: Option<&str>, question: Question, freeze: bool, json: bool) ->
         let stood = answer.stood_us.map_or(String::new(), |us| format!(", the guest stood for {us} us"));
         eprintln!("read in {} us{stood}", answer.read_us);
     }
+    Ok(())
+}
+
+/// Sets a number in a BPF map and prints where it was.
+pub fn write(run: Option<&str>, map: &str, path: &str, value: i64) -> Result<()> {
+    let mut channel = connect(&find(run)?)?;
+    let wanted = SetNumber { run: None, map: map.to_owned(), path: path.to_owned(), value };
+    let (set, _) = channel.call(wanted, Fds::default(), PATIENCE, |_, _| ())?;
+    println!("{}", set.what);
+    eprintln!("the guest stood for {} us", set.stood_us);
     Ok(())
 }
 

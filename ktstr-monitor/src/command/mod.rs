@@ -18,7 +18,8 @@ use ktstr_proto::capture::{Question, Structure};
 const USAGE: &str = "usage: ktstr-monitor query [RUN] QUESTION [--json] [--freeze] [--follow N]
        ktstr-monitor query --core FILE --kernel VMLINUX QUESTION [--json]
        ktstr-monitor capture [RUN] [--vmcore] [--json]
-       ktstr-monitor attach [RUN] [--watch PATH]...
+       ktstr-monitor attach [RUN] [--watch PATH]... [--rw]
+       ktstr-monitor write [RUN] MAP PATH NUMBER --rw
 
 RUN        directory of a live run, or a part of its id; not needed when only one is live
 QUESTION   tasks | task PID | dsq | scx | cgroups | bpf | modules | map NAME [PATH] | struct TYPE WHERE [PATH],
@@ -31,7 +32,11 @@ WHERE      a thread id (of a task_struct), 0xADDRESS, SYMBOL, SYMBOL@CPU, MODULE
 --core     ask a core file (written by capture --vmcore) instead of a live run
 --kernel   the decompressed kernel of the core file
 --vmcore   write all guest memory as an ELF core file, too
---watch    a path, or a question like 'map .bss nr', whose answer is shown, too; keys: q leave, f freeze for each look, d capture
+--watch    a path, or a question like 'map .bss nr', whose answer is shown, too
+--rw       numbers in maps may be written: NUMBER is put at PATH in MAP while the guest stands, which its report
+           tells; never under det
+
+keys of attach: q leave, f freeze for each look, d capture, with --rw w write: MAP PATH NUMBER
 
 exit codes: 0 answered, 1 the question has no answer, 3 no such run, 4 broken";
 
@@ -45,6 +50,7 @@ struct Options {
     core: Option<PathBuf>,
     kernel: Option<PathBuf>,
     watch: Vec<String>,
+    rw: bool,
     follow: u8,
 }
 
@@ -88,10 +94,20 @@ fn run(args: &[String]) -> Result<()> {
         "attach" => {
             let options = options(rest)?;
             match options.words.as_slice() {
-                [] => attach::attach(None, &options.watch),
-                [run] => attach::attach(Some(run), &options.watch),
+                [] => attach::attach(None, &options.watch, options.rw),
+                [run] => attach::attach(Some(run), &options.watch, options.rw),
                 _ => bail!("{USAGE}"),
             }
+        }
+        "write" => {
+            let options = options(rest)?;
+            anyhow::ensure!(options.rw, "a write changes the guest: say --rw if that is meant");
+            let (run, words) = match options.words.as_slice() {
+                [run, words @ ..] if words.len() == 3 => (Some(run.as_str()), words),
+                words => (None, words),
+            };
+            let (map, path, value) = assignment(words)?;
+            live::write(run, map, path, value)
         }
         "--help" | "-h" => {
             println!("{USAGE}");
@@ -110,6 +126,7 @@ fn options(args: &[String]) -> Result<Options> {
             "--json" => options.json = true,
             "--freeze" => options.freeze = true,
             "--vmcore" => options.vmcore = true,
+            "--rw" => options.rw = true,
             "--core" => options.core = Some(value()?.into()),
             "--kernel" => options.kernel = Some(value()?.into()),
             "--follow" => options.follow = value()?.parse().context("--follow takes a number")?,
@@ -119,6 +136,16 @@ fn options(args: &[String]) -> Result<Options> {
         }
     }
     Ok(options)
+}
+
+/// `MAP PATH NUMBER`; the number decimal or `0x…`.
+fn assignment(words: &[String]) -> Result<(&str, &str, i64)> {
+    let [map, path, value] = words else { bail!("a write takes MAP PATH NUMBER") };
+    let number = match value.strip_prefix("0x") {
+        Some(digits) => u64::from_str_radix(digits, 16).map(u64::cast_signed),
+        None => value.parse(),
+    };
+    Ok((map, path, number.with_context(|| format!("{value} is no number of 64 bits"))?))
 }
 
 fn question(words: &[String], follow: u8) -> Result<Question> {

@@ -20,6 +20,8 @@ pub struct Screen {
     pub freeze: bool,
     /// The last thing that happened.
     pub said: String,
+    /// The line that is being typed: what is to be written.
+    pub typed: Option<String>,
     cpus: Value,
     dsqs: Value,
     scx: Value,
@@ -38,6 +40,7 @@ impl Screen {
             watched: watched.to_vec(),
             freeze: false,
             said: "q leave, f freeze for each look, d capture".into(),
+            typed: None,
             cpus: Value::Null,
             dsqs: Value::Null,
             scx: Value::Null,
@@ -122,7 +125,11 @@ pub fn draw(frame: &mut Frame<'_>, screen: &Screen) {
         screen.watched.iter().zip(&screen.values).map(|(path, value)| Line::raw(format!("{path} = {value}")));
     let block = Block::bordered().title("watched");
     frame.render_widget(Paragraph::new(lines.collect::<Vec<_>>()).block(block), rows[3]);
-    frame.render_widget(Line::raw(screen.said.as_str()), rows[4]);
+    let last = match &screen.typed {
+        Some(line) => format!("write MAP PATH NUMBER (Enter, Esc): {line}"),
+        None => screen.said.clone(),
+    };
+    frame.render_widget(Line::raw(last), rows[4]);
 }
 
 fn cpu_table(screen: &Screen) -> Table<'_> {

@@ -39,6 +39,7 @@ crate::mirror! {
         nr_cpus_allowed: i32 = "nr_cpus_allowed",
         migration_disabled: i32 = "migration_disabled",
         cpus_mask: CpuMask = "cpus_mask",
+        cpus_ptr: Kva = "cpus_ptr",
         weight: u64 = "se.load.weight",
         vruntime: u64 = "se.vruntime",
         deadline: u64 = "se.deadline",
@@ -85,6 +86,8 @@ pub struct Task {
     pub at: Kva,
     /// Its members.
     pub copy: TaskCopy,
+    /// Where it may run now: one CPU while it may not migrate, whatever its user allows (`cpus_mask`).
+    pub allowed: Reading<CpuMask>,
     /// `fair`, `ext`, `rt`, `dl`, `idle`, `stop`.
     pub class: Reading<&'static str>,
     /// Path of its cgroup in the default hierarchy.
@@ -195,6 +198,8 @@ impl<'v, 'k, 'm> TaskReader<'v, 'k, 'm> {
         let addresses = self.addresses().items;
         let css_set = self.view.offset("task_struct", "cgroups");
         let dsq = self.view.offset("task_struct", "scx.dsq");
+        let (held, own) =
+            (self.view.offset("task_struct", "cpus_ptr"), self.view.offset("task_struct", "cpus_mask"));
         let mem = &self.view.mem;
         let pointer = |at: Kva, member: &Reading<u64>| {
             list::pointer(mem, at.wrapping_add(member.clone()?), "a member of task_struct")
@@ -202,6 +207,10 @@ impl<'v, 'k, 'm> TaskReader<'v, 'k, 'm> {
         for &at in &addresses {
             self.view.profile.state.task.touch(mem, at);
             // What cannot be read is said when it is asked for.
+            let is_own = |mask: Kva| own.as_ref().is_ok_and(|own| mask == at.wrapping_add(*own));
+            if let Some(mask) = pointer(at, &held).ok().filter(|mask| !is_own(*mask)) {
+                let _ = self.view.cpu_mask(mask, "task_struct.cpus_ptr");
+            }
             let _ = pointer(at, &css_set).and_then(|set| self.paths.of_css_set(self.view, set));
             let _ = pointer(at, &dsq).and_then(|dsq| self.dsq(dsq));
         }
@@ -212,6 +221,7 @@ impl<'v, 'k, 'm> TaskReader<'v, 'k, 'm> {
     pub fn read(&mut self, at: Kva) -> Reading<Task> {
         let mut copy = self.view.profile.state.task.read(&self.view.mem, at)?;
         copy.cpus_mask = copy.cpus_mask.map(|mask| mask.within(&self.possible));
+        let allowed = self.allowed(at, &copy);
         let class = copy.sched_class.clone().and_then(|at| {
             let value = i128::from(at.0);
             let what = "task_struct.sched_class";
@@ -220,7 +230,16 @@ impl<'v, 'k, 'm> TaskReader<'v, 'k, 'm> {
         let cgroup = copy.cgroups.clone().and_then(|set| self.paths.of_css_set(self.view, set));
         let dsq = copy.scx_dsq.clone().and_then(|dsq| self.dsq(dsq));
         let runnable_age = self.runnable_age(&copy);
-        Ok(Task { at, copy, class, cgroup, dsq, runnable_age })
+        Ok(Task { at, copy, allowed, class, cgroup, dsq, runnable_age })
+    }
+
+    /// What `cpus_ptr` leads to, which is the task's own mask unless something holds it.
+    fn allowed(&self, at: Kva, copy: &TaskCopy) -> Reading<CpuMask> {
+        let mask = copy.cpus_ptr.clone()?;
+        match self.view.offset("task_struct", "cpus_mask") {
+            Ok(own) if mask == at.wrapping_add(own) => copy.cpus_mask.clone(),
+            _ => self.view.cpu_mask(mask, "task_struct.cpus_ptr"),
+        }
     }
 
     fn dsq(&mut self, dsq: Kva) -> Reading<Option<u64>> {
@@ -272,6 +291,7 @@ impl Task {
             .node()
             .with("at", self.at.into())
             .with("state", Node::reading(&words, |word| (*word).into()))
+            .with("allowed", Node::reading(&self.allowed, |mask| mask.node()))
             .with("class", Node::reading(&self.class, |class| (*class).into()))
             .with("cgroup", Node::reading(&self.cgroup, |path| path.node()))
             .with(

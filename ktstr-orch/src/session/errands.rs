@@ -20,7 +20,10 @@ use std::{
 
 use ktstr_proto::{
     Fds, RunId,
-    capture::{Ask, Capture, CaptureTaken, Captured, PlaceWritten, Query, QueryAnswer, TakeCapture, Thawed},
+    capture::{
+        Ask, Capture, CaptureTaken, Captured, NumberSet, PlaceWritten, Query, QueryAnswer, SetNumber,
+        TakeCapture, Thawed,
+    },
     client::ClientReply,
     guest::{HostRefusal, HostRequest, Phase},
     link::{ErrorCode, RemoteError},
@@ -74,6 +77,15 @@ enum Cause {
     Written,
 }
 
+/// Who wants something of a BPF map.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum MapAsker {
+    /// The test, by this number.
+    Test(u32),
+    /// Somebody who attached for writing.
+    Client(Asker),
+}
+
 /// What is to be done.
 #[derive(Debug)]
 enum Errand {
@@ -88,9 +100,9 @@ enum Errand {
         boundary: Option<Duration>,
         watched: Option<PlaceWritten>,
     },
-    /// The test asked for something in a BPF map.
+    /// Something in a BPF map is read or written.
     Map {
-        id: u32,
+        by: MapAsker,
         request: HostRequest,
     },
 }
@@ -100,6 +112,7 @@ impl Errand {
         match self {
             Self::Query { asker, .. } => Some(*asker),
             Self::Capture { cause: Cause::Asked(asker), .. } => Some(*asker),
+            Self::Map { by: MapAsker::Client(asker), .. } => Some(*asker),
             Self::Capture { .. } | Self::Map { .. } => None,
         }
     }
@@ -107,8 +120,10 @@ impl Errand {
     /// The number of the test's question that it answers.
     fn test(&self) -> Option<u32> {
         match self {
-            Self::Capture { cause: Cause::Test(id), .. } | Self::Map { id, .. } => Some(*id),
-            Self::Capture { .. } | Self::Query { .. } => None,
+            Self::Capture { cause: Cause::Test(id), .. } | Self::Map { by: MapAsker::Test(id), .. } => {
+                Some(*id)
+            }
+            Self::Capture { .. } | Self::Query { .. } | Self::Map { .. } => None,
         }
     }
 
@@ -133,7 +148,8 @@ impl Errand {
     fn name(&self) -> String {
         match self {
             Self::Query { .. } => "a question".into(),
-            Self::Map { .. } => "what the test asked for".into(),
+            Self::Map { by: MapAsker::Test(_), .. } => "what the test asked for".into(),
+            Self::Map { .. } => "the write into a map".into(),
             Self::Capture { why, .. } => format!("the capture ({why})"),
         }
     }
@@ -383,7 +399,15 @@ impl Session {
 
     /// The test wants something in a BPF map.
     pub(super) fn map_for_test(&mut self, id: u32, request: HostRequest) {
-        self.enqueue(Errand::Map { id, request });
+        self.enqueue(Errand::Map { by: MapAsker::Test(id), request });
+    }
+
+    /// Somebody who attached for writing sets a number in a BPF map.
+    pub fn set_number(&mut self, asker: Asker, wanted: &SetNumber) {
+        self.record("map-write-asked", &(&wanted.map, &wanted.path, wanted.value));
+        let SetNumber { map, path, value, .. } = wanted.clone();
+        let request = HostRequest::WriteMap { map, path, value };
+        self.enqueue(Errand::Map { by: MapAsker::Client(asker), request });
     }
 
     /// How many captures were taken so far, or came to nothing.
@@ -712,6 +736,7 @@ impl Session {
         let cause = match underway.errand {
             Errand::Query { asker, .. } => Cause::Asked(asker),
             Errand::Capture { cause, .. } => cause,
+            Errand::Map { by: MapAsker::Client(asker), .. } => Cause::Asked(asker),
             // The test was told whatever came of it.
             Errand::Map { .. } => return self.next_errand(),
         };
@@ -733,7 +758,13 @@ impl Session {
                 return;
             }
             Some(Found::Nothing(why)) => Err(why),
-            Some(Found::Written(_)) | None => Err(error(ErrorCode::Infrastructure, "it came to nothing")),
+            Some(Found::Written(what)) => {
+                self.record("map-written", &what);
+                // Whoever reads the report shall know that the run was not left alone.
+                self.notice(format!("somebody attached wrote into a map: {what}"));
+                Ok(ClientReply::SetNumber(NumberSet { what, stood_us: stood_us.unwrap_or(0) }))
+            }
+            None => Err(error(ErrorCode::Infrastructure, "it came to nothing")),
         };
         match (asker, result) {
             (Some(asker), result) => self.errands.answers.push((asker, result)),
