@@ -3,11 +3,14 @@
 //! It cannot enter a process id namespace (only its children would): [`crate::start`] gives it one at its
 //! birth. It must not have started threads. Descriptors stay open: what the process has opened before is what it may use.
 
+use std::sync::Arc;
+
 use nix::errno::Errno;
 
 use crate::Role;
 use crate::error::JailError;
 use crate::plan::{NAMESPACES, Walker, plan};
+use crate::policy::{self, OwnNumbers};
 use crate::spec::{JailSpec, Namespaces};
 use crate::step::Step;
 
@@ -29,6 +32,25 @@ impl Confined {
     #[must_use]
     pub fn namespaces(&self) -> Namespaces {
         self.namespaces
+    }
+}
+
+/// What threads of a confined VMM load that work for the guest: less than the process may do.
+#[derive(Debug, Clone)]
+pub struct GuestThreads(Arc<Step>);
+
+impl GuestThreads {
+    /// Compiles it; the process must be confined by then.
+    pub fn of(_confined: &Confined) -> Result<Self, JailError> {
+        let own = OwnNumbers { pid: std::process::id(), exec_fd: u32::MAX };
+        let program =
+            policy::compile_for_guest_threads(own).map_err(|source| JailError::Policy { source })?;
+        Ok(Self(Arc::new(Step::FilterThread { program })))
+    }
+
+    /// Confines the calling thread for good.
+    pub fn confine(&self) -> Result<(), JailError> {
+        self.0.run().map_err(|errno| step_failed(&self.0, errno))
     }
 }
 

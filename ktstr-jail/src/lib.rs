@@ -21,7 +21,7 @@ mod spawn;
 mod spec;
 mod step;
 
-pub use enter::{Confined, enter};
+pub use enter::{Confined, GuestThreads, enter};
 pub use error::JailError;
 pub use policy::{PolicyError, Role};
 pub use spawn::{Cell, Jailed, Program, spawn, start};

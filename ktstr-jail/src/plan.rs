@@ -178,7 +178,14 @@ pub(crate) fn c_string(what: &'static str, bytes: Vec<u8>) -> Result<CString, Ja
 }
 
 fn limits(spec: &JailSpec, steps: &mut Vec<Step>) {
-    let values = [(libc::RLIMIT_CORE, 0), (libc::RLIMIT_NOFILE, spec.limits.open_files)];
+    let values = [
+        (libc::RLIMIT_CORE, Some(0)),
+        (libc::RLIMIT_MEMLOCK, Some(0)),
+        (libc::RLIMIT_MSGQUEUE, Some(0)),
+        (libc::RLIMIT_NOFILE, Some(spec.limits.open_files)),
+        (libc::RLIMIT_FSIZE, spec.limits.file_size),
+    ];
+    let values = values.into_iter().filter_map(|(resource, value)| Some((resource, value?)));
     steps.extend(values.map(|(resource, value)| Step::Limit { resource: resource as i32, value }));
 }
 

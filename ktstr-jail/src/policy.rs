@@ -3,7 +3,8 @@
 //! A role's policy is `common.json` plus its own files. Each rule has a reason. `allow` lists what the
 //! process may do; `refuse` lists calls that libraries make and can live without, which get an error
 //! number; anything else kills the process. A policy that allows nothing is an error, never a filter
-//! that lets everything pass.
+//! that lets everything pass. `vmm-guest.json` is for threads of the VMM that work for the guest: it stands
+//! before the process's, so what that one refuses passes here.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -25,6 +26,8 @@ pub enum Role {
     /// The emulator of a machine with networks, which connects to their servers.
     EmulatorWithNetworks,
 }
+
+const GUEST_THREADS: [(&str, &str); 1] = [("vmm-guest.json", include_str!("../policy/vmm-guest.json"))];
 
 impl Role {
     /// Each role.
@@ -192,19 +195,38 @@ pub(crate) fn compile(role: Role, own: OwnNumbers) -> Result<Vec<BpfProgram>, Po
         allowed.extend(rules.iter().cloned());
         filters.push(program(role, "allow", &json!({ "errno": errno }), &rules)?);
     }
-    for (name, alternatives) in &merged.allow {
-        if alternatives.is_empty() {
-            allowed.push(json!({ "syscall": name }));
-        }
-        allowed.extend(alternatives.iter().map(|args| json!({ "syscall": name, "args": args })));
-    }
+    allowed.extend(rules_of(&merged));
     filters.push(program(role, "kill_process", &json!("allow"), &allowed)?);
     Ok(filters)
 }
 
+/// The filter of the VMM's threads that work for the guest, which come under that of the process as well.
+pub(crate) fn compile_for_guest_threads(own: OwnNumbers) -> Result<BpfProgram, PolicyError> {
+    let merged = merge_files(&GUEST_THREADS, own)?;
+    let mut allowed = rules_of(&merged);
+    // That a panic looks for its symbols in vain must not kill here either.
+    let refused = merge(Role::Vmm, own)?.refuse;
+    allowed.extend(refused.values().flatten().map(|name| json!({ "syscall": name })));
+    program(Role::Vmm, "kill_process", &json!("allow"), &allowed)
+}
+
+fn rules_of(merged: &Merged) -> Vec<Json> {
+    let rules = |(name, alternatives): (&String, &Vec<Vec<Json>>)| -> Vec<Json> {
+        match alternatives.is_empty() {
+            true => vec![json!({ "syscall": name })],
+            false => alternatives.iter().map(|args| json!({ "syscall": name, "args": args })).collect(),
+        }
+    };
+    merged.allow.iter().flat_map(rules).collect()
+}
+
 fn merge(role: Role, own: OwnNumbers) -> Result<Merged, PolicyError> {
+    merge_files(&role.files(), own)
+}
+
+fn merge_files(files: &[(&'static str, &'static str)], own: OwnNumbers) -> Result<Merged, PolicyError> {
     let mut merged = Merged::default();
-    for (file, text) in role.files() {
+    for &(file, text) in files {
         let parsed: File =
             serde_json::from_str(text).map_err(|source| PolicyError::Parse { file, source })?;
         for rule in parsed.allow {
@@ -384,6 +406,21 @@ mod tests {
                 "{role:?} and {syscall}"
             );
         }
+    }
+
+    /// What the process may not do is not allowed to one of its threads in vain.
+    #[test]
+    fn threads_of_the_guest_may_do_a_part_of_what_the_vmm_may() {
+        let (part, whole) = (merge_files(&GUEST_THREADS, OWN).unwrap(), merge(Role::Vmm, OWN).unwrap());
+        assert!(part.refuse.is_empty());
+        for (syscall, rules) in &part.allow {
+            let known = whole.allow.get(syscall).unwrap_or_else(|| panic!("{syscall} is not the VMM's"));
+            assert!(known.is_empty() || rules.iter().all(|rule| known.contains(rule)), "{syscall}");
+        }
+        for syscall in ["clone", "memfd_create", "pidfd_send_signal", "seccomp", "epoll_ctl", "pwrite64"] {
+            assert!(!part.allow.contains_key(syscall), "{syscall}");
+        }
+        assert!(!compile_for_guest_threads(OWN).unwrap().is_empty());
     }
 
     #[test]

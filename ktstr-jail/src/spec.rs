@@ -44,11 +44,13 @@ pub enum Mount {
 }
 
 /// Resource limits, in the units of `setrlimit(2)`. Core dumps are always off: they would hold guest
-/// memory.
+/// memory. So are locked memory and message queues, which nobody needs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// One more than the highest descriptor number it can obtain.
     pub open_files: u64,
+    /// How far into a file it can write, bytes.
+    pub file_size: Option<u64>,
 }
 
 impl JailSpec {
@@ -96,8 +98,19 @@ impl JailSpec {
         Self { role: Role::EmulatorWithNetworks, ..self }
     }
 
+    /// That of one who makes no file larger.
+    #[must_use]
+    pub fn with_files_of(self, bytes: u64) -> Self {
+        Self { limits: Limits { file_size: Some(bytes), ..self.limits }, ..self }
+    }
+
     fn empty(role: Role, open_files: u64) -> Self {
-        Self { role, namespaces: Namespaces::OfNewUser, mounts: Vec::new(), limits: Limits { open_files } }
+        Self {
+            role,
+            namespaces: Namespaces::OfNewUser,
+            mounts: Vec::new(),
+            limits: Limits { open_files, file_size: None },
+        }
     }
 }
 

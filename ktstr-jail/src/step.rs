@@ -87,6 +87,10 @@ pub(crate) enum Step {
     Filter {
         program: BpfProgram,
     },
+    /// Of the calling thread alone.
+    FilterThread {
+        program: BpfProgram,
+    },
 }
 
 impl fmt::Display for Step {
@@ -116,6 +120,7 @@ impl fmt::Display for Step {
             Self::KeepOnly { .. } => f.write_str("mark all other descriptors close-on-exec"),
             Self::Landlock { .. } => f.write_str("enforce the Landlock ruleset"),
             Self::Filter { .. } => f.write_str("load a system call filter"),
+            Self::FilterThread { .. } => f.write_str("load a thread's system call filter"),
         }
     }
 }
@@ -163,7 +168,8 @@ impl Step {
                 // SAFETY: numbers are passed; the descriptor is open as long as the step lives.
                 check_long(unsafe { libc::syscall(libc::SYS_landlock_restrict_self, ruleset.as_raw_fd(), 0) })
             }
-            Self::Filter { program } => load_filter(program),
+            Self::Filter { program } => load_filter(program, libc::SECCOMP_FILTER_FLAG_TSYNC),
+            Self::FilterThread { program } => load_filter(program, 0),
         }
     }
 }
@@ -334,21 +340,15 @@ fn keep_only(sorted: &[c_int]) -> Result<(), Errno> {
     check_long(unsafe { libc::syscall(libc::SYS_close_range, first, c_uint::MAX, CLOSE_RANGE_CLOEXEC) })
 }
 
-fn load_filter(program: &BpfProgram) -> Result<(), Errno> {
+fn load_filter(program: &BpfProgram, flags: libc::c_ulong) -> Result<(), Errno> {
     let program = libc::sock_fprog {
         len: u16::try_from(program.len()).map_err(|_| Errno::E2BIG)?,
         filter: program.as_ptr().cast::<libc::sock_filter>().cast_mut(),
     };
     // SAFETY: the instructions live in `program` until the call returns; the kernel only reads them,
     // and both crates' sock_filter have the kernel's layout.
-    let result = unsafe {
-        libc::syscall(
-            libc::SYS_seccomp,
-            libc::SECCOMP_SET_MODE_FILTER,
-            libc::SECCOMP_FILTER_FLAG_TSYNC,
-            &raw const program,
-        )
-    };
+    let result =
+        unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
     match Errno::result(result)? {
         0 => Ok(()),
         // The id of a thread that has a filter of its own.

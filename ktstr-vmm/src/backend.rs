@@ -7,7 +7,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::time::Duration;
 
-use ktstr_jail::Confined;
+use ktstr_jail::{Confined, GuestThreads};
 
 use crate::emulator::{EmulatorSpec, Origin, Prepared};
 use crate::kvm::KvmMachine;
@@ -78,13 +78,19 @@ impl Ready {
     }
 
     /// Lets the guest run, which only a confined process may do.
-    pub fn start(self, _confined: &Confined) -> Result<Started, MachineError> {
+    pub fn start(self, confined: &Confined) -> Result<Started, MachineError> {
         match self {
             Ready::Kvm { kvm, spec, snapshot } => {
+                let threads = GuestThreads::of(confined).map_err(|source| MachineError {
+                    action: "compile the filter of its threads".to_owned(),
+                    source: Some(Box::new(source)),
+                })?;
                 let machine =
-                    KvmMachine::start_from(kvm, *spec, snapshot).map_err(|source| MachineError {
-                        action: "start the machine on KVM".to_owned(),
-                        source: Some(Box::new(source)),
+                    KvmMachine::start_from(kvm, *spec, snapshot, Some(threads)).map_err(|source| {
+                        MachineError {
+                            action: "start the machine on KVM".to_owned(),
+                            source: Some(Box::new(source)),
+                        }
                     })?;
                 Ok(Started { machine: Box::new(machine), emulator: None })
             }

@@ -13,9 +13,12 @@ pub fn this_process(jail: Jail) -> Result<Confined, JailError> {
     fitting(jail, JailSpec::vmm(), enter)
 }
 
-/// Confines this process for good as one that serves disks and networks.
-pub fn device_process(jail: Jail) -> Result<Confined, JailError> {
-    fitting(jail, JailSpec::device(), enter)
+/// Room for what it complains about, bytes.
+const LOG: u64 = 16 << 20;
+
+/// Confines this process for good as one that serves disks and networks, the largest of so many bytes.
+pub fn device_process(jail: Jail, largest: u64) -> Result<Confined, JailError> {
+    fitting(jail, JailSpec::device().with_files_of(largest.max(LOG)), enter)
 }
 
 /// Does something in the best jail of this kind that the host allows.

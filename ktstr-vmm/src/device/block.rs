@@ -40,6 +40,9 @@ const F_FLUSH: u64 = 1 << 9;
 const F_DISCARD: u64 = 1 << 13;
 const F_WRITE_ZEROES: u64 = 1 << 14;
 
+/// How a part of the image becomes zeros.
+const PUNCH: FallocateFlags = FallocateFlags::FALLOC_FL_PUNCH_HOLE.union(FallocateFlags::FALLOC_FL_KEEP_SIZE);
+
 const OK: u8 = 0;
 const IOERR: u8 = 1;
 const UNSUPPORTED: u8 = 2;
@@ -97,6 +100,8 @@ pub struct Block {
     image: File,
     bytes: u64,
     read_only: bool,
+    /// Whether parts of it become zeros without being written, which a throttle could not count.
+    clears: bool,
     /// The host's file has failed before, which has been said.
     host_failed: AtomicBool,
     /// Returns when what was written is durable.
@@ -111,20 +116,30 @@ impl Block {
             let message = format!("the image is no file of {} bytes", config.bytes());
             return Err(io::Error::new(io::ErrorKind::InvalidInput, message));
         }
+        // Behind the end, where it changes nothing.
+        let clears = !config.read_only && fallocate(&image, PUNCH, found.len() as i64, SECTOR as i64).is_ok();
         Ok(Block {
             image,
             bytes: config.bytes(),
             read_only: config.read_only,
+            clears,
             host_failed: AtomicBool::new(false),
             sync: File::sync_data,
         })
+    }
+
+    /// Its size.
+    #[must_use]
+    pub fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// Feature bits of the device type.
     #[must_use]
     pub fn features(&self) -> u64 {
         let common = F_SIZE_MAX | F_SEG_MAX | F_BLK_SIZE | F_FLUSH;
-        common | if self.read_only { F_RO } else { F_DISCARD | F_WRITE_ZEROES }
+        let clears = if self.clears { F_DISCARD | F_WRITE_ZEROES } else { 0 };
+        common | clears | if self.read_only { F_RO } else { 0 }
     }
 
     /// The configuration space (`struct virtio_blk_config`).
@@ -201,6 +216,7 @@ impl Block {
             Kind::Flush => Ok((self.sync)(&self.image).map(|()| 0)?),
             Kind::Unknown(_) => Err(Refused::Unsupported),
             Kind::Write | Kind::Discard | Kind::WriteZeroes if self.read_only => Err(Refused::Wrong),
+            Kind::Discard | Kind::WriteZeroes if !self.clears => Err(Refused::Unsupported),
             kind => {
                 match kind {
                     Kind::Write => self.write(memory, request, at)?,
@@ -249,7 +265,7 @@ impl Block {
         Ok(())
     }
 
-    /// Makes ranges read as zeros and gives their room back, where the file system of the host can.
+    /// Makes ranges read as zeros and gives their room back.
     fn clear(&self, memory: &GuestMemoryMmap, request: &Request, kind: Kind) -> Result<(), Refused> {
         let len = request.readable.len().checked_sub(HEADER).ok_or(Refused::Wrong)?;
         if len == 0 || !len.is_multiple_of(16) || len / 16 > u64::from(RANGES) {
@@ -276,31 +292,11 @@ impl Block {
             let len = u64::from(count) * SECTOR;
             self.check(at, len)?;
             if len > 0 {
-                self.punch(at, len, kind)?;
+                // Both lie within the disk, whose size is far below 2^63.
+                fallocate(&self.image, PUNCH, at as i64, len as i64).map_err(io::Error::from)?;
             }
         }
         Ok(())
-    }
-
-    fn punch(&self, at: u64, len: u64, kind: Kind) -> Result<(), Refused> {
-        let flags = FallocateFlags::FALLOC_FL_PUNCH_HOLE | FallocateFlags::FALLOC_FL_KEEP_SIZE;
-        // Both lie within the disk, whose size is far below 2^63.
-        match fallocate(&self.image, flags, at as i64, len as i64) {
-            Ok(()) => Ok(()),
-            // A discard is a hint.
-            Err(nix::errno::Errno::EOPNOTSUPP) if kind == Kind::Discard => Ok(()),
-            Err(nix::errno::Errno::EOPNOTSUPP) => {
-                let zeros = vec![0; PIECE];
-                let mut done = 0;
-                while done < len {
-                    let size = (len - done).min(PIECE as u64);
-                    self.image.write_all_at(&zeros[..size as usize], at + done)?;
-                    done += size;
-                }
-                Ok(())
-            }
-            Err(errno) => Err(Refused::Io(errno.into())),
-        }
     }
 }
 
@@ -444,6 +440,16 @@ mod tests {
         ] {
             assert_eq!(guest.clear(kind, sector, count, flags), status, "{kind} {sector} {count} {flags}");
         }
+    }
+
+    /// Zeros that would have to be written are the guest's to write, where a throttle counts them.
+    #[test]
+    fn a_host_that_cannot_punch_holes_offers_no_discard() {
+        let mut guest = Guest::new(DiskConfig::new().capacity_mib(1));
+        assert_eq!(guest.block.features() & (F_DISCARD | F_WRITE_ZEROES), F_DISCARD | F_WRITE_ZEROES);
+        guest.block.clears = false;
+        assert_eq!(guest.block.features() & (F_DISCARD | F_WRITE_ZEROES), 0);
+        assert_eq!([11, 13].map(|kind| guest.clear(kind, 0, 8, 0)), [UNSUPPORTED; 2]);
     }
 
     thread_local! {

@@ -162,7 +162,8 @@ fn confine_and_serve(wanted: &Serve, mut fds: Fds, jail: Jail) -> Result<Served,
         Ok((door, inner, UnixStream::from(link), network.config))
     });
     let networks: Vec<_> = networks.collect::<Result<_, MissingFd>>()?;
-    let confined = confine::device_process(jail)?;
+    let largest = disk.as_ref().map_or(0, |(block, ..)| block.bytes());
+    let confined = confine::device_process(jail, largest)?;
     let faults =
         Faults::new().map_err(|source| Refused::Make { device: "the report of faults".into(), source })?;
     let memory = || GuestMemoryAtomic::new(GuestMemoryMmap::<()>::new());

@@ -7,7 +7,9 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use ktstr_jail::GuestThreads;
 use ktstr_proto::capture::WatchPoint;
+use ktstr_proto::link::chain;
 use ktstr_proto::topology::{TopologyError, numa::NumaError};
 use ktstr_proto::vmm::VcpuStatistics;
 use kvm_bindings::{
@@ -128,7 +130,7 @@ impl StartError {
     pub fn is_of_snapshot(&self) -> bool {
         match self {
             Self::Snapshot(error) => error.is_damage(),
-            Self::Restore(_) => true,
+            Self::Restore(error) => error.is_damage(),
             _ => false,
         }
     }
@@ -174,15 +176,17 @@ pub struct KvmMachine {
 impl KvmMachine {
     /// Builds the machine and lets it run. `kvm_fd` is an open `/dev/kvm`.
     pub fn start(kvm_fd: OwnedFd, spec: MachineSpec) -> Result<Self, StartError> {
-        Self::start_from(kvm_fd, spec, None)
+        Self::start_from(kvm_fd, spec, None, None)
     }
 
     /// The same, or from where a machine like it once stood: then nothing is loaded, RAM is a copy, so that
-    /// whoever looks into it sees what the guest sees, and every part is as it was.
+    /// whoever looks into it sees what the guest sees, and every part is as it was. `threads` is what those that
+    /// work for the guest confine themselves to, in a confined process.
     pub fn start_from(
         kvm_fd: OwnedFd,
         spec: MachineSpec,
         snapshot: Option<SnapshotFile>,
+        threads: Option<GuestThreads>,
     ) -> Result<Self, StartError> {
         let state = snapshot.as_ref().map(saved_state).transpose()?;
         let ids = ApicIds::new(spec.topology)?;
@@ -250,7 +254,7 @@ impl KvmMachine {
             counted: Vec::new(),
             io: None,
         };
-        machine.spawn(vcpus, devices, console, &guest_ram)?;
+        machine.spawn(vcpus, devices, console, &guest_ram, threads.as_ref())?;
         Ok(machine)
     }
 
@@ -260,7 +264,17 @@ impl KvmMachine {
         devices: Arc<Devices>,
         console: Option<Console>,
         ram: &Arc<GuestRam>,
+        threads: Option<&GuestThreads>,
     ) -> Result<(), StartError> {
+        let confine = |control: &Control, threads: Option<GuestThreads>| match threads
+            .map_or(Ok(()), |threads| threads.confine())
+        {
+            Ok(()) => true,
+            Err(error) => {
+                control.finish(Exit::InternalError { detail: chain(&error) });
+                false
+            }
+        };
         let io = IoThread {
             control: self.control.clone(),
             devices: devices.clone(),
@@ -268,18 +282,25 @@ impl KvmMachine {
             doorbell: self.doorbell.clone(),
             stop: self.stop_io.clone(),
         };
-        let spawned = std::thread::Builder::new().name("io".into()).spawn(move || io.run());
+        let narrow = threads.cloned();
+        let spawned = std::thread::Builder::new().name("io".into()).spawn(move || {
+            if confine(&io.control, narrow) {
+                io.run();
+            }
+        });
         self.io = Some(spawned.map_err(host("start the device thread"))?);
         let total = vcpus.len();
         for (index, vcpu) in vcpus.into_iter().enumerate() {
             let departure =
                 Departure { cpu: vcpu.number(), control: self.control.clone(), devices: devices.clone() };
             // The mapping must outlive the vCPU that runs in it.
-            let ram = ram.clone();
+            let (ram, narrow) = (ram.clone(), threads.cloned());
             let spawned =
                 std::thread::Builder::new().name(format!("vcpu{}", vcpu.number())).spawn(move || {
                     let _ram = ram;
-                    vcpu.run(&departure.control, &departure.devices);
+                    if confine(&departure.control, narrow) {
+                        vcpu.run(&departure.control, &departure.devices);
+                    }
                 });
             match spawned {
                 Ok(handle) => self.vcpus.push(handle),

@@ -83,6 +83,15 @@ pub enum MachineStateError {
     },
 }
 
+impl MachineStateError {
+    /// Whether the state itself is to blame. CPUs with other features are not: on hosts whose CPUs are not all
+    /// alike, it depends on the one that asks, and the next may fit again.
+    #[must_use]
+    pub fn is_damage(&self) -> bool {
+        !matches!(self, Self::Vcpu { source: StateError::Features, .. })
+    }
+}
+
 fn kvm(action: &'static str) -> impl FnOnce(vmm_sys_util::errno::Error) -> MachineStateError {
     move |source| MachineStateError::Kvm { action, source }
 }

@@ -163,7 +163,7 @@ impl<'a> Boot<'a> {
         };
         let kvm = File::options().read(true).write(true).open("/dev/kvm").unwrap();
         let started = Instant::now();
-        let machine = KvmMachine::start_from(kvm.into(), spec, snapshot)?;
+        let machine = KvmMachine::start_from(kvm.into(), spec, snapshot, None)?;
         Ok(Guest { machine, com1, com2, started })
     }
 }
