@@ -1,6 +1,9 @@
 //! Exit codes of our own commands and how errors reach the terminal.
 
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
+
+use anyhow::Context;
 
 /// What a command ended with. The order of the codes is not one of badness.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -47,6 +50,21 @@ impl std::error::Error for Coded {
 /// Gives `error` the exit code `exit`.
 pub fn coded(exit: Exit, error: impl Into<anyhow::Error>) -> anyhow::Error {
     Coded { exit, error: error.into() }.into()
+}
+
+/// Prints on standard output what a command found. A reader that has seen enough and closed it, such as
+/// `head`, is no error.
+pub fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = std::io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => Err(error).context("cannot print"),
+        _ => Ok(()),
+    }
+}
+
+/// [`print`] of a value as JSON.
+pub fn print_json(value: &impl serde::Serialize) -> anyhow::Result<()> {
+    print(&(serde_json::to_string_pretty(value)? + "\n"))
 }
 
 /// Prints the error's chain on one line each and gives its code.

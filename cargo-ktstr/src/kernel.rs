@@ -10,7 +10,7 @@ use ktstr_orch::store::{
 };
 
 use crate::cli::KernelAction;
-use crate::exit::{Exit, coded};
+use crate::exit::{Exit, coded, print, print_json};
 use crate::progress::Progress;
 
 /// Runs one action.
@@ -89,8 +89,7 @@ fn list(store: &Store, json: bool) -> anyhow::Result<()> {
     if json {
         let value = |entry| json_entry(store, entry);
         let values: Vec<serde_json::Value> = entries.iter().map(value).collect::<Result<_, _>>()?;
-        println!("{}", serde_json::to_string_pretty(&values)?);
-        return Ok(());
+        return print_json(&values);
     }
     if entries.is_empty() {
         eprintln!("no kernels cached in {}; fetch one with `ktstr kernel pull`", store.root().display());
@@ -113,8 +112,7 @@ fn list(store: &Store, json: bool) -> anyhow::Result<()> {
             }
         });
     }
-    print!("{}", table(&rows));
-    Ok(())
+    print(&table(&rows))
 }
 
 fn json_entry(store: &Store, entry: &ListedEntry) -> serde_json::Result<serde_json::Value> {

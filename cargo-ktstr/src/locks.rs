@@ -7,14 +7,15 @@ use std::process::ExitCode;
 use ktstr_orch::host::locks::{Claim, Holder, LockDir};
 
 use crate::cli::LocksArgs;
+use crate::exit::{print, print_json};
 
 /// Prints it.
 pub fn run(args: &LocksArgs) -> anyhow::Result<ExitCode> {
     let holders = LockDir::of_environment().holders();
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&serde_json::json!({ "llcs": holders }))?);
+        print_json(&serde_json::json!({ "llcs": holders }))?;
     } else {
-        print!("{}", render(&holders));
+        print(&render(&holders))?;
     }
     Ok(ExitCode::SUCCESS)
 }

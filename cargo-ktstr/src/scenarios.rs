@@ -14,7 +14,7 @@ use nix::sys::statfs::{CGROUP2_SUPER_MAGIC, statfs};
 use serde::Deserialize;
 
 use crate::cli::{CleanupArgs, ListArgs, RunArgs};
-use crate::exit::{Exit, coded};
+use crate::exit::{Exit, coded, print, print_json};
 
 /// A scenario as `ktstr-guest list` names it.
 #[derive(Debug, Deserialize)]
@@ -68,18 +68,20 @@ pub fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
                 })
             })
             .collect();
-        println!("{}", serde_json::to_string_pretty(&all)?);
+        print_json(&all)?;
         return Ok(Exit::Pass.into());
     }
+    let mut text = String::new();
     let mut group = "";
     for scenario in &scenarios {
         if scenario.group != group {
             group = &scenario.group;
-            println!("{group}:");
+            text.push_str(&format!("{group}:\n"));
         }
-        println!("  {}{}\n      {}", scenario.name, scenario.profile(), scenario.question);
+        text.push_str(&format!("  {}{}\n      {}\n", scenario.name, scenario.profile(), scenario.question));
     }
-    println!("{} scenarios", scenarios.len());
+    text.push_str(&format!("{} scenarios\n", scenarios.len()));
+    print(&text)?;
     Ok(Exit::Pass.into())
 }
 
@@ -89,6 +91,12 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     if scenarios.is_empty() {
         let flags = args.flags.as_ref().map_or(String::new(), |flags| format!(" and fits --flags {flags}"));
         bail!("no scenario has `{}` in its name{flags}; `ktstr list` shows all", args.filter);
+    }
+    if let Some(name) = &args.work_type {
+        let checked = guest(&["work-type", name])?.output().context("cannot run ktstr-guest")?;
+        if !checked.status.success() {
+            bail!("--work-type {name}: {}", String::from_utf8_lossy(&checked.stderr).trim());
+        }
     }
     let mut worst = Outcome::NotRun;
     let mut broken = 0_u32;
@@ -116,7 +124,7 @@ pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
         results.push(outcome);
     }
     if args.json {
-        println!("{}", serde_json::to_string_pretty(&results)?);
+        print_json(&results)?;
     }
     Ok(match (broken, worst) {
         (_, Outcome::Fail) => Exit::Fail,

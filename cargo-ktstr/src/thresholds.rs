@@ -8,7 +8,7 @@ use anyhow::{Context, bail};
 use serde::Deserialize;
 
 use crate::cli::ShowThresholdsArgs;
-use crate::exit::Exit;
+use crate::exit::{Exit, print, print_json};
 
 /// Variable that makes a test executable say what its tests are judged by, and end.
 const SHOW_ENV: &str = "KTSTR_SHOW_THRESHOLDS";
@@ -45,9 +45,9 @@ pub fn show(args: &ShowThresholdsArgs) -> anyhow::Result<ExitCode> {
         }
     };
     if args.json {
-        println!("{}", serde_json::to_string_pretty(found)?);
+        print_json(found)?;
     } else {
-        print!("{}", render(found));
+        print(&render(found))?;
     }
     Ok(Exit::Pass.into())
 }

@@ -7,6 +7,8 @@ use std::process::ExitCode;
 
 use anyhow::Context;
 
+use crate::exit::print;
+
 /// The host as its kernel describes it.
 #[derive(Debug, Default, PartialEq, Eq)]
 struct HostTopology {
@@ -18,7 +20,7 @@ struct HostTopology {
 
 /// Prints it.
 pub fn run() -> anyhow::Result<ExitCode> {
-    print!("{}", render(&read(Path::new("/sys/devices/system"))?));
+    print(&render(&read(Path::new("/sys/devices/system"))?))?;
     Ok(ExitCode::SUCCESS)
 }
 

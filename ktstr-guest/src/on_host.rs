@@ -1,8 +1,9 @@
 //! Ready-made scenarios on a running system, whatever schedules it: what `ktstr list` and `ktstr run` call.
 //!
-//! `ktstr-guest list` prints the catalogue, with `--flags` what makes sense with such a scheduler, `ktstr-guest run NAME …` runs one scenario in cgroups of its
-//! own and prints its result, both as JSON on standard output. One process per scenario: one that goes
-//! wrong takes nothing else with it. Starts no scheduler and changes no setting of the system.
+//! `ktstr-guest list` prints the catalogue, with `--flags` what makes sense with such a scheduler,
+//! `ktstr-guest run NAME …` runs one scenario in cgroups of its own and prints its result, both as JSON on
+//! standard output; `ktstr-guest work-type NAME` says what is wrong with a name. One process per scenario:
+//! one that goes wrong takes nothing else with it. Starts no scheduler and changes no setting of the system.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -50,6 +51,7 @@ fn carry_out(args: &[String]) -> Result<Option<String>> {
             list(|name| profile.admits(name)).map(Some)
         }
         ["run", name, rest @ ..] => run(name, rest).map(Some),
+        ["work-type", name] => Ok(Some(WorkType::from_name(name)?.name().to_owned())),
         _ => Ok(None),
     }
 }
@@ -136,6 +138,7 @@ mod tests {
         assert!(error("run cgroup_steady --work-type Spin").contains("Spin"));
         assert!(error("run cgroup_steady --duration-ms x").contains("--duration-ms x"));
         assert!(error("list --flags lcc").contains("did you mean `llc`?"));
+        assert!(error("work-type SpinWat").contains("did you mean `SpinWait`?"));
         assert!(error("run cgroup_steady --seed").contains("needs a value"));
         assert!(carry_out(&words("dance")).unwrap().is_none());
     }
