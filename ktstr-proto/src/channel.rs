@@ -434,7 +434,28 @@ impl<L: Link> AsRawFd for Channel<L> {
     }
 }
 
-/// Identifies this build in handshakes.
+/// Identifies in handshakes what messages this executable speaks: the version of this crate and a sum over its
+/// sources (`build.rs`).
 pub fn build_id() -> &'static str {
-    concat!(env!("CARGO_PKG_VERSION"), "/1")
+    env!("KTSTR_BUILD_ID")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::net::UnixStream;
+
+    use super::*;
+    use crate::client::ClientLink;
+
+    #[test]
+    fn another_build_is_refused_by_name() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let channel = Channel::<ClientLink>::new(ours, "client").unwrap();
+        let hello = |build: &str| Message::Hello(Hello { who: "old".into(), build: build.into(), pid: 1 });
+        assert!(channel.accept_hello(hello(build_id())).is_ok());
+        let error = channel.accept_hello(hello("0.1.0-0123456789abcdef")).unwrap_err().to_string();
+        for part in ["build `0.1.0-0123456789abcdef` (old)", build_id(), "from one build"] {
+            assert!(error.contains(part), "{error}");
+        }
+    }
 }
