@@ -28,6 +28,9 @@ pub struct PhaseBucket {
 /// The kernel's own account of a machine while a step held.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 pub struct Hold {
+    /// When its account began, guest `CLOCK_MONOTONIC`, nanoseconds; 0 is unknown.
+    #[serde(default)]
+    pub from_ns: u64,
     /// How long, nanoseconds of guest time.
     pub lasted_ns: u64,
     /// CPUs in service all the time.

@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use ktstr_proto::{
     stats::{Hold, Phase},
-    verdict::{AssertResult, DetailKind, Outcome, TimeFigures},
+    verdict::{AssertResult, DetailKind, Moment, Outcome, TimeFigures},
 };
 
 /// A step that holds shorter is not judged.
@@ -114,7 +114,12 @@ impl<'a> Usage<'a> {
         }
         let ms = |cpus: f64| (cpus * hold.lasted_ns as f64 / 1e6).ceil() as u64;
         let time = TimeFigures { seen_ms: ms(cpus), limit_ms: ms(allowed) };
-        self.result.fail_time(DetailKind::Share, time, message);
+        if hold.from_ns == 0 {
+            return self.result.fail_time(DetailKind::Share, time, message);
+        }
+        // Time on one CPU is made up for on any.
+        let when = Moment { from_ns: hold.from_ns, to_ns: hold.from_ns + hold.lasted_ns, cpus: Vec::new() };
+        self.result.fail_at(DetailKind::Share, time, when, message);
     }
 
     fn sum(&mut self, phase: Phase, cgroups: &[&str]) -> Option<(f64, Hold)> {
@@ -170,6 +175,7 @@ mod tests {
             index: STEP.index(),
             cgroups: usages.iter().map(cgroup).collect(),
             hold: Some(Hold {
+                from_ns: 3_000_000_000,
                 lasted_ns: lasted as u64,
                 cpus: 4,
                 idle_ns: (idle * lasted) as u64,
@@ -205,6 +211,8 @@ mod tests {
         assert_eq!(told(&ignored).0, Outcome::Fail);
         // 30 points of four CPUs for two seconds, of which 10 are allowed.
         assert_eq!(ignored.details[0].time, Some(TimeFigures { seen_ms: 2400, limit_ms: 800 }));
+        let held = ignored.details[0].when.as_ref().map(|when| (when.from_ns, when.to_ns));
+        assert_eq!(held, Some((3_000_000_000, 5_000_000_000)), "the step's own time");
         assert_eq!(told(&judged(3.9, 0.1)).0, Outcome::Fail, "too much is no better than too little");
         assert_eq!(told(&judged(0.0, 0.0)).0, Outcome::Inconclusive);
     }

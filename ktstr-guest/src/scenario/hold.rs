@@ -1,19 +1,20 @@
 //! The kernel's own account of the time in which a step holds: what each cgroup got, what the machine had
 //! left, and what went to others. Where the kernel does not tell there is no account, not one of zeros.
 
-use std::{fs, time::Instant};
+use std::fs;
 
 use ktstr_proto::stats::{CgroupUsage, Hold};
 
 use super::engine::Engine;
-use crate::cgroup::Cgroups;
+use crate::{cgroup::Cgroups, work::now_ns};
 
 /// Ticks of `/proc/stat` (`USER_HZ`), nanoseconds; the same on every architecture that we know.
 const TICK_NS: u64 = 10_000_000;
 
 /// What the kernel had accounted at one moment.
 pub(super) struct Reading {
-    at: Instant,
+    /// Guest `CLOCK_MONOTONIC`, nanoseconds.
+    at_ns: u64,
     /// Idle time of each CPU in service.
     idle: Vec<(u32, u64)>,
     /// Of each cgroup, by name.
@@ -39,12 +40,12 @@ impl Reading {
         let cgroups = cgroups.collect();
         let outside = engine.workers.iter().filter(|worker| worker.cgroup.is_empty());
         let outside_ns = outside.flat_map(|w| w.handle.snapshot()).map(|report| report.cpu_time_ns).sum();
-        Some(Self { at: Instant::now(), idle: idle(&stat), cgroups, outside_ns })
+        Some(Self { at_ns: now_ns(), idle: idle(&stat), cgroups, outside_ns })
     }
 
     /// What came since `before`.
     pub fn since(self, before: &Self) -> Account {
-        let lasted_ns = self.at.duration_since(before.at).as_nanos() as u64;
+        let lasted_ns = self.at_ns.saturating_sub(before.at_ns);
         let cgroups: Vec<(String, CgroupUsage)> = self
             .cgroups
             .into_iter()
@@ -67,7 +68,7 @@ impl Reading {
         let ours = ours + self.outside_ns.saturating_sub(before.outside_ns);
         let (cpus, idle_ns) = (idle.len() as u32, idle.iter().sum::<u64>());
         let others_ns = (u64::from(cpus) * lasted_ns).saturating_sub(idle_ns + ours);
-        Account { hold: Hold { lasted_ns, cpus, idle_ns, others_ns }, cgroups }
+        Account { hold: Hold { from_ns: before.at_ns, lasted_ns, cpus, idle_ns, others_ns }, cgroups }
     }
 }
 
@@ -120,21 +121,21 @@ mod tests {
     #[test]
     fn others_have_what_is_neither_idle_nor_ours() {
         let used = |ms: u64| CgroupUsage { usage_ns: ms * 1_000_000, ..CgroupUsage::default() };
-        let reading = |at, idle_ms: [u64; 2], a: u64, below: u64, outside_ms: u64| Reading {
-            at,
+        let reading = |at_ns, idle_ms: [u64; 2], a: u64, below: u64, outside_ms: u64| Reading {
+            at_ns,
             idle: vec![(0, idle_ms[0] * 1_000_000), (1, idle_ms[1] * 1_000_000)],
             cgroups: vec![("a".into(), used(a)), ("a/b".into(), used(below))],
             outside_ns: outside_ms * 1_000_000,
         };
-        let begun = Instant::now();
-        let before = reading(begun, [100, 100], 50, 50, 10);
-        let mut after = reading(begun + std::time::Duration::from_secs(1), [400, 100], 1050, 550, 210);
+        let before = reading(5_000_000_000, [100, 100], 50, 50, 10);
+        let mut after = reading(6_000_000_000, [400, 100], 1050, 550, 210);
         after.cgroups.push(("late".into(), used(5)));
         let account = after.since(&before);
         assert_eq!(account.cgroups.len(), 2);
         assert_eq!(account.cgroups[1].1.usage_ns, 500_000_000);
         // Two seconds of CPU: 0.3 idle, 1 in the cgroup, 0.2 outside.
         let hold = account.hold;
+        assert_eq!((hold.from_ns, hold.lasted_ns), (5_000_000_000, 1_000_000_000));
         assert_eq!((hold.cpus, hold.idle_ns, hold.others_ns), (2, 300_000_000, 500_000_000));
     }
 }

@@ -9,15 +9,16 @@
 //!
 //! The kernel's watchdog knows nothing of the host either: see [`stall`].
 
-use ktstr_proto::{
-    host::HostTime,
-    verdict::{AssertResult, Cause, Detail, DetailKind, Outcome, TimeFigures},
-};
+use ktstr_proto::verdict::{AssertResult, Cause, Detail, DetailKind, Outcome, TimeFigures};
 
 use super::{Judgement, clock::Given};
 
 /// A vCPU kept waiting for this share of a worker's life, percent, explains a worker that did nothing.
 const HARDLY_RAN_PCT: f64 = 90.0;
+
+/// A stop that the guest's scheduler counted against somebody shortly before a step is made up for within it,
+/// nanoseconds.
+const MADE_UP_FOR_NS: u64 = 1_000_000_000;
 
 /// Reconsiders the failed findings of `result`.
 pub fn by_host(result: &mut AssertResult, given: Given<'_>) {
@@ -25,7 +26,7 @@ pub fn by_host(result: &mut AssertResult, given: Given<'_>) {
         let excuse = match detail.kind {
             DetailKind::Gap | DetailKind::Benchmark => length(detail, given),
             DetailKind::Spread => spread(detail, given),
-            DetailKind::Share => detail.time.and_then(|time| share(time, given.time)),
+            DetailKind::Share => share(detail, given),
             DetailKind::NoProgress => no_progress(detail, given),
             _ => None,
         };
@@ -76,14 +77,19 @@ fn length(detail: &Detail, given: Given<'_>) -> Option<String> {
 
 /// A cgroup that got another amount of CPU time: the guest counts each stop of a vCPU as time of whoever was
 /// there, and its scheduler makes up for that as for any other time, so what remains is a matter of chance
-/// on each vCPU.
-fn share(time: TimeFigures, host: &HostTime) -> Option<String> {
-    let TimeFigures { seen_ms, limit_ms } = time;
+/// on each vCPU. What counts is the time in which the step held, and a little before.
+fn share(detail: &Detail, given: Given<'_>) -> Option<String> {
+    let TimeFigures { seen_ms, limit_ms } = detail.time?;
+    let when = detail.when.as_ref();
+    let before = |from_ns: u64| from_ns.saturating_sub(MADE_UP_FOR_NS);
+    let between = when.and_then(|when| given.clock.on_host(before(when.from_ns), when.to_ns));
+    let host = between.map_or_else(|| given.time.clone(), |between| given.time.between(between));
     let chance = host.chance_within(host.window_ms) * host.waits_ms.len() as f64;
     (seen_ms > limit_ms && (seen_ms - limit_ms) as f64 <= chance).then(|| {
         let over = seen_ms - limit_ms;
         format!(
-            "but that is {over} ms of CPU time, and by stopping vCPUs the host may by chance make a difference of              {chance:.0} ms, so this may be the host's doing"
+            "but that is {over} ms of CPU time, and by stopping vCPUs the host may by chance make a difference of \
+             {chance:.0} ms, so this may be the host's doing"
         )
     })
 }
@@ -178,7 +184,7 @@ fn stalled_ms(reason: &str) -> Option<u64> {
 mod tests {
     use super::*;
     use crate::judge::GuestClock;
-    use ktstr_proto::verdict::Moment;
+    use ktstr_proto::{host::HostTime, verdict::Moment};
 
     /// Nothing is known of when the guest's moments were.
     fn given(time: &HostTime) -> Given<'_> {
@@ -300,6 +306,25 @@ mod tests {
         assert_eq!(judged(2400, 800, busy()), Outcome::Inconclusive);
         assert_eq!(judged(3000, 800, busy()), Outcome::Fail, "more than chance can do");
         assert_eq!(judged(850, 800, vec![vec![0; 50], vec![0; 50]]), Outcome::Fail, "an idle host");
+    }
+
+    #[test]
+    fn a_share_is_excused_by_the_time_of_its_own_step_alone() {
+        // The host withholds 40 of each 100 ms, from 5 s on.
+        let waits = || (0..100).map(|n| if n < 50 { 0 } else { 40 }).collect();
+        let host = host(vec![waits(), waits()]);
+        let clock = same_clock();
+        let judged = |from_s: u64, to_s: u64| {
+            let mut found = AssertResult::pass();
+            let when = Moment { from_ns: from_s * 1_000_000_000, to_ns: to_s * 1_000_000_000, cpus: vec![] };
+            let time = TimeFigures { seen_ms: 1200, limit_ms: 800 };
+            found.fail_at(DetailKind::Share, time, when, "finding");
+            by_host(&mut found, Given { time: &host, clock: &clock, any_cpu: true });
+            found.outcome
+        };
+        assert_eq!(judged(6, 9), Outcome::Inconclusive);
+        assert_eq!(judged(1, 4), Outcome::Fail, "the host gave everything while it held");
+        assert_eq!(judged(4, 6), Outcome::Inconclusive, "half of it was in doubt");
     }
 
     #[test]
