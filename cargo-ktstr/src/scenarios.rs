@@ -40,6 +40,7 @@ fn guest(args: &[&str]) -> anyhow::Result<Command> {
     Ok(command)
 }
 
+/// Those that fit, at least one: a name that fits none is a mistake, and not what "all passed" can be said of.
 fn chosen(filter: &str, flags: Option<&str>) -> anyhow::Result<Vec<Scenario>> {
     let args: Vec<&str> =
         std::iter::once("list").chain(flags.into_iter().flat_map(|f| ["--flags", f])).collect();
@@ -53,7 +54,12 @@ fn chosen(filter: &str, flags: Option<&str>) -> anyhow::Result<Vec<Scenario>> {
     }
     let all: Vec<Scenario> =
         serde_json::from_slice(&output.stdout).context("ktstr-guest list printed what is no list")?;
-    Ok(all.into_iter().filter(|scenario| scenario.name.contains(filter)).collect())
+    let chosen: Vec<Scenario> = all.into_iter().filter(|scenario| scenario.name.contains(filter)).collect();
+    if chosen.is_empty() {
+        let flags = flags.map_or(String::new(), |flags| format!(" and fits --flags {flags}"));
+        bail!("no scenario has `{filter}` in its name{flags}; `ktstr list` shows all");
+    }
+    Ok(chosen)
 }
 
 /// Prints the catalogue.
@@ -88,10 +94,6 @@ pub fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
 /// Runs scenarios one after the other.
 pub fn run(args: &RunArgs) -> anyhow::Result<ExitCode> {
     let scenarios = chosen(&args.filter, args.flags.as_deref())?;
-    if scenarios.is_empty() {
-        let flags = args.flags.as_ref().map_or(String::new(), |flags| format!(" and fits --flags {flags}"));
-        bail!("no scenario has `{}` in its name{flags}; `ktstr list` shows all", args.filter);
-    }
     if let Some(name) = &args.work_type {
         let checked = guest(&["work-type", name])?.output().context("cannot run ktstr-guest")?;
         if !checked.status.success() {

@@ -159,6 +159,16 @@ fn scenarios_are_listed_by_group() {
     assert!(text(&run(&["--filter", "il"]).stdout).ends_with("wild\n      Is wild so?\n1 scenarios\n"));
     let json: serde_json::Value = serde_json::from_slice(&run(&["--json"]).stdout).unwrap();
     assert_eq!(json[1]["flags"], serde_json::json!(["llc", "steal"]));
+    for args in [
+        &["--filter", "nowhere"][..],
+        &["--filter", "nowhere", "--json"],
+        &["--flags", "llc", "--filter", "nowhere"],
+    ] {
+        let none = run(args);
+        let said = text(&none.stderr);
+        assert_eq!((none.status.code(), text(&none.stdout)), (Some(1), String::new()), "{said}");
+        assert!(said.contains("no scenario has `nowhere` in its name"), "{said}");
+    }
 }
 
 #[test]
