@@ -172,6 +172,7 @@ fn emit(attributes: &Attributes, mut function: ItemFn) -> Result<TokenStream> {
     function.vis = syn::Visibility::Inherited;
     let entry = format_ident!("__KTSTR_ENTRY_{}", text.to_uppercase());
     let fields = fields(attributes)?;
+    let features = crate::features::words();
     let gate = gate(attributes)?;
     let devices = device_gate(attributes)?.map(|gate| quote!(#(#conditions)* #gate));
     Ok(quote! {
@@ -187,6 +188,7 @@ fn emit(attributes: &Attributes, mut function: ItemFn) -> Result<TokenStream> {
             name: #text,
             module_path: ::core::module_path!(),
             package: ::core::env!("CARGO_PKG_NAME"),
+            features: #features,
             run: #body,
             ignored: #ignored,
             #fields

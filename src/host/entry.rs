@@ -56,6 +56,8 @@ pub struct KtstrTestEntry {
     pub module_path: &'static str,
     /// Package it is in.
     pub package: &'static str,
+    /// Words for cargo that build that package with the features it has; empty for the usual ones.
+    pub features: &'static str,
     /// The function itself.
     pub run: fn(&Ctx) -> Result<AssertResult>,
     /// Whether it runs only when asked for.
@@ -445,6 +447,7 @@ impl KtstrTestEntry {
         name: "",
         module_path: "",
         package: "",
+        features: "",
         run: |_| Ok(AssertResult::pass()),
         ignored: false,
         shape: Shape { numa_nodes: None, llcs: None, cores: None, threads: None },

@@ -11,6 +11,7 @@ mod constraints;
 mod entry;
 mod on_host;
 mod record;
+mod replay;
 mod seeds;
 pub mod series;
 pub mod snapshot;

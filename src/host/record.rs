@@ -15,7 +15,7 @@ use ktstr_proto::{
     verdict::{Cause, Outcome, RunReport},
 };
 
-use super::{KtstrTestEntry, Variant, spec};
+use super::{KtstrTestEntry, Variant, replay, spec};
 
 /// A report of nothing yet; `what` ends the name of its directory, below `runs_root`.
 pub fn blank(entry: &KtstrTestEntry, variant: &Variant, runs_root: PathBuf, what: &str) -> RunReport {
@@ -28,7 +28,7 @@ pub fn blank(entry: &KtstrTestEntry, variant: &Variant, runs_root: PathBuf, what
         kernel: spec::kernel(variant).unwrap_or_default(),
         scheduler: entry.scheduler.map_or("EEVDF", |scheduler| scheduler.name).into(),
         seed,
-        replay: unfilled(&spec::replay_of(entry, variant, seed), &spec::kernel(variant)),
+        replay: unfilled(&replay::replay_of(entry, variant, seed), &spec::kernel(variant)),
         allow_inconclusive: entry.allow_inconclusive,
         ..RunReport::blank(RunId(id.clone()), runs_root.join(&id), &variant.name, shape)
     }

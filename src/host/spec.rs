@@ -107,7 +107,7 @@ impl Variant {
     }
 
     /// Its name where there is one kernel, which is then named by `KTSTR_KERNEL`.
-    fn base_name(&self, entry: &KtstrTestEntry) -> String {
+    pub(super) fn base_name(&self, entry: &KtstrTestEntry) -> String {
         match (&self.topology, &self.kernel, self.name.rsplit_once('/')) {
             (None, ..) => entry.full_name(),
             (Some(_), Some(_), Some((base, _))) => base.to_owned(),
@@ -144,7 +144,7 @@ pub fn spec_of_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<RunS
         .iter()
         .map(|scheduler| plain_job(scheduler, Part::Staged))
         .collect::<Result<_, _>>()?;
-    let replay = replay_of(entry, variant, seed);
+    let replay = super::replay::replay_of(entry, variant, seed);
     Ok(RunSpec {
         name: variant.name.clone(),
         runs_root: runs_root(&binary),
@@ -184,7 +184,7 @@ pub fn spec_of_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<RunS
     })
 }
 
-fn vary() -> bool {
+pub(super) fn vary() -> bool {
     set("KTSTR_VARY").as_deref() == Some("1")
 }
 
@@ -319,7 +319,7 @@ fn guest_env() -> Vec<(String, String)> {
     log.into_iter().chain(pairs.map(|(name, value)| (name.to_owned(), value.to_owned()))).collect()
 }
 
-fn set(variable: &str) -> Option<String> {
+pub(super) fn set(variable: &str) -> Option<String> {
     env::var(variable).ok().filter(|value| !value.is_empty())
 }
 
@@ -327,65 +327,6 @@ fn set(variable: &str) -> Option<String> {
 pub(super) fn seed_of(test: &str) -> u64 {
     let mix = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x0000_0100_0000_01b3);
     test.bytes().fold(0xcbf2_9ce4_8422_2325, mix) >> 32
-}
-
-/// The line that repeats a run of this variant.
-pub(super) fn replay_of(entry: &KtstrTestEntry, variant: &Variant, seed: u64) -> String {
-    let exe = env::current_exe().unwrap_or_default();
-    let again =
-        Again { vary: vary(), set: &set, profile: profile_of(&exe).filter(|profile| profile != "debug") };
-    replay(entry, &variant.base_name(entry), seed, &again)
-}
-
-/// Variables beside kernel, accelerator and seed by which a run goes.
-const INPUTS: [&str; 6] = [
-    "KTSTR_SCHEDULER",
-    "KTSTR_GUEST_ENV",
-    "KTSTR_SNAPSHOTS",
-    "KTSTR_OBSERVE",
-    "KTSTR_NO_PERF_MODE",
-    "KTSTR_CPU_CAP",
-];
-
-/// What of this process decides how its runs go.
-struct Again<'a> {
-    vary: bool,
-    set: &'a dyn Fn(&str) -> Option<String>,
-    /// The profile it was built with, unless that is the usual one.
-    profile: Option<String>,
-}
-
-/// The profile of an executable in a target directory, which names the directory below it.
-fn profile_of(exe: &Path) -> Option<String> {
-    let below = exe.strip_prefix(target_of(exe)?).ok()?;
-    let mut parts = below.iter().map(|part| part.to_string_lossy().into_owned());
-    // With `--target` the triple comes first.
-    parts.find(|part| part.matches('-').count() < 2)
-}
-
-/// A word for a shell: in quotes where it is more than a plain one.
-fn quoted(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "_-./:,=+@%".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        return word.to_owned();
-    }
-    format!("'{}'", word.replace('\'', "'\\''"))
-}
-
-/// The line that repeats the run; the orchestrator fills in kernel and accelerator.
-fn replay(entry: &KtstrTestEntry, test: &str, seed: u64, again: &Again<'_>) -> String {
-    // What must be asked for to run.
-    let ignored = if entry.ignored || test.starts_with("gauntlet/") { " --run-ignored all" } else { "" };
-    let given = INPUTS.iter().filter_map(|name| Some(format!("{name}={} ", quoted(&(again.set)(name)?))));
-    let given: String = given.collect();
-    let vary = if again.vary { "KTSTR_VARY=1 " } else { "" };
-    let profile = again.profile.as_ref();
-    let profile = profile.map(|profile| format!(" --cargo-profile {}", quoted(profile))).unwrap_or_default();
-    format!(
-        "{given}KTSTR_KERNEL={{kernel}} KTSTR_ACCEL={{accel}} KTSTR_SEED={seed} {vary}\
-         cargo nextest run{profile} -p {} -E 'test(={test})'{ignored}",
-        entry.package
-    )
 }
 
 /// Where this executable's runs are.
@@ -421,32 +362,6 @@ mod tests {
     fn seeds_differ_between_tests_and_not_between_runs() {
         assert_eq!(seed_of("demo"), seed_of("demo"));
         assert_ne!(seed_of("demo"), seed_of("demo2"));
-    }
-
-    #[test]
-    fn a_cell_is_replayed_by_its_name_without_the_kernel() {
-        let entry = crate::host::tests::entry("t", crate::host::Constraints::NONE);
-        let shape = Topology { numa_nodes: 1, llcs: 1, cores: 4, threads: 1 };
-        let cell = |name: &str, topology, kernel: Option<&str>| {
-            let variant = Variant { name: name.into(), topology, kernel: kernel.map(str::to_owned) };
-            replay(entry, &variant.base_name(entry), 7, &Again { vary: false, set: &|_| None, profile: None })
-        };
-        let of_preset = cell("gauntlet/t/4cpu/kernel_6_18", Some(shape), Some("6.18"));
-        assert!(of_preset.ends_with("-E 'test(=gauntlet/t/4cpu)' --run-ignored all"), "{of_preset}");
-        let of_kernel = cell("ktstr/t/kernel_6_18", None, Some("6.18"));
-        assert!(of_kernel.ends_with("-E 'test(=t)'"), "{of_kernel}");
-        let set = |name: &str| match name {
-            "KTSTR_SCHEDULER" => Some("/my scx".to_owned()),
-            "KTSTR_GUEST_ENV" => Some("A=1,B=2".to_owned()),
-            _ => None,
-        };
-        let again = Again { vary: true, set: &set, profile: Some("release".into()) };
-        assert_eq!(
-            replay(entry, "t", 7, &again),
-            "KTSTR_SCHEDULER='/my scx' KTSTR_GUEST_ENV=A=1,B=2 KTSTR_KERNEL={kernel} KTSTR_ACCEL={accel} \
-             KTSTR_SEED=7 KTSTR_VARY=1 cargo nextest run --cargo-profile release -p p -E 'test(=t)'"
-        );
-        assert_eq!((quoted("it's"), quoted("")), ("'it'\\''s'".to_owned(), "''".to_owned()));
     }
 
     #[test]

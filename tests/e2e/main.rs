@@ -12,6 +12,7 @@ mod disk;
 mod gauntlet;
 mod harness;
 mod host;
+mod kernels;
 mod maps;
 mod matrix;
 mod observe;
