@@ -43,9 +43,10 @@ impl Verdict {
         Self { result: AssertResult::pass(), claims: 0, merged: (0, 0) }
     }
 
-    /// Begins with what an engine found.
+    /// Begins with what an engine found, which counts as merged.
     pub fn of(result: AssertResult) -> Self {
-        Self { result, claims: 0, merged: (0, 0) }
+        let merged = (1, u32::from(!result.is_skip()));
+        Self { result, claims: 0, merged }
     }
 
     /// Claims made so far.
@@ -500,6 +501,20 @@ mod tests {
                 "f64::NAN is NaN, which cannot be compared, claimed at most 1.0",
             ]
         );
+    }
+
+    #[test]
+    fn remarks_and_claims_on_what_was_not_run_are_no_pass() {
+        let mut v = Verdict::of(AssertResult::skip("no cpus"));
+        v.note("of no use");
+        assert!(claim!(v, 5).at_least(1));
+        assert_eq!(v.into_result().outcome, Outcome::NotRun);
+        let mut noted = AssertResult::skip("no cpus");
+        noted.push(DetailKind::Note, Outcome::Pass, "it came back");
+        assert_eq!(noted.outcome, Outcome::NotRun);
+        let mut v = Verdict::of(AssertResult::skip("no cpus"));
+        v.merge(AssertResult::pass());
+        assert_eq!(v.into_result().outcome, Outcome::Pass);
     }
 
     #[test]

@@ -293,7 +293,7 @@ pub struct ShellArgs {
     #[arg(short, long, value_name = "PATH")]
     pub include_files: Vec<PathBuf>,
     /// Guest memory [default: estimated from what is packed]
-    #[arg(long, value_name = "MB", value_parser = clap::value_parser!(u32).range(128..))]
+    #[arg(long, alias = "memory-mib", value_name = "MB", value_parser = clap::value_parser!(u32).range(128..))]
     pub memory_mb: Option<u32>,
     /// A disk, /dev/vda: its MiB, then fs=raw|ext4|btrfs, iops=N, bytes=N (per second), ro, nomount.
     /// With a file system it is mounted on /mnt/disk0: 64,fs=ext4,iops=200

@@ -6,12 +6,15 @@ use std::path::{Path, PathBuf};
 
 use ktstr_proto::verdict::{Cause, Outcome, RunReport};
 
-/// Where runs are kept when `KTSTR_RUNS_ROOT` does not say: beside the kernels.
+/// Where the environment wants runs, and the reports in them, to be kept.
+pub fn told_runs_root() -> Option<PathBuf> {
+    let told = |name| std::env::var_os(name).filter(|value| !value.is_empty());
+    told("KTSTR_RUNS_ROOT").or_else(|| told("KTSTR_SIDECAR_DIR")).map(PathBuf::from)
+}
+
+/// Where runs are kept when the environment does not say: beside the kernels.
 pub fn runs_root(store: &Path) -> PathBuf {
-    match std::env::var_os("KTSTR_RUNS_ROOT").filter(|value| !value.is_empty()) {
-        Some(root) => PathBuf::from(root),
-        None => store.parent().unwrap_or(store).join("runs"),
-    }
+    told_runs_root().unwrap_or_else(|| store.parent().unwrap_or(store).join("runs"))
 }
 
 /// The reports of all runs below a directory, by name.

@@ -17,7 +17,7 @@ use crate::budget::{self, Planned};
 use crate::cli::{Deny, TestArgs};
 use crate::exit::{Exit, coded};
 use crate::kernel;
-use crate::summary::Summary;
+use crate::summary::{Summary, told_runs_root};
 
 /// Runs it.
 pub fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
@@ -130,10 +130,10 @@ fn nextest() -> anyhow::Result<Command> {
 }
 
 /// A fresh directory for the runs of this invocation, below the workspace's
-/// target directory, or below `KTSTR_RUNS_ROOT`.
+/// target directory, or where the environment wants runs to be.
 fn runs_root() -> anyhow::Result<PathBuf> {
-    let base = match std::env::var_os("KTSTR_RUNS_ROOT").filter(|value| !value.is_empty()) {
-        Some(root) => PathBuf::from(root),
+    let base = match told_runs_root() {
+        Some(root) => root,
         None => target_directory()?.join("ktstr"),
     };
     let millis = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis());

@@ -320,9 +320,12 @@ impl AssertResult {
         result
     }
 
-    /// Adds a finding.
+    /// Adds a finding. A remark, which is [`DetailKind::Note`] with [`Outcome::Pass`], shows nothing: what was
+    /// not run stays so.
     pub fn push(&mut self, kind: DetailKind, outcome: Outcome, message: impl Into<String>) {
-        self.outcome = self.outcome.max(outcome);
+        if (kind, outcome) != (DetailKind::Note, Outcome::Pass) {
+            self.outcome = self.outcome.max(outcome);
+        }
         self.details.push(Detail { kind, outcome, message: message.into(), time: None, when: None });
     }
 

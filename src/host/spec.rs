@@ -5,7 +5,7 @@
 //! `KTSTR_COLD` (1: never begin from a snapshot of a ready machine), `KTSTR_NO_PERF_MODE` (1: no test isolates
 //! its machine), `KTSTR_CPU_CAP` (host CPUs of each machine),
 //! `KTSTR_JAIL` (reduced: without namespaces),
-//! `KTSTR_RUNS_ROOT` (or `KTSTR_RUNS_DIR`), `RUST_LOG` for the guest, `KTSTR_GUEST_ENV` (`A=b,C=d`: more
+//! `KTSTR_RUNS_ROOT` (or `KTSTR_SIDECAR_DIR`), `RUST_LOG` for the guest, `KTSTR_GUEST_ENV` (`A=b,C=d`: more
 //! variables for the guest).
 
 use std::{
@@ -190,7 +190,8 @@ pub(super) fn vary() -> bool {
 
 /// The kernel as it is named, if it is.
 pub(super) fn kernel(variant: &Variant) -> Option<String> {
-    variant.kernel.clone().or_else(|| set("KTSTR_TEST_KERNEL")).or_else(|| set("KTSTR_KERNEL"))
+    // An empty one is a mistake that whoever resolves it tells of, not a wish for another.
+    variant.kernel.clone().or_else(|| env::var("KTSTR_TEST_KERNEL").ok()).or_else(|| set("KTSTR_KERNEL"))
 }
 
 /// The seed that is given, else the test's own.
@@ -337,7 +338,7 @@ pub(super) fn own_runs_root() -> PathBuf {
 /// Where run directories are made: as told, else `ktstr/runs` in the target directory that the
 /// executable lies in, else below the working directory.
 fn runs_root(exe: &Path) -> PathBuf {
-    let told = set("KTSTR_RUNS_ROOT").or_else(|| set("KTSTR_RUNS_DIR")).map(PathBuf::from);
+    let told = set("KTSTR_RUNS_ROOT").or_else(|| set("KTSTR_SIDECAR_DIR")).map(PathBuf::from);
     let root =
         told.unwrap_or_else(|| target_of(exe).unwrap_or_else(|| PathBuf::from("target")).join("ktstr/runs"));
     std::path::absolute(&root).unwrap_or(root)
