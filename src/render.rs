@@ -7,6 +7,7 @@ use ktstr_proto::{
     host::HostTime,
     monitor::MonitorSummary,
     run::Boot,
+    stats::PhaseMonitor,
     verdict::{AssertResult, Cause, Outcome, RunReport, ScenarioStats, TimelineMark, TimelineSource},
 };
 
@@ -286,6 +287,18 @@ fn marks(all: &[TimelineMark]) -> Vec<Shown<'_>> {
     shown
 }
 
+/// What the monitor saw of a phase.
+fn of_phase(seen: &PhaseMonitor) -> String {
+    let mut text = format!(
+        "  monitor: samples={} running={:.1} max_imbalance={:.1} max_dsq_depth={}",
+        seen.samples, seen.mean_nr_running, seen.max_imbalance_ratio, seen.max_local_dsq_depth
+    );
+    for (name, rose) in &seen.events {
+        let _ = write!(text, " {}+{rose}", printable(name));
+    }
+    text
+}
+
 /// Operations of the scenario, and what each of its phases was like.
 fn timeline(out: &mut String, report: &RunReport) {
     let phases = report.result.as_ref().map(|result| result.stats.phases.as_slice()).unwrap_or_default();
@@ -315,6 +328,9 @@ fn timeline(out: &mut String, report: &RunReport) {
     for phase in phases.iter().filter(|phase| !phase.cgroups.is_empty()) {
         let (start, end) = (phase.start_ms, phase.end_ms);
         line(out, format_args!("  {} {start}-{end}ms ops={}:", phase.label, phase.ops));
+        if let Some(seen) = &phase.monitor {
+            wrapped(out, "  ", &of_phase(seen));
+        }
         for cgroup in phase.cgroups.iter().filter(|cgroup| cgroup.workers > 0) {
             let of_cgroup = workers.iter().filter(|worker| worker.cgroup == cgroup.name);
             let slices = of_cgroup.flat_map(|worker| &worker.phases).filter(|s| s.phase == phase.index);
@@ -575,7 +591,7 @@ replay: KTSTR_KERNEL=7.2.12 KTSTR_ACCEL=tcg KTSTR_SEED=7 cargo nextest run -p kt
 
     #[test]
     fn a_failure_shows_what_happened_when_and_a_pass_does_not() {
-        use ktstr_proto::stats::{PhaseBucket, PhaseCgroup};
+        use ktstr_proto::stats::{PhaseBucket, PhaseCgroup, PhaseMonitor};
         let mut failed = sample();
         failed.timeline = (0..40)
             .map(|n| TimelineMark {
@@ -605,6 +621,13 @@ replay: KTSTR_KERNEL=7.2.12 KTSTR_ACCEL=tcg KTSTR_SEED=7 cargo nextest run -p kt
             start_ms: 10,
             end_ms: 900,
             hold: None,
+            monitor: Some(PhaseMonitor {
+                samples: 8,
+                mean_nr_running: 2.25,
+                max_imbalance_ratio: 3.0,
+                max_local_dsq_depth: 1,
+                events: vec![("SCX_EV_X".into(), 4)],
+            }),
             ops: 3,
             cgroups: vec![cgroup],
         };
@@ -620,7 +643,8 @@ replay: KTSTR_KERNEL=7.2.12 KTSTR_ACCEL=tcg KTSTR_SEED=7 cargo nextest run -p kt
         );
         assert!(
             text.contains(
-                "  Step[0] 10-900ms ops=3:\n    cg_0: workers=2 iter=50 rate=100/cpu-s migrations=0 \
+                "  Step[0] 10-900ms ops=3:\n    monitor: samples=8 running=2.2 max_imbalance=3.0 max_dsq_depth=1 \
+                 SCX_EV_X+4\n    cg_0: workers=2 iter=50 rate=100/cpu-s migrations=0 \
                  run_delay=30us wake\n    p50=12us p99=1400us max=1500us\n"
             ),
             "{text}"

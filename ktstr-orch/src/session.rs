@@ -612,6 +612,9 @@ impl Session {
         let guest_time = report.accel == Some(AccelKind::Det);
         let timeline = self.timeline.finish(&report.captures, phases, guest_time);
         report.timeline = timeline::for_report(&timeline);
+        if let Some(result) = &mut report.result {
+            self.timeline.tell_phases(&mut result.stats.phases, guest_time);
+        }
         let written = self
             .dir
             .write_json("sidecar.json", &report)

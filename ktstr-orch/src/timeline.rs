@@ -15,7 +15,7 @@ use std::time::Duration;
 use ktstr_proto::{
     guest::{GuestFrame, GuestMessage, LogSource, Phase},
     monitor::Sample,
-    stats::PhaseBucket,
+    stats::{PhaseBucket, PhaseMonitor},
     verdict::{CaptureMark, TimelineMark, TimelineSource},
 };
 
@@ -45,6 +45,17 @@ struct Event {
     iterations: u64,
 }
 
+/// One sample in figures.
+#[derive(Debug)]
+struct Seen {
+    stamp: Stamp,
+    nr_running: u32,
+    imbalance_ratio: f64,
+    local_dsq_depth: u32,
+    /// Counters that rose since the sample before.
+    events: Vec<(String, i64)>,
+}
+
 /// Events as they come.
 #[derive(Debug, Default)]
 pub struct Timeline {
@@ -55,6 +66,8 @@ pub struct Timeline {
     partial: std::collections::HashMap<&'static str, String>,
     /// Values of the last sample, to tell what changed.
     last_events: Vec<(String, i64)>,
+    /// Samples with readable run queues.
+    samples: Vec<Seen>,
     start: Option<Stamp>,
 }
 
@@ -161,14 +174,57 @@ impl Timeline {
         if sample.cpus.iter().any(|cpu| cpu.local_dsq_nr.is_some_and(|nr| nr > 0)) {
             what.push_str(&format!("; local DSQs {}", each(|cpu| cpu.local_dsq_nr)));
         }
+        let mut rose = Vec::new();
         for (name, value) in &sample.events {
             let before = self.last_events.iter().find(|(own, _)| own == name).map_or(0, |(_, value)| *value);
             if *value > before {
                 what.push_str(&format!("; {name} +{}", value - before));
+                rose.push((name.clone(), value - before));
             }
         }
+        self.keep(sample, stamp, rose);
         self.last_events.clone_from(&sample.events);
         self.push(stamp, TimelineSource::Monitor, what, 0);
+    }
+
+    fn keep(&mut self, sample: &Sample, stamp: Stamp, events: Vec<(String, i64)>) {
+        let running = || sample.cpus.iter().filter_map(|cpu| cpu.nr_running);
+        let (Some(most), Some(least)) = (running().max(), running().min()) else { return };
+        if self.samples.len() < MAX_EVENTS {
+            self.samples.push(Seen {
+                stamp,
+                nr_running: running().fold(0, u32::saturating_add),
+                imbalance_ratio: f64::from(most) / f64::from(least.max(1)),
+                local_dsq_depth: sample.cpus.iter().filter_map(|cpu| cpu.local_dsq_nr).max().unwrap_or(0),
+                events,
+            });
+        }
+    }
+
+    /// Tells each phase what the monitor saw in it, whatever the guest says of that.
+    pub fn tell_phases(&self, phases: &mut [PhaseBucket], guest_time: bool) {
+        phases.iter_mut().for_each(|phase| phase.monitor = None);
+        let Some(start) = self.start else { return };
+        for seen in &self.samples {
+            let at_ms = span_ms(seen.stamp, start, guest_time);
+            let index = at_ms.and_then(|at_ms| phase_at(phases, at_ms));
+            let Some(phase) = index.and_then(|n| phases.iter_mut().find(|phase| phase.index == n)) else {
+                continue;
+            };
+            let figures = phase.monitor.get_or_insert_with(PhaseMonitor::default);
+            let before = f64::from(figures.samples);
+            figures.samples += 1;
+            figures.mean_nr_running =
+                (figures.mean_nr_running * before + f64::from(seen.nr_running)) / (before + 1.0);
+            figures.max_imbalance_ratio = figures.max_imbalance_ratio.max(seen.imbalance_ratio);
+            figures.max_local_dsq_depth = figures.max_local_dsq_depth.max(seen.local_dsq_depth);
+            for (name, rose) in &seen.events {
+                match figures.events.iter_mut().find(|(known, _)| known == name) {
+                    Some((_, sum)) => *sum = sum.saturating_add(*rose),
+                    None => figures.events.push((name.clone(), *rose)),
+                }
+            }
+        }
     }
 
     /// Everything in the order of time, `captures` among it, each with its phase. `guest_time` says that
@@ -245,12 +301,17 @@ pub fn for_report(marks: &[TimelineMark]) -> Vec<TimelineMark> {
 fn at_ms(event: &Event, start: Stamp, guest_time: bool) -> Option<i64> {
     // Only frames carry the very clock that the scenario's start is told in.
     let framed = !matches!(event.source, TimelineSource::Console | TimelineSource::Monitor);
-    if framed || guest_time {
-        let span = i128::from(event.stamp.guest_ns?) - i128::from(start.guest_ns?);
+    span_ms(event.stamp, start, framed || guest_time)
+}
+
+/// From the scenario's start, by the guest's clock or by the host's.
+fn span_ms(stamp: Stamp, start: Stamp, guest_time: bool) -> Option<i64> {
+    if guest_time {
+        let span = i128::from(stamp.guest_ns?) - i128::from(start.guest_ns?);
         return i64::try_from(span.div_euclid(1_000_000)).ok();
     }
     let ms = |time: Duration| time.as_millis() as i64;
-    Some(ms(event.stamp.host) - ms(start.host))
+    Some(ms(stamp.host) - ms(start.host))
 }
 
 fn phase_at(phases: &[PhaseBucket], at_ms: i64) -> Option<u32> {
@@ -347,6 +408,38 @@ mod tests {
         ];
         assert_eq!(told(&marks), expected);
         assert_eq!(marks.iter().filter(|mark| mark.phase == Some(1)).count(), 3);
+    }
+
+    #[test]
+    fn a_phase_knows_what_the_monitor_saw_in_it() {
+        let mut timeline = run();
+        let cpu = |nr, depth| CpuSample {
+            nr_running: Some(nr),
+            clock: Some(650_000_000),
+            local_dsq_nr: Some(depth),
+            ..CpuSample::default()
+        };
+        let events = vec![("SCX_EV_X".to_owned(), 9)];
+        timeline.sample(&Sample { cpus: vec![cpu(4, 0), cpu(1, 2)], events, ..Sample::default() }, ms(3160));
+        timeline.sample(&Sample { cpus: vec![CpuSample::default()], ..Sample::default() }, ms(3170));
+        let phase = |index, start_ms, end_ms| PhaseBucket {
+            index,
+            start_ms,
+            end_ms,
+            monitor: Some(PhaseMonitor { samples: 77, ..PhaseMonitor::default() }),
+            ..PhaseBucket::default()
+        };
+        let mut phases = [phase(0, 0, 50), phase(1, 50, 250)];
+        timeline.tell_phases(&mut phases, false);
+        assert_eq!(phases[0].monitor, None, "the guest is not believed");
+        let expected = PhaseMonitor {
+            samples: 2,
+            mean_nr_running: 4.0,
+            max_imbalance_ratio: 4.0,
+            max_local_dsq_depth: 2,
+            events: vec![("SCX_EV_X".to_owned(), 4 + 5)],
+        };
+        assert_eq!(phases[1].monitor, Some(expected));
     }
 
     #[test]

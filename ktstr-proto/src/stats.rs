@@ -23,6 +23,24 @@ pub struct PhaseBucket {
     /// What the kernel accounted while the step held: after its operations, before its end.
     #[serde(default)]
     pub hold: Option<Hold>,
+    /// What the monitor saw in it; filled in outside of the guest, none without a sample.
+    #[serde(default)]
+    pub monitor: Option<PhaseMonitor>,
+}
+
+/// The monitor's samples that fell into a phase.
+#[derive(Debug, Clone, PartialEq, Default, Serialize, Deserialize)]
+pub struct PhaseMonitor {
+    /// How many with readable run queues.
+    pub samples: u32,
+    /// Tasks on all run queues, running and waiting, mean of the samples.
+    pub mean_nr_running: f64,
+    /// Largest `max(nr_running) / max(1, min(nr_running))` over one sample.
+    pub max_imbalance_ratio: f64,
+    /// Deepest local DSQ; 0 where this kernel does not tell.
+    pub max_local_dsq_depth: u32,
+    /// Increase of each event counter of sched_ext.
+    pub events: Vec<(String, i64)>,
 }
 
 /// The kernel's own account of a machine while a step held.

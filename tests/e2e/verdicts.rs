@@ -110,6 +110,9 @@ fn on_tcg_a_healthy_scheduler_passes() {
     let monitor = report.monitor.expect("the run was observed");
     assert!(monitor.samples >= 5, "only {} samples", monitor.samples);
     assert!(!monitor.events.is_empty(), "the scheduler's event counters were read");
+    let phases = &report.result.as_ref().expect("checked").stats.phases;
+    let seen: Vec<_> = phases.iter().filter_map(|phase| phase.monitor.as_ref()).collect();
+    assert!(seen.iter().any(|seen| seen.samples > 0 && seen.mean_nr_running > 0.0), "{phases:?}");
     assert!(monitor.vcpu_time_known, "what the host gave to the vCPUs was known to the monitor");
     let host = report.host.expect("and is in the report");
     assert!(host.ran_ms.len() == 4 && host.ran_ms.iter().all(|ran| *ran > 0), "{host:?}");
