@@ -34,14 +34,28 @@ impl Column {
     }
 }
 
+/// What a scenario of this length can fail by at all, with the usual limits of an emulated machine
+/// (`ktstr-proto/src/thresholds.rs`: gaps of 3 s; spreads of 35 points and 50 more over the life in seconds).
+fn could_fail(moment_ms: u32) -> String {
+    let seconds = f64::from(moment_ms) / 1000.0;
+    let gaps = if seconds <= 3.0 { "no gap can be too long" } else { "gaps of more than 3 s fail" };
+    format!(
+        "What this length can show: {gaps}, spreads fail above {:.0} points, steps are judged by shares of \
+         CPU time only where they hold for 1 s, and workers that live for less than 1 s are not judged by progress. Isolation, errors and the \
+         scheduler's end are judged at any length.",
+        35.0 + 50.0 / seconds.max(0.001)
+    )
+}
+
 /// Markdown.
 pub fn render(columns: &[Column], accel: &str, moment_ms: u32) -> String {
     let mut page = format!(
         "# The scenario catalogue under several schedulers\n\nWritten by `cargo xtask scenarios`: every scenario \
          for {} s under `{accel}`. Figures are wall time in the guest, milliseconds, with the making and \
          removing of its cgroups. Where a scheduler ends within a scenario, the next boot begins with the one \
-         after it.\n\n| scenario |",
-        f64::from(moment_ms) / 1000.0
+         after it.\n\n{}\n\n| scenario |",
+        f64::from(moment_ms) / 1000.0,
+        could_fail(moment_ms)
     );
     for column in columns {
         let _ = write!(page, " {} |", column.name);
