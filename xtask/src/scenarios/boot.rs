@@ -116,6 +116,7 @@ fn read(said: &str, report: Option<&Value>) -> Boot {
             _ => {}
         }
     }
+    lines.iter_mut().for_each(|line| weigh(line, report));
     let outcome = report.map_or("no report", outcome);
     let ending = match begun {
         Some(scenario) => {
@@ -139,7 +140,26 @@ fn read(said: &str, report: Option<&Value>) -> Boot {
     Boot { lines, ending }
 }
 
-/// The word for a report's judgement.
+/// What the guest found a failure may be the host's doing, which the report says and the guest cannot know.
+fn weigh(line: &mut Line, report: Option<&Value>) {
+    if line.outcome != "FAIL" {
+        return;
+    }
+    let Some((_, name)) = line.scenario.split_once("::") else { return };
+    let details = report.and_then(|report| report.pointer("/result/details")?.as_array());
+    let own = details.into_iter().flatten().filter_map(|detail| {
+        let message = detail.get("message")?.as_str()?.strip_prefix(name)?.strip_prefix(": ")?;
+        Some((outcome(detail), message.to_owned()))
+    });
+    let own: Vec<_> = own.collect();
+    let has = |word: &str| own.iter().any(|(outcome, _)| *outcome == word);
+    if !has("FAIL") && has("INCONCLUSIVE") {
+        line.outcome = "INCONCLUSIVE".into();
+        line.details = own.into_iter().map(|(_, message)| message).collect();
+    }
+}
+
+/// The word for a report's judgement, or that of a finding in it.
 fn outcome(report: &Value) -> &'static str {
     match report.get("outcome").and_then(Value::as_str) {
         _ if report.get("infrastructure").and_then(Value::as_bool) == Some(true) => "INFRASTRUCTURE",
@@ -230,6 +250,14 @@ mod tests {
             (2, Some(437), "NOT RUN")
         );
         assert_eq!(boot.lines[1].details, ["no such thing"]);
+        let failed = format!("{}catalogue: complete\n", TWO.replace("PASS", "FAIL"));
+        assert_eq!(read(&failed, Some(&report)).lines[0].outcome, "FAIL");
+        let excused = json(
+            r#"{"outcome":"Inconclusive","infrastructure":false,"result":{"details":[
+            {"kind":"Spread","outcome":"Inconclusive","message":"steady: wide; the host's doing"}]}}"#,
+        );
+        let line = &read(&failed, Some(&excused)).lines[0];
+        assert_eq!((line.outcome.as_str(), line.details.len()), ("INCONCLUSIVE", 1));
         let said = format!("{TWO}catalogue: out of time\n");
         assert_eq!(read(&said, None).ending, Ending::OutOfTime(Vec::new()));
     }
