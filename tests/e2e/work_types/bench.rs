@@ -120,16 +120,20 @@ pub fn run(
     let mut stats = vec![BTreeSet::new(); tids.len()];
     let (mut cgroups, mut flags) = (BTreeSet::new(), Vec::new());
     let (mut counted, mut looks) = (0, 0);
+    let glances = if matches!(run.work_type, WorkType::CgroupChurn { .. }) { 16 } else { 1 };
     while counted < LOOKS && looks < MOST_LOOKS {
         let slept = std::time::Instant::now();
-        std::thread::sleep(run.time / LOOKS);
+        // Who moves on sooner than looks come might be found in the same place by all of them.
+        for _ in 0..glances {
+            std::thread::sleep(run.time / LOOKS / glances);
+            cgroups.extend(std::fs::read_to_string(format!("/proc/{}/cgroup", tids[0])));
+        }
         // One that took twice its time says that the host did something else meanwhile.
         counted += u32::from(slept.elapsed() < run.time / LOOKS * 2);
         looks += 1;
         for (tid, seen) in tids.iter().zip(&mut stats) {
             seen.extend(stat(*tid));
         }
-        cgroups.extend(std::fs::read_to_string(format!("/proc/{}/cgroup", tids[0])));
         flags.extend(file_flags(tids[0]));
         look(&handle)?;
     }
