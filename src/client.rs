@@ -21,7 +21,8 @@ use ktstr_proto::{
     CHILD_SOCKET_FD, Channel, ChannelError,
     channel::Message,
     client::{Cancel, ClientEvent, ClientLink, Submit, Submitted},
-    link::Fds,
+    link::{Fds, chain},
+    repro::AutoRepro,
     run::{RunId, RunSpec},
     verdict::RunReport,
 };
@@ -76,6 +77,12 @@ pub enum ClientError {
         /// Its last lines.
         last_words: Vec<String>,
     },
+}
+
+/// A verdict that was out before the orchestrator went.
+fn without_second(report: RunReport, error: &ClientError) -> RunReport {
+    let why = AutoRepro::not_run(format!("lost with its orchestrator: {}", chain(error)));
+    RunReport { auto_repro: Some(Box::new(why)), ..report }
 }
 
 fn words(lines: &[String]) -> String {
@@ -182,10 +189,13 @@ impl Session {
         mut on_event: impl FnMut(ClientEvent, Fds),
     ) -> Result<RunReport, ClientError> {
         self.submit(spec)?;
+        let mut held = None;
         loop {
-            match self.next_event(silence)? {
-                (ClientEvent::Finished(report), _) => return Ok(report),
-                (event, fds) => on_event(event, fds),
+            match self.next_event(silence) {
+                Ok((ClientEvent::Finished(report), _)) => return Ok(report),
+                Ok((ClientEvent::Held(report), _)) => held = Some(report),
+                Ok((event, fds)) => on_event(event, fds),
+                Err(error) => return held.map(|report| without_second(report, &error)).ok_or(error),
             }
         }
     }

@@ -11,15 +11,17 @@ use std::{
     sync::{Mutex, PoisonError},
 };
 
+use anyhow::Context;
 use ktstr_guest::{
     cgroup::Cgroups,
+    cpu,
     job::read_job,
     report::{ReportError, Reporter},
     scenario::{Ctx, HostError},
 };
 use ktstr_proto::{
     AccelKind,
-    guest::{GuestFrame, GuestTask, JOB_PATH, TEST_ENV, TestEnd},
+    guest::{GuestFrame, GuestJob, GuestTask, JOB_PATH, TEST_ENV, TestEnd},
     verdict::{Assert, AssertResult, DetailKind, Outcome, WorkerReport},
 };
 
@@ -104,19 +106,34 @@ fn carry_out(name: &str) -> anyhow::Result<bool> {
     };
     let mut ctx = Ctx::of_job(&job, test, reporter);
     prepare(&mut ctx, entry);
-    let end = match write_all(&ctx, entry.bpf_map_write) {
+    let end = match as_asked(entry, &job, &ctx) {
         Ok(()) => call(entry, &ctx),
-        Err(HostError::NotHere(reason)) => {
-            TestEnd::Returned(AssertResult::skip(format!("bpf_map_write: {reason}")))
-        }
-        Err(error) => {
-            let causes = anyhow::Error::new(error).context("bpf_map_write");
-            TestEnd::Error(causes.chain().map(ToString::to_string).collect())
-        }
+        Err(error) => of_error(&ctx, &error),
     };
     let passed = matches!(&end, TestEnd::Returned(result) if result.is_pass() || result.is_skip());
     report(&ctx.reporter, end)?;
     Ok(passed)
+}
+
+/// Makes the machine and its scheduler what the test's attributes ask for, as far as that is left to the guest.
+fn as_asked(entry: &KtstrTestEntry, job: &GuestJob, ctx: &Ctx) -> anyhow::Result<()> {
+    let (asked, possible) = (job.topology.possible_cpus(entry.absent_llcs)?, cpu::possible()?.len());
+    if entry.absent_llcs > 0 && possible != asked as usize {
+        let reason = format!(
+            "absent_llcs: {asked} CPUs should be possible and this kernel says {possible}; newer ones do not count \
+             CPUs that an emulator describes as absent, use kvm or an older kernel"
+        );
+        return Err(HostError::NotHere(reason).into());
+    }
+    write_all(ctx, entry.bpf_map_write).context("bpf_map_write")
+}
+
+/// What no run like this one can do was not tested.
+fn of_error(ctx: &Ctx, error: &anyhow::Error) -> TestEnd {
+    if error.chain().any(not_here) {
+        return TestEnd::Returned(ctx.not_here(format!("{error:#}")));
+    }
+    TestEnd::Error(error.chain().map(ToString::to_string).collect())
 }
 
 /// What the test's attributes say of its context.
@@ -143,11 +160,7 @@ fn call(entry: &KtstrTestEntry, ctx: &Ctx) -> TestEnd {
     }));
     match catch_unwind(AssertUnwindSafe(|| (entry.run)(ctx))) {
         Ok(Ok(result)) => TestEnd::Returned(result),
-        // What no run like this one can do was not tested.
-        Ok(Err(error)) if error.chain().any(not_here) => {
-            TestEnd::Returned(AssertResult::skip(format!("{error:#}")))
-        }
-        Ok(Err(error)) => TestEnd::Error(error.chain().map(ToString::to_string).collect()),
+        Ok(Err(error)) => of_error(ctx, &error),
         Err(_) => {
             let first = FIRST_PANIC.lock().unwrap_or_else(PoisonError::into_inner).take();
             let (message, backtrace) =

@@ -32,6 +32,7 @@ mod scheduler;
 
 pub use built::NotBuilt;
 pub use host::Constraints;
+pub use ktstr_guest::cpu;
 pub use ktstr_macros::{Payload, declare_scheduler, ktstr_test};
 pub use scheduler::{ConfigFileDef, KTSTR_SCHEDULERS, Scheduler, Sysctl};
 

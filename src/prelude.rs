@@ -6,11 +6,11 @@ pub use std::{collections::BTreeSet, time::Duration};
 pub use anyhow::{Context, Result, anyhow, bail, ensure};
 pub use ktstr_guest::{
     attributes::{MemPolicy, MpolFlags, SchedPolicy},
-    cgroup::{CgroupGroup, Cgroups, CpuQuota, Limit, Limits},
+    cgroup::{CgroupGroup, CgroupManager, Cgroups, CpuQuota, Limit, Limits},
     scenario::{
-        AffinityIntent, Backdrop, CgroupDef, CpusetSpec, Ctx, HoldSpec, HostError, Irq, MapValue,
-        MetricCheck, MetricDef, Op, OpKind, Payload, PayloadHandle, PayloadOutput, Placement, Random, Setup,
-        Step, TestTopology, WorkSpec,
+        AffinityIntent, Backdrop, CgroupDef, CpusetSpec, Ctx, HoldSpec, HostError, Irq, KernelTarget,
+        KernelValue, KernelWidth, KernelWrite, MapValue, MetricCheck, MetricDef, Op, OpKind, Payload,
+        PayloadHandle, PayloadOutput, Placement, Random, Setup, Step, TestTopology, WorkSpec,
     },
     work::{
         CloneMode, Custom, CustomCfg, PiMode, Reap, SchbenchConfig, SequencePhase, SimdWidth, TaobenchConfig,
@@ -22,6 +22,7 @@ pub use ktstr_proto::{
     Topology,
     device::{DISK_DEVICE, DISK_MOUNT, DiskConfig, Filesystem, NetConfig},
     map_watch::Aggregate,
+    scx_stats::MissingStatsReason,
     stats::{PayloadMetrics, Phase, PhaseBucket, PhaseCgroup, Polarity},
     verdict::{
         Assert, AssertResult, CgroupStats, DetailKind, Outcome, ScenarioStats, WorkerExit, WorkerReport,

@@ -105,7 +105,7 @@ fn names_in<'s>(source: &'s str, begin: &str) -> Vec<&'s str> {
 
 #[test]
 fn every_operation_and_threshold_is_in_the_book() {
-    let operations = names_in(include_str!("../ktstr-guest/src/scenario/op.rs"), "pub enum OpKind {");
+    let operations = names_in(include_str!("../ktstr-guest/src/scenario/op/kind.rs"), "pub enum OpKind {");
     assert!(operations.len() >= 24, "{operations:?}");
     let rows = ktstr::prelude::Assert::NO_OVERRIDES.rows();
     let thresholds = rows.iter().map(|(name, _)| *name);

@@ -11,6 +11,7 @@ declare_scheduler!(SCX_KTSTR, {
     cgroup_parent = "/ktstr.slice/tests",
 });
 declare_scheduler!(OTHER, { name = "other", binary = "scx-ktstr", sched_args = ["--slice-us", "5000"] });
+declare_scheduler!(UNWILLING, { name = "unwilling", binary = "scx-ktstr", sched_args = ["--fail-init"] });
 declare_scheduler!(BROKEN, { name = "broken", binary = "scx-ktstr", sched_args = ["--fail-verify"] });
 declare_scheduler!(CONFIGURED, {
     name = "configured",
@@ -92,7 +93,7 @@ fn counters_are_seen_rising(ctx: &Ctx) -> Result<AssertResult> {
 /// One boot for everything that can stand together.
 #[ktstr_test(
     scheduler = SCX_KTSTR,
-    staged_schedulers = [OTHER, BROKEN],
+    staged_schedulers = [OTHER, BROKEN, UNWILLING],
     payload = PROBE,
     workers_per_cgroup = 3,
     post_vm = looks_right,
@@ -118,10 +119,13 @@ fn everything_reaches_the_guest(ctx: &Ctx) -> Result<AssertResult> {
     ];
     let result = execute_scenario(ctx, backdrop, steps)?;
     ensure!(state()? == "enabled", "the scheduler that took over is in charge");
-    // What does not attach is told to the test, which may go on.
-    let broken = Step::with_op(Op::replace_scheduler("broken"), quarter);
-    let error = execute_scenario(ctx, Backdrop::new(), vec![broken]).err().context("it attached")?;
-    ensure!(format!("{error:#}").contains("broken") && state()? == "disabled", "{error:#}");
+    // What does not attach is told to the test, which may go on, whether or not the kernel has heard of it.
+    for (name, said) in [("broken", "before it attached"), ("unwilling", "the kernel said: ")] {
+        let step = Step::with_op(Op::replace_scheduler(name), quarter);
+        let error = execute_scenario(ctx, Backdrop::new(), vec![step]).err().context("it attached")?;
+        let error = format!("{error:#}");
+        ensure!(error.contains(name) && error.contains(said) && state()? == "disabled", "{error}");
+    }
     let again = Step::with_op(Op::AttachScheduler, HoldSpec::frac(0.0));
     ensure!(!execute_scenario(ctx, Backdrop::new(), vec![again])?.is_fail());
     ensure!(state()? == "enabled", "the test's own is back");

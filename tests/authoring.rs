@@ -111,11 +111,11 @@ fn without_a_job_a_test_does_not_pass() {
 /// comes may shadow theirs: both are meant to be noticed.
 const PRELUDE: &str = "\
     AbsoluteThresholds AffinityIntent Aggregate Assert AssertResult BTreeSet Backdrop BpfMapWrite
-    CgroupDef CgroupGroup
+    CgroupDef CgroupGroup CgroupManager
     CgroupStats Cgroups CloneMode Constraints Context CpuQuota CpusetSpec Ctx Custom CustomCfg
-    DISK_DEVICE DISK_MOUNT DetailKind DiskConfig Duration Filesystem HoldSpec HostError Irq Limit Limits
-    MapValue
-    MemPolicy MetricCheck MetricDef MpolFlags NetConfig Op OpKind Outcome Payload PayloadHandle
+    DISK_DEVICE DISK_MOUNT DetailKind DiskConfig Duration Filesystem HoldSpec HostError Irq KernelTarget
+    KernelValue KernelWidth KernelWrite Limit Limits MapValue
+    MemPolicy MetricCheck MetricDef MissingStatsReason MpolFlags NetConfig Op OpKind Outcome Payload PayloadHandle
     PayloadMetrics PayloadOutput Phase PhaseBucket PhaseCgroup PiMode Placement Polarity Random
     Reap Result SampleSeries ScenarioStats SchbenchConfig SchedPolicy Scheduler SequencePhase
     SeriesField Setup SimdWidth Snapshot SnapshotBridge SnapshotError Step Sysctl TaobenchConfig

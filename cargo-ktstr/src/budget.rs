@@ -149,7 +149,7 @@ fn for_list(args: &[OsString]) -> Vec<OsString> {
             if !inline {
                 rest.next();
             }
-        } else if !WITHOUT.contains(&name) && !(name.starts_with("-j") && !name.starts_with("--")) {
+        } else if !WITHOUT.contains(&name) && !name.starts_with("-j") {
             kept.push(arg.clone());
         }
     }

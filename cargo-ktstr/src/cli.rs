@@ -255,6 +255,9 @@ pub struct TestArgs {
     /// What of the host machines get.
     #[command(flatten)]
     pub host: HostArgs,
+    /// Do not run a test again, with probes on the crash path, when its scheduler has crashed
+    #[arg(long)]
+    pub no_auto_repro: bool,
     /// Exit with an error when such verdicts occur
     #[arg(long, value_enum, value_name = "VERDICT")]
     pub deny: Vec<Deny>,
@@ -289,6 +292,9 @@ pub struct ShellArgs {
     /// Nodes are described behind it: 2n4l2c1t/mem=512,1024/cxl=256/dist=10,20,30:20,10,30:30,30,10
     #[arg(long, value_name = "N,L,C,T", default_value = "1,1,1,1")]
     pub topology: Shape,
+    /// Last-level caches more whose CPUs are possible but not there: nr_cpu_ids is larger than the CPUs
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub absent_llcs: u32,
     /// File or directory to have at /include-files/NAME; bare names are looked up in PATH
     #[arg(short, long, value_name = "PATH")]
     pub include_files: Vec<PathBuf>,

@@ -6,7 +6,7 @@
 //! before anything is printed.
 
 use std::io::{self, IsTerminal, Read, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -17,6 +17,7 @@ use ktstr_proto::client::{ClientEvent, Submitted};
 use ktstr_proto::device::NetConfig;
 use ktstr_proto::guest::LogSource;
 use ktstr_proto::run::{Job, RunSpec, ShellJob, Term};
+use ktstr_proto::terminal::WindowSize;
 use ktstr_proto::verdict::{Cause, RunReport};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 
@@ -44,7 +45,8 @@ pub fn run(args: ShellArgs) -> anyhow::Result<ExitCode> {
     let mut signals = Signals::take().context("cannot take over signals")?;
     let mut orchestrator = Orchestrator::connect()?;
     let submitted = orchestrator.submit(spec)?;
-    let mut session = Session { orchestrator, submitted, console: None, raw: None, stdin_open: interactive };
+    let mut session =
+        Session { orchestrator, submitted, console: None, size: None, raw: None, stdin_open: interactive };
     let ended = session.until_finished(&mut signals);
     session.leave_raw();
     match ended? {
@@ -69,7 +71,7 @@ fn spec(args: &ShellArgs) -> anyhow::Result<RunSpec> {
     let kernel = kernel::find(&store, args.kernel.as_deref())?;
     let include = args.include_files.iter().map(absolute).collect::<anyhow::Result<_>>()?;
     let term = args.exec.is_none().then(|| {
-        let (rows, cols) = terminal::window_size().unwrap_or((24, 80));
+        let WindowSize { rows, cols } = terminal::window_size().unwrap_or(WindowSize { rows: 24, cols: 80 });
         let term = std::env::var("TERM").unwrap_or_else(|_| "vt100".to_owned());
         Term { term, colorterm: std::env::var("COLORTERM").ok(), rows, cols }
     });
@@ -86,6 +88,7 @@ fn spec(args: &ShellArgs) -> anyhow::Result<RunSpec> {
         accel: accel(args.accel)?,
         topology: args.topology.topology,
         numa: args.topology.numa.clone(),
+        absent_llcs: args.absent_llcs,
         memory_mb: args.memory_mb,
         seed: 0,
         deadline_ms: None,
@@ -105,6 +108,8 @@ fn spec(args: &ShellArgs) -> anyhow::Result<RunSpec> {
         cleanup_budget_ms: None,
         watches: Vec::new(),
         jail: args.host.jail()?,
+        auto_repro: false,
+        probing: None,
     })
 }
 
@@ -138,6 +143,8 @@ struct Session {
     orchestrator: Orchestrator,
     submitted: Submitted,
     console: Option<UnixStream>,
+    /// Takes the terminal's size.
+    size: Option<UnixStream>,
     raw: Option<RawTerminal>,
     stdin_open: bool,
 }
@@ -152,10 +159,11 @@ impl Session {
                         self.console_to_stdout()?;
                         return Ok(Ended::Finished(Box::new(report)));
                     }
-                    ClientEvent::ConsoleReady(slot) => {
-                        let socket = UnixStream::from(fds.take(slot, "console")?);
-                        socket.set_nonblocking(true)?;
-                        self.console = Some(socket);
+                    ClientEvent::ConsoleReady(sockets) => {
+                        self.console = Some(nonblocking(fds.take(sockets.terminal, "console")?)?);
+                        self.size = Some(nonblocking(fds.take(sockets.size, "terminal size")?)?);
+                        // It may be another than when the machine was asked for.
+                        self.tell_size();
                         self.raw =
                             Some(RawTerminal::enter().context("cannot switch the terminal to raw mode")?);
                     }
@@ -167,13 +175,16 @@ impl Session {
                     ClientEvent::Output { source: LogSource::Stderr, text } => {
                         write_all(&mut io::stderr(), text.as_bytes())?;
                     }
-                    // PID 1's own words are in the run directory.
-                    ClientEvent::Output { .. } => {}
+                    // PID 1's own words are in the run directory; and no scheduler of a shell is looked into.
+                    ClientEvent::Output { .. } | ClientEvent::Held(_) => {}
                 }
             }
             self.wait(signals)?;
             if let Some(signal) = signals.pending() {
                 return Ok(Ended::Signal(signal));
+            }
+            if signals.resized() {
+                self.tell_size();
             }
             self.console_to_stdout()?;
             if self.stdin_to_console()? {
@@ -195,6 +206,15 @@ impl Session {
         match poll(&mut fds, PollTimeout::NONE) {
             Ok(_) | Err(nix::errno::Errno::EINTR) => Ok(()),
             Err(error) => Err(error).context("cannot wait for the machine"),
+        }
+    }
+
+    /// A guest that has not taken thousands of sizes does not need another.
+    fn tell_size(&mut self) {
+        let size = terminal::window_size().zip(self.size.as_mut());
+        let told = size.map(|(size, socket)| socket.write(size.line().as_bytes()));
+        if matches!(told, Some(Err(error)) if error.kind() != io::ErrorKind::WouldBlock) {
+            self.size = None;
         }
     }
 
@@ -268,6 +288,12 @@ impl Session {
             }
         }
     }
+}
+
+fn nonblocking(socket: OwnedFd) -> io::Result<UnixStream> {
+    let socket = UnixStream::from(socket);
+    socket.set_nonblocking(true)?;
+    Ok(socket)
 }
 
 /// Writes everything, also to a descriptor that someone made non-blocking.

@@ -10,8 +10,9 @@ use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Mutex;
 
+use ktstr_proto::terminal::WindowSize;
 use nix::sys::termios::{self, SetArg, Termios};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGWINCH};
 
 /// What to restore; read by the panic hook.
 static SAVED: Mutex<Option<Termios>> = Mutex::new(None);
@@ -56,28 +57,30 @@ fn restore() {
     }
 }
 
-/// Rows and columns of the terminal on stdin.
-pub fn window_size() -> Option<(u16, u16)> {
+/// The size of the terminal on stdin.
+pub fn window_size() -> Option<WindowSize> {
     let mut size = nix::libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
     // SAFETY: TIOCGWINSZ writes one winsize, to a place that lives throughout the call.
     let result = unsafe { nix::libc::ioctl(0, nix::libc::TIOCGWINSZ, &raw mut size) };
-    (result == 0 && size.ws_row > 0 && size.ws_col > 0).then_some((size.ws_row, size.ws_col))
+    (result == 0 && size.ws_row > 0 && size.ws_col > 0)
+        .then_some(WindowSize { rows: size.ws_row, cols: size.ws_col })
 }
 
-/// Signals that ask to end, as bytes to poll for.
+/// Signals that ask to end, and the terminal's word that its size is another, as bytes to poll for.
 pub struct Signals {
     receivers: Vec<(i32, UnixStream)>,
+    resized: UnixStream,
     ids: Vec<signal_hook::SigId>,
 }
 
 impl Signals {
-    /// Takes over SIGINT, SIGTERM, SIGHUP and SIGQUIT.
+    /// Takes over SIGINT, SIGTERM, SIGHUP, SIGQUIT and SIGWINCH.
     pub fn take() -> io::Result<Self> {
-        let mut signals = Self { receivers: Vec::new(), ids: Vec::new() };
+        let (resized, id) = receive(SIGWINCH)?;
+        let mut signals = Self { receivers: Vec::new(), resized, ids: vec![id] };
         for signal in [SIGINT, SIGTERM, SIGHUP, SIGQUIT] {
-            let (receiver, sender) = UnixStream::pair()?;
-            receiver.set_nonblocking(true)?;
-            signals.ids.push(signal_hook::low_level::pipe::register(signal, sender)?);
+            let (receiver, id) = receive(signal)?;
+            signals.ids.push(id);
             signals.receivers.push((signal, receiver));
         }
         Ok(signals)
@@ -85,14 +88,28 @@ impl Signals {
 
     /// What to poll for reading.
     pub fn fds(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
-        self.receivers.iter().map(|(_, receiver)| receiver.as_fd())
+        self.receivers.iter().map(|(_, receiver)| receiver.as_fd()).chain([self.resized.as_fd()])
     }
 
     /// A signal that has come.
     pub fn pending(&mut self) -> Option<i32> {
-        let arrived = |receiver: &mut UnixStream| receiver.read(&mut [0; 64]).is_ok_and(|n| n > 0);
         self.receivers.iter_mut().find_map(|(signal, receiver)| arrived(receiver).then_some(*signal))
     }
+
+    /// Whether the terminal's size has changed since this was asked last.
+    pub fn resized(&mut self) -> bool {
+        arrived(&mut self.resized)
+    }
+}
+
+fn receive(signal: i32) -> io::Result<(UnixStream, signal_hook::SigId)> {
+    let (receiver, sender) = UnixStream::pair()?;
+    receiver.set_nonblocking(true)?;
+    Ok((receiver, signal_hook::low_level::pipe::register(signal, sender)?))
+}
+
+fn arrived(receiver: &mut UnixStream) -> bool {
+    receiver.read(&mut [0; 64]).is_ok_and(|n| n > 0)
 }
 
 impl Drop for Signals {

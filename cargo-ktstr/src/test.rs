@@ -39,6 +39,9 @@ pub fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     if args.begin.warm {
         command.env_remove("KTSTR_COLD");
     }
+    if args.no_auto_repro {
+        command.env("KTSTR_AUTO_REPRO", "0");
+    }
     let (performance, cap) = args.host.resolve(false)?;
     if performance == Performance::Unassisted {
         command.env("KTSTR_NO_PERF_MODE", "1");

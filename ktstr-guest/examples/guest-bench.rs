@@ -131,6 +131,7 @@ fn job(pairs: &[(&str, &str)]) -> Result<GuestJob> {
         scheduler: None,
         task: GuestTask::Exec("true".into()),
         disk: None,
+        probing: None,
     };
     let mut scheduler = GuestScheduler {
         name: String::new(),
@@ -153,7 +154,13 @@ fn job(pairs: &[(&str, &str)]) -> Result<GuestJob> {
             "exec" => job.task = GuestTask::Exec((*value).into()),
             "test" => {
                 let (test, assert) = ((*value).into(), Assert::default_checks());
-                job.task = GuestTask::Test(GuestTest { test, duration_ms: 1000, assert, staged: Vec::new() });
+                job.task = GuestTask::Test(GuestTest {
+                    test,
+                    duration_ms: 1000,
+                    assert,
+                    staged: Vec::new(),
+                    snapshots: 0,
+                });
             }
             "shell" => job.task = GuestTask::Shell(None),
             "gpa" | "len" | "mode" => {}

@@ -67,10 +67,20 @@ fn write(path: PathBuf, value: &'static str) -> Result<(), CpuError> {
     fs::write(&path, value).map_err(|source| CpuError::Write { value, path, source })
 }
 
+fn list(name: &str) -> Result<Vec<u32>, CpuError> {
+    let (path, text) = read(PathBuf::from(CPUS).join(name))?;
+    parse_cpu_list(&text).ok_or(CpuError::Text { path, text })
+}
+
 /// The CPUs that are online, ascending.
 pub fn online() -> Result<Vec<u32>, CpuError> {
-    let (path, text) = read(PathBuf::from(CPUS).join("online"))?;
-    parse_cpu_list(&text).ok_or(CpuError::Text { path, text })
+    list("online")
+}
+
+/// The CPUs for which the kernel keeps what it keeps per CPU, ascending: those present and those that it believes
+/// could come.
+pub fn possible() -> Result<Vec<u32>, CpuError> {
+    list("possible")
 }
 
 /// Takes a CPU away (`false`) or gives it back (`true`). What ran there moves elsewhere first.

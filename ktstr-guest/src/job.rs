@@ -65,6 +65,7 @@ mod tests {
             scheduler: None,
             task: GuestTask::Exec("true".into()),
             disk: None,
+            probing: None,
         }
     }
 

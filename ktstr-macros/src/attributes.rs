@@ -5,7 +5,7 @@ use std::fmt::Display;
 
 use proc_macro2::Span;
 use syn::{
-    Error, Expr, ExprLit, ExprUnary, Ident, Lit, Result, Token, UnOp,
+    Error, Expr, ExprLit, ExprUnary, Ident, Lit, LitStr, Result, Token, UnOp,
     parse::{Parse, ParseStream},
     punctuated::Punctuated,
     spanned::Spanned,
@@ -169,6 +169,16 @@ impl Attributes {
             Some(other) => Err(expected(other.span(), key, "a list of strings, `[\"…\", \"…\"]`")),
         }
     }
+
+    /// The literals of a list that [`Self::texts`] has accepted.
+    pub fn text_literals(&self, key: &str) -> Result<Vec<&LitStr>> {
+        let Some(Expr::Array(list)) = self.value(key)? else { return Ok(Vec::new()) };
+        let literal = |item| match item {
+            &Expr::Lit(ExprLit { lit: Lit::Str(ref text), .. }) => Some(text),
+            _ => None,
+        };
+        Ok(list.elems.iter().filter_map(literal).collect())
+    }
 }
 
 pub fn whole_number(value: &Expr, key: &str) -> Result<u64> {
@@ -195,12 +205,17 @@ pub fn expected(span: Span, key: &str, what: impl Display) -> Error {
 }
 
 fn unknown(name: &str, known: &[&str]) -> String {
+    format!("unknown key `{name}`{}", near(name, known))
+}
+
+/// What follows the name of something that is not there.
+pub fn near(name: &str, known: &[&str]) -> String {
     let near = known.iter().map(|candidate| (distance(name, candidate), candidate)).min();
     match near {
         Some((steps, candidate)) if steps <= 1 + candidate.len() / 3 => {
-            format!("unknown key `{name}`, did you mean `{candidate}`?")
+            format!(", did you mean `{candidate}`?")
         }
-        _ => format!("unknown key `{name}`; known are: {}", known.join(", ")),
+        _ => format!("; known are: {}", known.join(", ")),
     }
 }
 

@@ -7,6 +7,7 @@
 mod attributes;
 mod features;
 mod payload;
+mod presets;
 mod scheduler;
 mod test;
 
@@ -15,11 +16,11 @@ use proc_macro::TokenStream;
 /// Makes a function `fn(&Ctx) -> Result<AssertResult>` a test that runs in a machine of its own.
 ///
 /// All attributes are optional. What the machine is: `llcs`, `cores`, `threads`, `numa_nodes` (each
-/// inherited from the scheduler, else 1, 2, 1, 1), `memory_mb`, `kaslr`. What runs: `duration_s`,
+/// inherited from the scheduler, else 1, 2, 1, 1), `absent_llcs`, `memory_mb`, `kaslr`. What runs: `duration_s`,
 /// `workers_per_cgroup`, `scheduler`, `extra_sched_args`, `config`, `staged_schedulers`, `payload`,
 /// `workloads`, `extra_include_files`, `workload_root_cgroup`, `host_only`. What is judged: every
 /// threshold of `Assert` by its name, `watchdog_timeout_s`, `expect_err` with `expect_scx_bpf_error_contains` and
-/// `expect_scx_bpf_error_matches`, `survives_storm`, `allow_inconclusive`, `post_vm`,
+/// `expect_scx_bpf_error_matches`, `survives_storm`, `auto_repro`, `allow_inconclusive`, `post_vm`,
 /// `post_vm_unconditional`, after captures of the guest: `num_snapshots`. On which other machines it makes sense: `min_llcs`, `max_llcs`, `min_cpus`,
 /// `max_cpus`, `min_numa_nodes`, `max_numa_nodes`, `requires_smt`. And `performance_mode`,
 /// `no_perf_mode`, `ignore`. Other attributes of the function go to the emitted `#[test]`.

@@ -150,10 +150,9 @@ fn word(value: Option<&Expr>, key: &str, known: &[&str]) -> Result<Option<syn::I
     let Some(value) = value else { return Ok(None) };
     if let Expr::Path(path) = value
         && let Some(ident) = path.path.get_ident()
+        && known.contains(&ident.to_string().as_str())
     {
-        if known.contains(&ident.to_string().as_str()) {
-            return Ok(Some(ident.clone()));
-        }
+        return Ok(Some(ident.clone()));
     }
     Err(Error::new(value.span(), format!("`{key}` must be one of: {}", known.join(", "))))
 }

@@ -8,7 +8,10 @@ use syn::{
     spanned::Spanned,
 };
 
-use crate::attributes::{Attributes, expected, whole_number};
+use crate::{
+    attributes::{Attributes, expected, whole_number},
+    presets,
+};
 
 const KEYS: &[&str] = &[
     "name",
@@ -173,7 +176,8 @@ fn lists(fields: &Attributes) -> Result<TokenStream> {
             calls.extend(quote!(.#method(&[#(#texts),*])));
         }
     }
-    for kernels in kernels(fields)? {
+    presets::check(fields, "verifier_exclude_topologies")?;
+    for kernels in fields.text_literals("kernels")? {
         if !names_kernels(&kernels.value()) {
             let message = format!(
                 "`{}` names no kernels: write a series, `6.18`, or a range of them, `6.17..=7.2`",
@@ -193,18 +197,6 @@ fn lists(fields: &Attributes) -> Result<TokenStream> {
         }
     }
     Ok(calls)
-}
-
-/// The literals of `kernels`, which `texts` has accepted.
-fn kernels(fields: &Attributes) -> Result<Vec<&syn::LitStr>> {
-    let Some(Expr::Array(list)) = fields.value("kernels")? else { return Ok(Vec::new()) };
-    let mut texts = Vec::new();
-    for item in &list.elems {
-        if let Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(text), .. }) = item {
-            texts.push(text);
-        }
-    }
-    Ok(texts)
 }
 
 /// A version, a series, or a range of series; one of the bounds may be left away.
@@ -345,6 +337,11 @@ mod tests {
             "S, { name = \"n\", binary = \"b\", kernels = [\"6.18\", \"newest\"] }",
             "`newest` names no kernels: write a series, `6.18`, or a range of them, `6.17..=7.2`",
             "\"newest\"",
+        ),
+        (
+            "S, { name = \"n\", binary = \"b\", verifier_exclude_topologies = [\"tiny-1llc\", \"8cpu-2llc-sm\"] }",
+            "unknown preset `8cpu-2llc-sm`, did you mean `8cpu-2llc-smt`?",
+            "\"8cpu-2llc-sm\"",
         ),
         (
             "S, { name = \"n\", binary = \"b\", sysctls = \"a=1\" }",

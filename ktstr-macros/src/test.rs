@@ -49,6 +49,7 @@ const FROM_ZERO: &[&str] = &["max_local_dsq_depth", "balancing_ms"];
 const LIMITS: &[(&str, &str)] =
     &[("min_llcs", "max_llcs"), ("min_cpus", "max_cpus"), ("min_numa_nodes", "max_numa_nodes")];
 const REST: &[&str] = &[
+    "absent_llcs",
     "memory_mb",
     "memory_mib",
     "duration_s",
@@ -58,6 +59,7 @@ const REST: &[&str] = &[
     "expect_scx_bpf_error_contains",
     "expect_scx_bpf_error_matches",
     "survives_storm",
+    "auto_repro",
     "allow_inconclusive",
     "performance_mode",
     "no_perf_mode",
@@ -232,6 +234,9 @@ fn fields(attributes: &Attributes) -> Result<TokenStream> {
     );
     let memory = attributes.positive_u32("memory_mb")?.or(attributes.positive_u32("memory_mib")?);
     add("memory_mb", option(memory));
+    if let Some(llcs) = attributes.positive_u32("absent_llcs")? {
+        add("absent_llcs", quote!(#llcs));
+    }
     if let Some(seconds) = attributes.positive("duration_s")? {
         add("duration_s", quote!(#seconds));
     }
@@ -254,8 +259,10 @@ fn fields(attributes: &Attributes) -> Result<TokenStream> {
         let value = attributes.flag(flag)?.unwrap_or(false);
         add(flag, quote!(#value));
     }
-    let kaslr = attributes.flag("kaslr")?.unwrap_or(true);
-    add("kaslr", quote!(#kaslr));
+    for flag in ["kaslr", "auto_repro"] {
+        let value = attributes.flag(flag)?.unwrap_or(true);
+        add(flag, quote!(#value));
+    }
     for function in ["post_vm", "post_vm_unconditional"] {
         let value = match attributes.value(function)? {
             None => option::<TokenStream>(None),

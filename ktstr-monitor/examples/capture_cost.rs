@@ -1,4 +1,6 @@
-//! Times what a capture reads while the guest stands: `capture_cost VMCORE VMLINUX [ROUNDS]`.
+//! Times what a capture reads while the guest stands: `capture_cost VMCORE VMLINUX [ROUNDS]`. The first round finds
+//! memory untouched and room to be made, as in a guest that has just grown; each is compared with copying so
+//! many bytes in one piece.
 
 use std::fs::File;
 use std::time::Instant;
@@ -21,8 +23,13 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let profile = Profile::of(&KernelImage::read(File::open(kernel)?)?)?;
     let live = LiveKernel::locate(&profile, &mem)?;
     let freeze = Freeze::default();
+    let largest = mem.layout().regions().iter().max_by_key(|region| region.len);
+    let first = largest.ok_or("no memory")?.start;
     for _ in 0..rounds {
         let copied = freeze.touch(&profile, &live, &mem);
+        let (mut whole, floor) = (vec![1; copied.bytes], Instant::now());
+        mem.read(first, &mut whole)?;
+        println!("so many bytes in one piece: {:?}", floor.elapsed());
         let began = Instant::now();
         let captured = freeze.read(&profile, &live, &mem);
         let read = began.elapsed();

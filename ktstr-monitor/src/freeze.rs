@@ -9,20 +9,27 @@
 //! says so. Page tables alone are read from the running guest, where they were not remembered: kernel
 //! memory that was mapped at that moment hardly moves, and if it does, the copy lacks it.
 
+use std::cell::Cell;
 use std::time::{Duration, Instant};
 
 use crate::bpf::{self, BpfLayout, BpfState, DumpOptions, Memory, Reader};
 use crate::dump;
 use crate::kernel::state::{KernelState, Parts};
-use crate::kernel::{LiveKernel, Profile};
+use crate::kernel::{LiveKernel, Profile, View};
 use crate::mem::{GuestMem, Kept};
 use crate::node::Node;
 use crate::paging::{KernelMem, Tlb};
 
+/// What a capture's members mean: `docs/reference/snapshots.md`.
+const SCHEMA: &str = "ktstr.capture/1";
 /// Pages whose place is remembered through one freeze.
 const PAGES: usize = 1 << 16;
 /// Bytes for which there is room from the beginning: about a thousand tasks and a scheduler's maps.
 const ROOM: usize = 8 << 20;
+/// Bytes for which room is made ahead, at most.
+const MAX_ROOM: usize = 128 << 20;
+/// Threads more than twice as many as before that are no reason to make ready anew.
+const FEW: u32 = 256;
 
 /// Room for what one freeze copies, used again by the next.
 #[derive(Debug)]
@@ -30,6 +37,8 @@ pub struct Freeze {
     tlb: Tlb,
     kept: Kept,
     memory: Memory,
+    /// Threads that the guest had when everything was made ready.
+    ready_for: Cell<u32>,
 }
 
 /// What was copied.
@@ -56,7 +65,12 @@ pub struct Captured {
 
 impl Default for Freeze {
     fn default() -> Self {
-        Self { tlb: Tlb::of(PAGES), kept: Kept::default(), memory: Memory::default() }
+        Self {
+            tlb: Tlb::of(PAGES),
+            kept: Kept::default(),
+            memory: Memory::default(),
+            ready_for: Cell::new(0),
+        }
     }
 }
 
@@ -66,8 +80,19 @@ impl Freeze {
         // Names of the kernel's types are put in order when the first is asked for.
         let _ = profile.types().graph().named("bpf_map_type");
         self.kept.make_room(ROOM);
-        self.touch(profile, live, mem);
+        self.ready_for.set(threads(profile, live, mem));
+        let copied = self.touch(profile, live, mem).bytes;
         self.end();
+        self.kept.make_room(copied.saturating_mul(2).min(MAX_ROOM));
+    }
+
+    /// Makes ready anew when the guest has become so much larger that a capture would have to find room and touch
+    /// memory for the first time while the guest stands. One word is read otherwise.
+    pub fn keep_warm(&self, profile: &Profile, live: &LiveKernel, mem: &GuestMem) {
+        let enough = self.ready_for.get().saturating_mul(2).saturating_add(FEW);
+        if threads(profile, live, mem) > enough {
+            self.warm_up(profile, live, mem);
+        }
     }
 
     /// Copies what [`Freeze::read`] will need. The guest stands meanwhile.
@@ -103,10 +128,16 @@ impl Freeze {
     }
 }
 
+/// How many threads the guest has, by its own count; 0 where it has none. A hint, and no more.
+fn threads(profile: &Profile, live: &LiveKernel, mem: &GuestMem) -> u32 {
+    View { profile, live, mem: live.view(mem) }.half("nr_threads").unwrap_or(0)
+}
+
 impl Captured {
     /// Everything, as a tree.
     pub fn node(&self, why: &str) -> Node {
-        self.state.node().with("why", why.into()).with("bpf", bpf::state_node(&self.bpf))
+        let state = self.state.node().with("schema", SCHEMA.into());
+        state.with("why", why.into()).with("bpf", bpf::state_node(&self.bpf))
     }
 
     /// Everything, for people.

@@ -23,6 +23,7 @@ pub mod guest_kernel;
 pub mod image;
 pub mod judge;
 pub mod kernel;
+pub mod kernel_place;
 pub mod map_watch;
 pub mod mem;
 pub mod node;
@@ -39,6 +40,7 @@ pub mod types;
 pub mod vmcore;
 pub mod watch;
 pub mod watchdog;
+pub mod written;
 
 pub use command::main as command_main;
 pub use guest_kernel::{BpfMapAccessor, GuestKernel};

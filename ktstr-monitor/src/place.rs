@@ -153,6 +153,23 @@ pub fn value(live: &LiveKernel, mem: &GuestMem, place: WatchPoint) -> Option<u64
     Some(u64::from_le_bytes(bytes))
 }
 
+/// The value there, if `what` still names the place: memory of a scheduler that is gone is somebody else's.
+pub fn value_while_called(
+    profile: &Profile,
+    live: &LiveKernel,
+    mem: &GuestMem,
+    what: &str,
+    place: WatchPoint,
+) -> Option<u64> {
+    let is_there = || find(profile, live, mem, what).is_ok_and(|located| located.place == place);
+    if !is_there() {
+        return None;
+    }
+    let value = value(live, mem, place)?;
+    // The guest runs: what was freed meanwhile may have been used again before it was read.
+    is_there().then_some(value)
+}
+
 fn located(what: &str, at: Kva, len: u64, found: String, of_scheduler: bool) -> Result<Located, PlaceError> {
     let place = WatchPoint { kva: at.0, len: u8::try_from(len).unwrap_or(u8::MAX) };
     match place.is_possible() {

@@ -12,6 +12,7 @@ use crate::bpf;
 use crate::kernel::state::{KernelState, Parts};
 use crate::kernel::task::Task;
 use crate::kernel::{LiveKernel, Profile};
+use crate::kernel_place;
 use crate::mem::GuestMem;
 use crate::node::Node;
 use crate::structure;
@@ -75,9 +76,12 @@ pub fn parts(question: &Question) -> Parts {
     match question {
         Question::Tasks | Question::Task(_) => Parts { tasks: true, ..Parts::NONE },
         Question::Dsqs => Parts { tasks: true, dsqs: true, ..Parts::NONE },
-        Question::Scx | Question::Map(..) | Question::Bpf | Question::Modules | Question::Structure(_) => {
-            Parts::NONE
-        }
+        Question::Scx
+        | Question::Map(..)
+        | Question::Bpf
+        | Question::Modules
+        | Question::Structure(_)
+        | Question::Kernel(..) => Parts::NONE,
         Question::Cgroups => Parts { cgroups: true, ..Parts::NONE },
         Question::Path(path) => match path.split(['.', '[']).next().unwrap_or_default() {
             // Tasks on lists are shown with their names.
@@ -111,6 +115,10 @@ pub fn answer(
         }
         Question::Bpf => return Ok((bpf::answer_all(profile, live, mem), began.elapsed())),
         Question::Modules => return Ok((structure::modules(profile, live, mem), began.elapsed())),
+        Question::Kernel(target, width) => {
+            let node = kernel_place::read(profile, live, mem, target, *width);
+            return Ok((node.map_err(|e| QueryError::Bpf { why: chain(&e) })?, began.elapsed()));
+        }
         Question::Structure(asked) => {
             let node = structure::answer(profile, live, mem, asked);
             return Ok((node.map_err(|e| QueryError::Bpf { why: chain(&e) })?, began.elapsed()));
@@ -136,7 +144,11 @@ pub fn of_state(state: &KernelState, question: &Question) -> Result<Node, QueryE
         Question::Cgroups => Ok(member("cgroups")),
         Question::Path(path) => select(&state.node(), path),
         // Answered from the guest's memory, see `answer`.
-        Question::Map(..) | Question::Bpf | Question::Modules | Question::Structure(_) => {
+        Question::Map(..)
+        | Question::Bpf
+        | Question::Modules
+        | Question::Structure(_)
+        | Question::Kernel(..) => {
             Err(QueryError::Bpf { why: "a capture of the kernel's state holds no types".into() })
         }
     }

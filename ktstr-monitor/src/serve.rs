@@ -21,29 +21,27 @@ use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use ktstr_jail::{Confined, JailError, JailSpec, Namespaces};
-use ktstr_proto::capture::{
-    Answer, Capture, Captured, Located, PlaceWritten, Question, ThawNoted, WatchPoint,
-};
+use ktstr_proto::capture::{Answer, Capture, Captured, Located, PlaceWritten, Question, ThawNoted};
 use ktstr_proto::channel::{Channel, ChannelError, Filled, Message};
-use ktstr_proto::link::{ErrorCode, Fds, MissingFd, RemoteError, chain};
+use ktstr_proto::link::{ErrorCode, FdSlot, Fds, MissingFd, RemoteError, chain};
 use ktstr_proto::monitor::{
-    Attach, Attached, MapWritten, MonitorEvent, MonitorLink, MonitorReply, MonitorRequest, MonitorSummary,
-    VcpuTimeNoted, Window, Windowed, WriteMap,
+    Attach, Attached, KernelWritten, MapWritten, MonitorEvent, MonitorLink, MonitorReply, MonitorRequest,
+    MonitorSummary, VcpuTimeNoted, Window, Windowed, WriteKernel, WriteMap,
 };
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
 
-use crate::addr::{CpuId, Gpa, Kva};
+use crate::addr::{CpuId, Gpa};
 use crate::bpf;
 use crate::freeze::Freeze;
 use crate::image::{ImageError, KernelImage};
 use crate::judge::{Observation, Use};
 use crate::kernel::scx::Scx;
-use crate::kernel::{NotReady, Profile, ProfileError, View, state};
+use crate::kernel::{LiveKernel, NotReady, Profile, ProfileError, View, state};
+use crate::kernel_place;
 use crate::map_watch::MapWatches;
 use crate::mem::{GuestMem, GuestMemMut, Layout, LayoutError, MapError, Region};
-use crate::node::Node;
 use crate::place;
 use crate::query::{self, QueryError};
 use crate::report::{self, Reasons};
@@ -51,6 +49,7 @@ use crate::sample::Sampler;
 use crate::vmcore;
 use crate::watch::{Sign, Watch};
 use crate::watchdog::{self, Patience};
+use crate::written::{WatchedPlaces, Written};
 
 /// How long the peer may take to greet and to take the summary.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -238,8 +237,7 @@ struct Session {
     watches: MapWatches,
     /// Guest memory for writing, once something was to be written.
     writable: Option<GuestMemMut>,
-    /// Places that are watched: what was there when they were found, and after the last write.
-    watched: BTreeMap<WatchPoint, (Option<u64>, Option<u64>)>,
+    places: WatchedPlaces,
 }
 
 impl Session {
@@ -281,7 +279,7 @@ impl Session {
             last_obstacle: None,
             watches: MapWatches::new(&attach.watches),
             writable: None,
-            watched: BTreeMap::new(),
+            places: WatchedPlaces::default(),
         };
         Ok((session, attached))
     }
@@ -320,6 +318,11 @@ impl Session {
                 Some((id, MonitorRequest::WriteMap(write), fds)) => {
                     self.frozen = true;
                     let written = self.write_map(&write, fds).map(MonitorReply::WriteMap);
+                    channel.queue_reply(id, written, Fds::default())?;
+                }
+                Some((id, MonitorRequest::WriteKernel(write), fds)) => {
+                    self.frozen = write.frozen;
+                    let written = self.write_kernel(&write, fds).map(MonitorReply::WriteKernel);
                     channel.queue_reply(id, written, Fds::default())?;
                 }
                 Some((id, MonitorRequest::Locate(locate), _)) => {
@@ -380,23 +383,42 @@ impl Session {
         Ok(Answer { json, text, read_us: took.as_micros() as u64 })
     }
 
-    /// Writes one number into a map. Memory is mapped for writing when it is first asked for.
-    fn write_map(&mut self, write: &WriteMap, mut fds: Fds) -> Result<MapWritten, RemoteError> {
-        let refused = |code: ErrorCode, message: String| RemoteError { code, message };
-        let ram = fds.take(write.ram, "ram").map_err(|e| RemoteError::new(ErrorCode::BadRequest, &e))?;
+    /// Guest memory for writing: mapped when it is first asked for.
+    fn map_for_writing(&mut self, ram: FdSlot, mut fds: Fds) -> Result<(), RemoteError> {
+        let ram = fds.take(ram, "ram").map_err(|e| RemoteError::new(ErrorCode::BadRequest, &e))?;
         if self.writable.is_none() {
             let layout = self.mem.layout().clone();
             let mapped = GuestMemMut::map_sealed(&ram, layout);
             self.writable = Some(mapped.map_err(|e| RemoteError::new(ErrorCode::Infrastructure, &e))?);
         }
+        Ok(())
+    }
+
+    /// What is needed to write.
+    fn for_writing(&mut self) -> Result<(&Profile, &LiveKernel, &GuestMemMut), RemoteError> {
         let (profile, live) = self.sampler.locate(&self.mem).map_err(|e| not_readable(&e))?;
-        let Some(writable) = &self.writable else {
-            return Err(refused(ErrorCode::Infrastructure, "guest memory is not mapped".into()));
-        };
+        let unmapped =
+            || RemoteError { code: ErrorCode::Infrastructure, message: "guest memory is not mapped".into() };
+        Ok((profile, live, self.writable.as_ref().ok_or_else(unmapped)?))
+    }
+
+    /// Writes one number into a map.
+    fn write_map(&mut self, write: &WriteMap, fds: Fds) -> Result<MapWritten, RemoteError> {
+        self.map_for_writing(write.ram, fds)?;
+        let (profile, live, writable) = self.for_writing()?;
         let WriteMap { map, path, value, .. } = write;
         let at = bpf::set_number(profile, live, writable, map, path, (*value).into())
-            .map_err(|why| refused(ErrorCode::BadRequest, why))?;
+            .map_err(|message| RemoteError { code: ErrorCode::BadRequest, message })?;
         Ok(MapWritten { what: format!("{path} in {map} is {value} now, at {at}") })
+    }
+
+    /// Writes values at places of the kernel.
+    fn write_kernel(&mut self, write: &WriteKernel, fds: Fds) -> Result<KernelWritten, RemoteError> {
+        self.map_for_writing(write.ram, fds)?;
+        let (profile, live, writable) = self.for_writing()?;
+        let what = kernel_place::write(profile, live, writable, &write.writes)
+            .map_err(|e| RemoteError::new(ErrorCode::BadRequest, &e))?;
+        Ok(KernelWritten { what })
     }
 
     fn locate_place(&mut self, what: &str) -> Result<Located, RemoteError> {
@@ -404,16 +426,24 @@ impl Session {
         let located = place::find(profile, live, &self.mem, what)
             .map_err(|e| RemoteError::new(ErrorCode::Unavailable, &e))?;
         let found = place::value(live, &self.mem, located.place);
-        self.watched.insert(located.place, (found, None));
+        self.places.found(located.place, found);
         Ok(located)
     }
 
     /// What the write that stopped the guest has changed.
     fn written(&mut self, watched: &PlaceWritten) -> Written {
         let new = self.sampler.located().and_then(|(_, live)| place::value(live, &self.mem, watched.place));
-        let (found, last) = self.watched.entry(watched.place).or_default();
-        let old = std::mem::replace(last, new);
-        Written { by: watched.clone(), found: *found, old, new }
+        self.places.written(watched, new)
+    }
+
+    /// What was written to places since they are watched no more.
+    fn look_at_places(&mut self) {
+        if !self.places.any_busy() {
+            return;
+        }
+        let Some((profile, live)) = self.sampler.located() else { return };
+        let mem = &self.mem;
+        self.places.look(|what, place| place::value_while_called(profile, live, mem, what, place));
     }
 
     /// Copies everything, says so, and only then reads the copy and writes it down.
@@ -505,6 +535,7 @@ impl Session {
         // Counters as they are at the end.
         if window == Window::Close {
             self.look_at_maps();
+            self.look_at_places();
         }
         match window {
             Window::Restart => {
@@ -531,12 +562,15 @@ impl Session {
             self.warm_up();
             channel.queue_event(&MonitorEvent::Ready, Fds::default())?;
             self.compare_cpus(channel, sample.cpus.len())?;
+        } else if let Some((profile, live)) = self.sampler.located() {
+            self.freeze.keep_warm(profile, live, &self.mem);
         }
         if let Scx::Loaded { .. } = sample.scx {
             self.set_watchdog(channel)?;
             self.look_for_signs(channel)?;
         }
         self.look_at_maps();
+        self.look_at_places();
         let ran = self.vcpu_time.since_last();
         let used = match self.window_open {
             true => self.observation.add(&sample, ran.as_ref()),
@@ -567,6 +601,7 @@ impl Session {
         let mut summary = report::summary(self.observation.summary(), &self.reasons);
         let (watched, missing) = self.watches.summary();
         summary.watched = watched;
+        summary.busy_places = self.places.busy();
         summary.unavailable.extend(missing);
         summary.vcpu_time_known = self.vcpu_time.is_known();
         if let (false, Some(obstacle)) = (self.was_ready, &self.last_obstacle) {
@@ -586,38 +621,6 @@ struct Taken {
     json: File,
     text: File,
     written: Option<Written>,
-}
-
-/// A write to a watched place, with what was there before and after it.
-struct Written {
-    by: PlaceWritten,
-    /// Before it was watched.
-    found: Option<u64>,
-    /// After the write before.
-    old: Option<u64>,
-    new: Option<u64>,
-}
-
-impl Written {
-    fn node(&self) -> Node {
-        let or = |value: Option<u64>, why: &str| value.map_or(Node::Unreadable(why.into()), Node::from);
-        let not_read = "it was not read";
-        Node::map([
-            ("what", self.by.what.as_str().into()),
-            ("at", Kva(self.by.place.kva).into()),
-            ("len", self.by.place.len.into()),
-            ("cpu", self.by.cpu.into()),
-            ("found", or(self.found, not_read)),
-            ("old", or(self.old, "this is the first write that was seen")),
-            ("new", or(self.new, not_read)),
-        ])
-    }
-
-    fn text(&self) -> String {
-        let value =
-            |value: Option<u64>| value.map_or("?".to_owned(), |value| format!("{value} ({value:#x})"));
-        format!(": {} where {} was", value(self.new), value(self.old.or(self.found)))
-    }
 }
 
 /// Run time of the vCPUs between samples, from totals that arrive at times of their own.

@@ -218,7 +218,7 @@ fn complete(set: &Arc<TypeSet>, name: &str) -> Option<TypeRef> {
     composite.or_else(alias).map(|id| TypeRef::new(set, id))
 }
 
-fn find_place(view: &View<'_, '_>, asked: &Structure, size: u64) -> Result<Kva, StructureError> {
+pub(crate) fn find_place(view: &View<'_, '_>, asked: &Structure, size: u64) -> Result<Kva, StructureError> {
     let text = asked.at.as_str();
     let wrong = |what| StructureError::Syntax { at: text.chars().take(80).collect(), what };
     if text.len() > MAX_NAME {

@@ -225,6 +225,25 @@ impl TypeRef {
         Some(self.with(self.set.strip(self.id)?.0))
     }
 
+    /// It without aliases, then its first member, and the first member of that: what else a pointer to it
+    /// points at.
+    pub fn beginnings(&self) -> impl Iterator<Item = Self> + use<> {
+        let inner = |here: &Self| match here.set.ty(here.id)? {
+            Ty::Composite(composite) if !composite.union => {
+                let first = composite.members.first()?;
+                let is_plain = first.bit == 0 && first.width.is_none();
+                is_plain.then(|| here.with(first.ty).strip()).flatten()
+            }
+            _ => None,
+        };
+        std::iter::successors(self.strip(), inner).take(MAX_NESTING)
+    }
+
+    /// Whether an object of this type begins with one of type `part`, or is one.
+    pub fn begins_with(&self, part: &Self) -> bool {
+        part.strip().is_some_and(|part| self.beginnings().any(|here| here == part))
+    }
+
     /// Its C name.
     pub fn name(&self) -> String {
         self.set.c_name(self.id)

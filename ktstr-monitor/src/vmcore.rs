@@ -97,7 +97,8 @@ pub fn write(view: &View<'_, '_>, mem: &GuestMem, out: &mut File) -> Result<u64,
     let mut places = Vec::new();
     for region in regions {
         let kva = view.live.page_offset().wrapping_add(region.start.0);
-        head.extend(program_header(PT_LOAD.0, at, kva.0, region.start.0, region.len, PAGE));
+        // No alignment, as the kernel says of its own dumps: by that `crash` tells them from older ones.
+        head.extend(program_header(PT_LOAD.0, at, kva.0, region.start.0, region.len, 0));
         places.push(at);
         at = (at + region.len).next_multiple_of(PAGE);
     }

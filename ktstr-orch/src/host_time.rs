@@ -243,12 +243,26 @@ impl HostTimes {
             window_ms: millis(*ended).saturating_sub(self.at_ms.first().copied().unwrap_or(0)),
             ran_ms: pairs().map(|(a, b)| millis(b.1.ran.saturating_sub(a.1.ran))).collect(),
             waited_ms: pairs().map(|(a, b)| millis(b.1.waited.saturating_sub(a.1.waited))).collect(),
-            waits_ms: self.waits.clone(),
+            waits_ms: self.waits.iter().map(|waits| when_waited(waits, &self.at_ms)).collect(),
             at_ms: self.at_ms.clone(),
             period_ms: millis(PERIOD) as u32,
             pressure_ms: self.pressure.map(|(first, last)| millis(last.saturating_sub(first))),
         })
     }
+}
+
+/// The waits as they were between the looks at `at_ms`: the kernel counts a wait when it ends (`sched_info_arrive()`
+/// in kernel/sched/stats.h), so what exceeds an interval was waited in those before. What was waited before
+/// the first look is left out.
+fn when_waited(counted: &[u32], at_ms: &[u64]) -> Vec<u32> {
+    let mut waited = counted.to_vec();
+    let mut before = 0_u64;
+    for ((wait, begin), end) in waited.iter_mut().zip(at_ms).zip(at_ms.iter().skip(1)).rev() {
+        let sum = before + u64::from(*wait);
+        let within = sum.min(end - begin);
+        (*wait, before) = (within as u32, sum - within);
+    }
+    waited
 }
 
 /// Follows the vCPU threads of one machine and what counts of their time.
@@ -360,6 +374,15 @@ mod tests {
         assert_eq!(figures.at_ms, [100, 200, 300]);
         assert_eq!((figures.ran_ms, figures.waited_ms), (vec![80, 80], vec![25, 90]));
         assert_eq!(figures.pressure_ms, Some(180));
+    }
+
+    #[test]
+    fn a_wait_is_put_where_it_was_and_not_where_it_ended() {
+        // A wait of 1279 ms was counted when it ended, in an interval of 100 ms.
+        let at_ms = [1000, 1100, 1200, 1900, 2300, 2400, 2500];
+        assert_eq!(when_waited(&[20, 0, 0, 0, 1279, 30], &at_ms), [20, 79, 700, 400, 100, 30]);
+        assert_eq!(when_waited(&[250, 0], &at_ms[..3]), [100, 0], "most of it was before");
+        assert_eq!(when_waited(&[], &at_ms[..1]), [0_u32; 0]);
     }
 
     #[test]

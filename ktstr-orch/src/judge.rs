@@ -87,7 +87,7 @@ impl Evidence {
     pub fn note(&mut self, message: GuestMessage) {
         match message.body {
             GuestFrame::Log(Log { source: LogSource::Scheduler, ref text }) => self.scheduler_log.push(text),
-            GuestFrame::Log(_) => {}
+            GuestFrame::Log(_) | GuestFrame::SchedulerStats { .. } => {}
             _ => self.frames.push(message),
         }
     }
@@ -165,10 +165,11 @@ impl Evidence {
     }
 
     /// When and why the kernel disabled a scheduler for good. That a test detached or replaced one says
-    /// nothing of the next, nor that the kernel sent one away that came back.
+    /// nothing of the next, nor that the kernel sent one away that came back, nor that one did not attach which the
+    /// test asked for and did without.
     fn disabled(&self) -> Option<(u64, &str)> {
         self.disabled_by_kernel()
-            .find(|(at, _, reason)| !self.came_back(*at, reason))
+            .find(|(at, _, reason)| !self.came_back(*at, reason) && self.done_without(*at).is_none())
             .map(|(_, t, reason)| (t, reason))
     }
 
@@ -186,6 +187,23 @@ impl Evidence {
         let after = &self.frames[at + 1..];
         reason.starts_with(BY_KERNEL)
             && after.iter().any(|m| m.body == GuestFrame::Phase(Phase::SchedulerAttached))
+    }
+
+    /// What the test was told of a scheduler that the kernel disabled while it attached at the test's wish; none if
+    /// it was another, or if the test ended because of it.
+    fn done_without(&self, at: usize) -> Option<&str> {
+        let (before, after) = self.frames.split_at(at);
+        let started = before.iter().rev().take_while(|m| {
+            !matches!(m.body, GuestFrame::Ask(_) | GuestFrame::Phase(Phase::SchedulerAttached))
+        });
+        let attaching = started.into_iter().any(|m| m.body == GuestFrame::Phase(Phase::SchedulerStarted));
+        let told = after.iter().find_map(|m| match &m.body {
+            GuestFrame::Answered(reply) => Some(reply),
+            _ => None,
+        });
+        let Some(Err(told)) = told.filter(|_| attaching) else { return None };
+        let ended_by_it = matches!(self.test_end(), Some(TestEnd::Error(causes)) if causes.iter().any(|c| c.contains(told)));
+        (!ended_by_it).then_some(told)
     }
 
     /// Failures outside of what was to be tested.
@@ -324,6 +342,10 @@ impl Evidence {
                         let message = format!("the kernel sent the scheduler away ({reason}); it came back");
                         result.push(DetailKind::Note, Outcome::Pass, message);
                     }
+                    if let Some(told) = self.done_without(at) {
+                        let message = format!("a scheduler that the test asked for did not attach: {told}");
+                        result.push(DetailKind::Note, Outcome::Pass, message);
+                    }
                 }
                 match (&self.monitor, accel) {
                     // The monitor looks when the host gets to it.
@@ -432,6 +454,8 @@ pub fn unregistered(reason: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use ktstr_proto::guest::SchedulerRequest;
+
     use super::*;
 
     fn evidence(frames: impl IntoIterator<Item = GuestFrame>) -> Evidence {
@@ -488,6 +512,32 @@ mod tests {
         let notes = back.result.unwrap().details;
         assert!(notes.iter().any(|note| note.message.contains("going offline")), "{notes:?}");
         assert!(matches!(judged(false).cause, Some(Cause::SchedulerError { .. })));
+    }
+
+    #[test]
+    fn a_wish_of_the_test_that_failed_is_for_the_test_to_judge() {
+        let told = "scheduler b exited with status 14 before it attached";
+        let judged = |end: TestEnd, attached: bool| {
+            let mut frames = self::attached();
+            frames.push(GuestFrame::Ask(SchedulerRequest::Replace("b".into())));
+            frames.push(GuestFrame::ScxDisabled { reason: "unregistered from user space".into() });
+            frames.push(GuestFrame::Phase(Phase::SchedulerStarted));
+            frames.extend(attached.then_some(GuestFrame::Phase(Phase::SchedulerAttached)));
+            frames.push(GuestFrame::ScxDisabled { reason: "runtime error: ops.init() failed (-22)".into() });
+            frames.push(GuestFrame::SchedulerEnded { end: ProcessEnd::Exited(14), expected: true });
+            frames.push(GuestFrame::Answered(if attached { Ok(String::new()) } else { Err(told.into()) }));
+            frames.push(GuestFrame::TestEnded(end));
+            judge(&evidence(frames))
+        };
+        let passed = || TestEnd::Returned(AssertResult::pass());
+        let caught = judged(passed(), false);
+        assert_eq!((caught.outcome, &caught.cause), (Outcome::Pass, &None));
+        let notes = caught.result.unwrap().details;
+        assert!(notes.iter().any(|note| note.message.contains(told)), "{notes:?}");
+        let by = |judged: Judgement| matches!(judged.cause, Some(Cause::SchedulerError { .. }));
+        assert!(by(judged(TestEnd::Error(vec!["step 0".into(), told.into()]), false)), "not caught");
+        assert!(by(judged(passed(), true)), "it was in charge");
+        assert!(!by(judged(TestEnd::Error(vec!["something else".into()]), false)));
     }
 
     #[test]

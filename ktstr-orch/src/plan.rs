@@ -272,6 +272,7 @@ fn likeness(
     likeness.add("base initramfs", machine.base);
     likeness.add("topology", spec.topology);
     likeness.add("nodes", format!("{:?}", spec.numa));
+    likeness.add("absent LLCs", spec.absent_llcs);
     likeness.add("memory", format!("{} MiB", machine.memory_mb));
     likeness.add("ring", format!("{:#x} {:#x}", machine.ring.gpa, machine.ring.len));
     match emulator {
@@ -517,6 +518,16 @@ fn guest_scheduler(scheduler: &SchedulerJob, accel: AccelKind) -> GuestScheduler
     }
 }
 
+/// How often the scheduler is asked for its statistics: for each snapshot that the run takes; under `det`, where what
+/// is looked at from outside must leave no trace, for each that the test itself wants.
+pub fn stats_asked(spec: &RunSpec, accel: AccelKind) -> u32 {
+    match &spec.job {
+        Job::Test(test) if accel == AccelKind::Det => test.snapshots,
+        Job::Test(_) => spec.snapshots,
+        Job::Shell(_) => 0,
+    }
+}
+
 fn guest_job(spec: &RunSpec, ring: RingRegion, accel: AccelKind) -> GuestJob {
     let scheduler = match &spec.job {
         Job::Test(test) => test.scheduler.as_ref().map(|scheduler| guest_scheduler(scheduler, accel)),
@@ -528,6 +539,7 @@ fn guest_job(spec: &RunSpec, ring: RingRegion, accel: AccelKind) -> GuestJob {
             duration_ms: test.duration_ms,
             assert: Assert::defaults_for(accel).merge(test.assert),
             staged: test.staged.iter().map(|scheduler| guest_scheduler(scheduler, accel)).collect(),
+            snapshots: stats_asked(spec, accel),
         }),
         Job::Shell(shell) => match &shell.exec {
             Some(command) => GuestTask::Exec(command.clone()),
@@ -544,6 +556,7 @@ fn guest_job(spec: &RunSpec, ring: RingRegion, accel: AccelKind) -> GuestJob {
         scheduler,
         task,
         disk: spec.disk,
+        probing: spec.probing.clone(),
     }
 }
 

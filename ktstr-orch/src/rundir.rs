@@ -12,6 +12,7 @@
 //! | `sidecar.json` | the report |
 //! | `capture-N.json`, `.txt`, `.vmcore` | the guest's scheduler state at one moment, or all its memory |
 //! | `replay` | the line that repeats the run |
+//! | `auto-repro-…/` | the directory of the second run of a crash |
 
 use std::{
     fs::{self, File},

@@ -100,6 +100,16 @@ struct Entry {
     registered: Vec<(Source, RawFd)>,
     /// Where observers come in, as long as the run lasts.
     door: Option<Door>,
+    /// The run that this one looks into; its client is told of that one only.
+    first: Option<Box<Session>>,
+}
+
+impl Entry {
+    /// Whether the client means this one, or the one that it looks into.
+    fn is(&self, run: &RunId) -> bool {
+        let of_first = self.first.as_ref().is_some_and(|first| first.dir().id == *run);
+        of_first || self.session.dir().id == *run
+    }
 }
 
 type Planned = (usize, Result<Plan, PlanError>);
@@ -337,8 +347,7 @@ impl Server {
             },
             ClientRequest::Submit(submit) => self.submit(id, submit.0).map(ClientReply::Submit),
             ClientRequest::Cancel(cancel) => {
-                let entry =
-                    self.sessions.values_mut().find(|e| e.session.dir().id == cancel.0 && e.client == id);
+                let entry = self.sessions.values_mut().find(|e| e.is(&cancel.0) && e.client == id);
                 match entry {
                     Some(entry) => {
                         entry.session.stop(Stopped::Cancelled);
@@ -360,7 +369,14 @@ impl Server {
         let infrastructure = |e: &dyn std::error::Error| RemoteError::new(ErrorCode::Infrastructure, e);
         spec.topology.checked().map_err(|e| RemoteError::new(ErrorCode::BadRequest, &e))?;
         spec.numa.check(&spec.topology).map_err(|e| RemoteError::new(ErrorCode::BadRequest, &e))?;
+        spec.topology
+            .possible_cpus(spec.absent_llcs)
+            .map_err(|e| RemoteError::new(ErrorCode::BadRequest, &e))?;
         let session = Session::open(spec).map_err(|e| infrastructure(&e))?;
+        Ok(self.enqueue(client, session, None))
+    }
+
+    fn enqueue(&mut self, client: usize, session: Session, first: Option<Box<Session>>) -> Submitted {
         let queued_behind = self.sessions.values().filter(|e| !e.admitted).count() as u32;
         let submitted = Submitted {
             run_id: session.dir().id.clone(),
@@ -371,12 +387,42 @@ impl Server {
         // Without a door the run is as good, only nobody can look in.
         let door = Door::open(&submitted.run_id);
         let door = door.inspect_err(|e| tracing::warn!("no socket for observers: {e}")).ok();
-        if let Some(door) = &door {
+        let door = door.filter(|door| {
             let listening = self.register(Source::RunListener(id), door.listener.as_raw_fd());
-            listening.map_err(|e| infrastructure(&e))?;
+            listening.inspect_err(|e| tracing::warn!("observers are not let in: {e}")).is_ok()
+        });
+        let entry = Entry { session, client, admitted: false, registered: Vec::new(), door, first };
+        self.sessions.insert(id, entry);
+        submitted
+    }
+
+    /// A run is over: what it showed goes to the run that it looked into, or it is looked into itself.
+    fn conclude(&mut self, mut entry: Entry) {
+        let client = entry.client;
+        if let Some(mut first) = entry.first.take() {
+            first.looked_into(Ok(&mut entry.session));
+            return self.send(client, first.outbox);
         }
-        self.sessions.insert(id, Entry { session, client, admitted: false, registered: Vec::new(), door });
-        Ok(submitted)
+        let Some(second) = entry.session.second().cloned() else { return };
+        let stopped = self.stop.load(std::sync::atomic::Ordering::Relaxed);
+        if stopped || !self.clients.contains_key(&client) {
+            entry.session.looked_into(Err("nobody waits for it any more".into()));
+            return self.send(client, entry.session.outbox);
+        }
+        match Session::open(second) {
+            Ok(second) => {
+                let line =
+                    "the scheduler crashed: running the test a second time, with probes on the crash path";
+                self.send(client, vec![(ClientEvent::Notice(line.into()), Fds::default())]);
+                self.enqueue(client, second, Some(Box::new(entry.session)));
+                // It is admitted in the next round.
+                let _ = self.waker.wake();
+            }
+            Err(error) => {
+                entry.session.looked_into(Err(ktstr_proto::link::chain(&error)));
+                self.send(client, entry.session.outbox);
+            }
+        }
     }
 
     fn cancel_all(&mut self) {
@@ -395,7 +441,9 @@ impl Server {
             self.deliver_answers(id);
             if self.sessions.get(&id).is_some_and(|e| e.session.state() == State::Done) {
                 self.close_door(id);
-                self.sessions.remove(&id);
+                if let Some(entry) = self.sessions.remove(&id) {
+                    self.conclude(entry);
+                }
             }
         }
         if self.listener.is_none() && self.sessions.is_empty() {
@@ -472,9 +520,17 @@ impl Server {
 
     fn deliver(&mut self, id: usize) {
         let Some(entry) = self.sessions.get_mut(&id) else { return };
-        let outbox: Vec<(ClientEvent, Fds)> = std::mem::take(&mut entry.session.outbox);
-        let Some(client) = self.clients.get_mut(&entry.client) else { return };
-        let client_id = entry.client;
+        if entry.first.is_some() {
+            // What it says is in its directory; its report is taken when it is over.
+            return entry.session.outbox.retain(|(event, _)| matches!(event, ClientEvent::Finished(_)));
+        }
+        let outbox = std::mem::take(&mut entry.session.outbox);
+        let client = entry.client;
+        self.send(client, outbox);
+    }
+
+    fn send(&mut self, client_id: usize, outbox: Vec<(ClientEvent, Fds)>) {
+        let Some(client) = self.clients.get_mut(&client_id) else { return };
         let sent = outbox
             .into_iter()
             .try_for_each(|(event, fds)| client.channel.queue_event(&event, fds))

@@ -117,6 +117,7 @@ impl Timeline {
             GuestFrame::SchedulerEnded { end, expected: false } => {
                 (TimelineSource::Stimulus, format!("the scheduler {end}"), 0)
             }
+            GuestFrame::Answered(Err(reason)) => (TimelineSource::Stimulus, format!("not done: {reason}"), 0),
             GuestFrame::Log(log) => {
                 let (stream, source) = match log.source {
                     LogSource::Scheduler => ("scheduler", TimelineSource::Scheduler),
@@ -389,6 +390,7 @@ mod tests {
             boundary_ms: None,
             stood_us: 1,
             file: Ok("capture-0.json".into()),
+            stats: Err(ktstr_proto::scx_stats::MissingStatsReason::NotHeard),
         }
     }
 

@@ -8,7 +8,11 @@ use std::path::PathBuf;
 
 use serde::{Deserialize, Serialize};
 
-use crate::{link::FdSlot, run::RunId};
+use crate::{
+    kernel_place::{KernelTarget, KernelWidth},
+    link::FdSlot,
+    run::RunId,
+};
 
 /// What the names of the sockets of live runs begin with.
 pub const DOOR_PREFIX: &str = "ktstr-run/";
@@ -48,6 +52,8 @@ pub enum Question {
     Structure(Structure),
     /// Loaded modules.
     Modules,
+    /// What is at a place of the kernel: a number, or bytes as hexadecimal digits.
+    Kernel(KernelTarget, KernelWidth),
 }
 
 /// A structure that is to be shown by its BTF.
@@ -212,6 +218,23 @@ pub struct PlaceWritten {
     pub place: WatchPoint,
     /// The CPU that wrote.
     pub cpu: u32,
+    /// Which stop at this place it is, from 1.
+    pub nth: u32,
+    /// Whether the place is watched no more from now on: a busy one would stop the guest for ever.
+    pub last: bool,
+}
+
+/// A place that was written so often that it was watched no more before the run ended.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BusyPlace {
+    /// What was asked to be watched.
+    pub what: String,
+    /// After how many stops it was given up.
+    pub captured: u32,
+    /// The value at the last of them, if it could be read.
+    pub last_captured: Option<u64>,
+    /// The newest value that was read since, while the place was there.
+    pub last_read: Option<u64>,
 }
 
 /// Everything is read; the vCPUs may go on while the files are written.

@@ -5,9 +5,10 @@ use serde::{Deserialize, Serialize};
 use crate::{
     capture::{CaptureTaken, NumberSet, Query, QueryAnswer, SetNumber, TakeCapture},
     guest::LogSource,
-    link::{FdSlot, Link, calls},
+    link::{Link, calls},
     run::{RunId, RunSpec},
     verdict::RunReport,
+    vmm::ConsoleSockets,
 };
 
 /// The link itself; the client asks, the orchestrator serves.
@@ -24,8 +25,7 @@ impl Link for ClientLink {
 
 calls! {
     /// What a client asks.
-    #[expect(clippy::large_enum_variant, reason = "one lives at a time, on its way to the wire")]
-    ClientLink: ClientRequest => ClientReply {
+        ClientLink: ClientRequest => ClientReply {
         /// Carry out one run; [`ClientEvent::Finished`] ends it.
         Submit => Submitted,
         /// End a run early.
@@ -64,7 +64,6 @@ pub struct Cancelled;
 
 /// What the orchestrator tells a client unasked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-#[expect(clippy::large_enum_variant, reason = "one lives at a time, on its way to the wire")]
 pub enum ClientEvent {
     /// A line for people: which accelerator and why, what is being done.
     Notice(String),
@@ -77,8 +76,11 @@ pub enum ClientEvent {
     },
     /// Kernel console bytes, for `--dmesg`.
     Console(Vec<u8>),
-    /// The interactive console is ready on this stream socket.
-    ConsoleReady(FdSlot),
+    /// The interactive console is ready.
+    ConsoleReady(ConsoleSockets),
     /// The run is over.
     Finished(RunReport),
+    /// What the run came to, while a second one looks into its crash: the same comes in [`Self::Finished`], with what
+    /// that showed. Who loses the orchestrator meanwhile has the verdict.
+    Held(RunReport),
 }

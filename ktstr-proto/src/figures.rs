@@ -216,6 +216,28 @@ impl ScenarioStats {
         self.phase_cgroup(phase, cgroup)?.metric(name)
     }
 
+    /// The same where it must be there: what is missing is named, with the nearest that is there.
+    pub fn expect_metric(&self, phase: Phase, cgroup: &str, name: &str) -> Result<f64, MissingMetric> {
+        let index = phase.index();
+        let Some(bucket) = self.phase(phase) else {
+            return Err(MissingMetric::Phase { index, there: self.phases.iter().map(|p| p.index).collect() });
+        };
+        let cgroup = bucket.cgroup(cgroup).ok_or_else(|| MissingMetric::Cgroup {
+            name: cgroup.to_owned(),
+            index,
+            near: nearest(cgroup, bucket.cgroups.iter().map(|own| own.name.as_str())),
+        })?;
+        if !PhaseCgroup::METRICS.contains(&name) {
+            let near = nearest(name, PhaseCgroup::METRICS.iter().copied());
+            return Err(MissingMetric::Name { name: name.to_owned(), near });
+        }
+        cgroup.metric(name).ok_or_else(|| MissingMetric::NotMeasured {
+            name: name.to_owned(),
+            cgroup: cgroup.name.clone(),
+            index,
+        })
+    }
+
     /// Whether the scenario had steps.
     pub fn has_steps(&self) -> bool {
         self.phases.iter().any(|bucket| bucket.index > 0)
@@ -232,10 +254,76 @@ impl ScenarioStats {
     }
 }
 
+/// Why there is no such figure of a phase.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum MissingMetric {
+    /// The scenario had no such phase.
+    #[error("there is no phase {index}; there are {there:?} (0 is the baseline, step N is N + 1)")]
+    Phase {
+        /// Its index.
+        index: u32,
+        /// Those there are.
+        there: Vec<u32>,
+    },
+    /// No such cgroup in it.
+    #[error("phase {index} has no cgroup `{name}`; nearest: {near}")]
+    Cgroup {
+        /// The cgroup.
+        name: String,
+        /// The phase.
+        index: u32,
+        /// The nearest there.
+        near: String,
+    },
+    /// There is no figure of that name.
+    #[error("there is no figure `{name}`; nearest: {near}")]
+    Name {
+        /// The name.
+        name: String,
+        /// The nearest.
+        near: String,
+    },
+    /// There is, and it was not measured here.
+    #[error("`{name}` was not measured for `{cgroup}` in phase {index}")]
+    NotMeasured {
+        /// The figure.
+        name: String,
+        /// The cgroup.
+        cgroup: String,
+        /// The phase.
+        index: u32,
+    },
+}
+
+fn nearest<'n>(name: &str, there: impl Iterator<Item = &'n str>) -> String {
+    // The end of what is longer than any name here does not matter.
+    let name: String = name.chars().take(64).collect();
+    there.min_by_key(|own| crate::word::edits(&name, own)).unwrap_or("none").to_owned()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
     use crate::histogram::Histogram;
+
+    #[test]
+    fn a_figure_that_must_be_there_says_what_is() {
+        let cgroup = PhaseCgroup { name: "load".into(), iterations: 3, ..PhaseCgroup::default() };
+        let bucket = PhaseBucket { index: 1, cgroups: vec![cgroup], ..PhaseBucket::default() };
+        let stats = ScenarioStats { phases: vec![bucket], ..ScenarioStats::default() };
+        let expect =
+            |phase, cgroup, name| stats.expect_metric(phase, cgroup, name).map_err(|e| e.to_string());
+        assert_eq!(expect(Phase::step(0), "load", "total_iterations"), Ok(3.0));
+        for (phase, cgroup, name, said) in [
+            (Phase::Baseline, "load", "max_gap_ms", "there is no phase 0; there are [1]"),
+            (Phase::step(0), "laod", "max_gap_ms", "phase 1 has no cgroup `laod`; nearest: load"),
+            (Phase::step(0), "load", "max_gap", "there is no figure `max_gap`; nearest: max_gap_ms"),
+            (Phase::step(0), "load", "wake_latency_cv", "`wake_latency_cv` was not measured for `load`"),
+        ] {
+            let error = expect(phase, cgroup, name).unwrap_err();
+            assert!(error.starts_with(said), "{error}");
+        }
+    }
 
     #[test]
     fn figures_of_all_are_those_of_the_worst_cgroup() {

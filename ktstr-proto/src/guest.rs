@@ -4,8 +4,11 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     device::DiskConfig,
+    kernel_place::{KernelTarget, KernelWidth, KernelWrite},
+    repro::{ProbeAccount, ProbeEnd, ProbeEvent, Probing},
     ring::RingRegion,
     run::{KernelBuiltin, Term},
+    scx_stats::{Stats, StatsOf},
     topology::Topology,
     verdict::{Assert, AssertResult},
 };
@@ -52,6 +55,8 @@ pub struct GuestJob {
     pub task: GuestTask,
     /// The machine's disk.
     pub disk: Option<DiskConfig>,
+    /// What is probed from before the scheduler's start to its end.
+    pub probing: Option<Probing>,
 }
 
 /// What PID 1 is told at boot when its job comes later, through [`crate::handover`].
@@ -100,6 +105,9 @@ pub struct GuestTest {
     pub assert: Assert,
     /// Schedulers that may take over during the test; PID 1 finds them at [`staged_path`].
     pub staged: Vec<GuestScheduler>,
+    /// How often, evenly spread over the first scenario as [`crate::scx_stats::boundary`] says, the scheduler is
+    /// asked for its statistics.
+    pub snapshots: u32,
 }
 
 /// Where the initramfs holds the staged scheduler number `index`.
@@ -107,7 +115,7 @@ pub fn staged_path(index: usize) -> String {
     format!("/ktstr/staged-{index}")
 }
 
-/// What the test process asks PID 1 to do with the scheduler.
+/// What the test process asks PID 1 to do with the scheduler. Append only.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub enum SchedulerRequest {
     /// Start the test's own, which must not be running.
@@ -118,6 +126,8 @@ pub enum SchedulerRequest {
     Restart,
     /// End the one that runs and start the staged one of this name.
     Replace(String),
+    /// Keep the map of this name when the scheduler goes.
+    PinMap(String),
 }
 
 impl std::fmt::Display for SchedulerRequest {
@@ -127,12 +137,13 @@ impl std::fmt::Display for SchedulerRequest {
             Self::Detach => f.write_str("scheduler detached"),
             Self::Restart => f.write_str("scheduler restarted"),
             Self::Replace(name) => write!(f, "scheduler replaced by {name}"),
+            Self::PinMap(name) => write!(f, "map {name} pinned"),
         }
     }
 }
 
-/// What PID 1 answers on the test's channel: done, or why not.
-pub type SchedulerReply = Result<(), String>;
+/// What PID 1 answers on the test's channel: done, with the number of a pinned map, or why not.
+pub type SchedulerReply = Result<String, String>;
 
 /// What the test process asks of the host. PID 1 passes it on through the ring; the answer comes back
 /// through [`crate::ring::RingReader::answer`], one question at a time. Append only.
@@ -158,6 +169,22 @@ pub enum HostRequest {
         path: String,
         /// The number; an unsigned one beyond 2^63 as the signed one of the same bits.
         value: i64,
+    },
+    /// What is at a place of the kernel.
+    ReadKernel {
+        /// The place.
+        target: KernelTarget,
+        /// How much of it.
+        width: KernelWidth,
+        /// All vCPUs stand meanwhile.
+        cold: bool,
+    },
+    /// Other values at places of the kernel, all or, where one cannot be found, none.
+    WriteKernel {
+        /// What, and where.
+        writes: Vec<KernelWrite>,
+        /// All vCPUs stand meanwhile.
+        cold: bool,
     },
 }
 
@@ -326,4 +353,19 @@ pub enum GuestFrame {
     },
     /// From now on each write to this place is to be captured; see [`crate::capture::Locate::what`].
     Watch(String),
+    /// What became of the last [`Self::Ask`]; what the kernel said of it comes before this.
+    Answered(SchedulerReply),
+    /// What the scheduler says of itself, right before a capture.
+    SchedulerStats {
+        /// Which capture.
+        of: StatsOf,
+        /// What it says.
+        stats: Stats,
+    },
+    /// What became of the probes that were asked for.
+    Probes(ProbeAccount),
+    /// What they saw, a piece of it, in order of time.
+    Probed(Vec<ProbeEvent>),
+    /// How much they saw in all.
+    ProbesEnded(ProbeEnd),
 }

@@ -133,6 +133,18 @@ impl HostTime {
         3.0 * self.waits_ms.iter().map(worst).fold(0.0, f64::max).sqrt()
     }
 
+    /// How far the CPU time of one part of a guest's work may be from what its scheduler gave it, milliseconds
+    /// over the window, for no other reason than that the host stopped vCPUs.
+    ///
+    /// A stop of w ms counts as time of that part with the chance p of its being there, wholly or not at all:
+    /// the variance of it is w²·p·(1−p), at most w²/4. Stops of an interval are taken as one, and are longer
+    /// than the real ones; each is an independent draw, on whichever vCPU it was. The bound is three standard
+    /// deviations of their sum.
+    pub fn chance_of_share(&self) -> f64 {
+        let squares: f64 = self.waits_ms.iter().flatten().map(|wait| f64::from(*wait).powi(2)).sum();
+        3.0 * (squares / 4.0).sqrt()
+    }
+
     /// The largest sum of squared waits of the intervals that a stretch of `length_ms` touches.
     fn squares(&self, waits: &[u32], length_ms: u64) -> f64 {
         let of_stretch = |begin: usize| {
@@ -194,6 +206,7 @@ mod tests {
         assert_eq!(host.worst_waited_pct(), 22.0);
         assert_eq!(host.chance_within(100), 180.0);
         assert_eq!(host.chance_within(500), 3.0 * f64::from(50 * 50 + 60 * 60).sqrt());
+        assert_eq!(host.chance_of_share(), 1.5 * f64::from(50 * 50 + 60 * 60 + 20 * 20).sqrt());
         assert_eq!(HostTime::default().chance_within(100), 0.0);
         assert_eq!(HostTime::default().worst_wait_within(100), (0, 0));
         assert_eq!(HostTime::default().inequality_ms(), 0);

@@ -3,7 +3,8 @@
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    capture::{Answer, Ask, Capture, Captured, Locate, Located, Stalling, ThawNoted, Thawed},
+    capture::{Answer, Ask, BusyPlace, Capture, Captured, Locate, Located, Stalling, ThawNoted, Thawed},
+    kernel_place::KernelWrite,
     link::{FdSlot, Link, calls},
     map_watch::{MapMetric, MapWatch},
     vmm::RamRegion,
@@ -43,6 +44,8 @@ calls! {
         WriteMap => MapWritten,
         /// Find a place that is to be watched for writes.
         Locate => Located,
+        /// Write values at places of the kernel.
+        WriteKernel => KernelWritten,
     }
 }
 
@@ -85,6 +88,24 @@ pub struct WriteMap {
 /// It is written.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MapWritten {
+    /// What and where, in words.
+    pub what: String,
+}
+
+/// See [`MonitorRequest::WriteKernel`]; guest memory comes with it as with [`WriteMap`].
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WriteKernel {
+    /// Guest RAM, the same as in [`Attach::ram`].
+    pub ram: FdSlot,
+    /// What, and where.
+    pub writes: Vec<KernelWrite>,
+    /// All vCPUs stand until [`Thawed`].
+    pub frozen: bool,
+}
+
+/// They are written.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct KernelWritten {
     /// What and where, in words.
     pub what: String,
 }
@@ -219,4 +240,7 @@ pub struct MonitorSummary {
     /// What came of [`Attach::watches`].
     #[serde(default)]
     pub watched: Vec<MapMetric>,
+    /// Places that were written too often to be watched to the end.
+    #[serde(default)]
+    pub busy_places: Vec<BusyPlace>,
 }

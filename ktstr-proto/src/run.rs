@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     device::{DiskConfig, NetConfig},
     map_watch::MapWatch,
+    repro::Probing,
     topology::{Numa, Topology},
     verdict::Assert,
 };
@@ -177,6 +178,8 @@ pub struct RunSpec {
     pub topology: Topology,
     /// What is special about its NUMA nodes.
     pub numa: Numa,
+    /// LLCs whose CPUs are possible and not there; see [`Topology::possible_cpus`].
+    pub absent_llcs: u32,
     /// Guest memory in MiB; `None` is what the nodes add up to, or lets the orchestrator compute it.
     pub memory_mb: Option<u32>,
     /// Seed of every random choice.
@@ -219,6 +222,10 @@ pub struct RunSpec {
     pub watches: Vec<MapWatch>,
     /// How its processes are confined.
     pub jail: Jail,
+    /// Whether a run whose scheduler crashes is carried out again, with probes; see [`crate::repro`].
+    pub auto_repro: bool,
+    /// What is probed: this run is the second one.
+    pub probing: Option<Probing>,
 }
 
 /// What runs in the guest.
@@ -251,6 +258,10 @@ pub struct TestJob {
     pub files: Vec<PlacedFile>,
     /// How it is expected to end.
     pub expect: Expectation,
+    /// Captures that the test itself wants of its first scenario, for which the scheduler is asked for its
+    /// statistics. What the run takes, [`RunSpec::snapshots`], may be another number; under `det` that must not
+    /// change what happens in the guest.
+    pub snapshots: u32,
 }
 
 /// A file made for a run.

@@ -58,6 +58,16 @@ pub enum TopologyError {
         /// CPUs it would have.
         cpus: u64,
     },
+    /// Too many CPUs with those that are not there.
+    #[error("topology {shape} with {absent} absent LLCs has {cpus} possible CPUs, the limit is {MAX_CPUS}")]
+    Absent {
+        /// The shape as requested.
+        shape: Topology,
+        /// LLCs that are not there.
+        absent: u32,
+        /// CPUs that would be possible.
+        cpus: u64,
+    },
     /// The text is no topology.
     #[error(
         "`{text}` is no topology: write nodes,llcs,cores,threads (1,2,4,1), 1n2l4c1t or the name of a preset"
@@ -115,6 +125,17 @@ impl Topology {
     /// Number of guest CPUs.
     pub fn cpus(&self) -> u32 {
         self.llcs * self.cores * self.threads
+    }
+
+    /// CPUs that a machine of this shape may have if so many more LLCs are possible than present. The kernel
+    /// sizes what it keeps per CPU by them (`/sys/devices/system/cpu/possible`, `nr_cpu_ids`).
+    pub fn possible_cpus(&self, absent_llcs: u32) -> Result<u32, TopologyError> {
+        let absent = u64::from(absent_llcs).saturating_mul(self.cpus_per_llc().into());
+        let cpus = u64::from(self.cpus()).saturating_add(absent);
+        match u32::try_from(cpus) {
+            Ok(fits) if fits <= MAX_CPUS => Ok(fits),
+            _ => Err(TopologyError::Absent { shape: *self, absent: absent_llcs, cpus }),
+        }
     }
 
     /// CPUs that share one LLC.

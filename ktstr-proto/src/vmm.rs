@@ -80,6 +80,8 @@ pub struct Start {
     pub topology: Topology,
     /// What is special about its NUMA nodes.
     pub numa: Numa,
+    /// LLCs whose CPUs are possible and not there; see [`Topology::possible_cpus`].
+    pub absent_llcs: u32,
     /// Guest memory, MiB.
     pub memory_mb: u32,
     /// Kernel command line, complete.
@@ -92,7 +94,7 @@ pub struct Start {
     pub initrd: FdSlot,
     /// The emulator, unless the accelerator is KVM.
     pub emulator: Option<Emulator>,
-    /// Whether the guest gets an interactive console on hvc0.
+    /// Whether the guest gets an interactive console: hvc0, and a port for the terminal's size.
     pub interactive: bool,
     /// Seed handed to the emulator.
     pub seed: u64,
@@ -187,6 +189,15 @@ pub enum Walls {
     None,
 }
 
+/// The ports of an interactive console, each a stream socket.
+#[derive(Debug, Clone, Copy, PartialEq, Serialize, Deserialize)]
+pub struct ConsoleSockets {
+    /// What is typed and printed.
+    pub terminal: FdSlot,
+    /// The terminal's size; see [`crate::terminal`].
+    pub size: FdSlot,
+}
+
 /// The machine runs.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Started {
@@ -194,8 +205,8 @@ pub struct Started {
     pub ram: FdSlot,
     /// How the memfd is laid out in guest-physical space.
     pub regions: Vec<RamRegion>,
-    /// The interactive console, a stream socket.
-    pub console: Option<FdSlot>,
+    /// The interactive console.
+    pub console: Option<ConsoleSockets>,
     /// Process id of the emulator child, as the VMM sees it.
     pub emulator_pid: Option<u32>,
     /// A pidfd of the emulator child, which means the same to everybody.

@@ -7,7 +7,8 @@ use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
 
 use ktstr_proto::{
     Accel, AccelKind, FdSlot, RunId, Topology, VERSION, capture::*, client::*, codec, device::*, guest::*,
-    link::*, map_watch::*, monitor::*, ring::*, run::*, topology::numa::*, verdict::*, vmm::*,
+    kernel_place::*, link::*, map_watch::*, monitor::*, repro::*, ring::*, run::*, scx_stats::*,
+    topology::numa::*, verdict::*, vmm::*,
 };
 use serde::Serialize;
 
@@ -68,6 +69,7 @@ fn spec() -> RunSpec {
         accel: Accel::Det,
         topology: topology(),
         numa: numa(),
+        absent_llcs: 3,
         memory_mb: Some(512),
         seed: 7,
         vary: true,
@@ -87,7 +89,65 @@ fn spec() -> RunSpec {
         cpu_budget: Some(4),
         cleanup_budget_ms: Some(8),
         watches: vec![watch()],
+        auto_repro: true,
+        probing: Some(probing()),
     }
+}
+
+fn probing() -> Probing {
+    Probing { stack: vec!["f".into()] }
+}
+
+fn probe_account() -> ProbeAccount {
+    ProbeAccount {
+        sites: vec![ProbeSite {
+            name: "f".into(),
+            of_stack: true,
+            absent: vec!["a".into()],
+            refused: Some("r".into()),
+        }],
+        unknown: vec!["u".into()],
+        trigger: Some("t".into()),
+        impossible: Some("i".into()),
+        buffer_kb: 2,
+    }
+}
+
+fn probe_event() -> ProbeEvent {
+    ProbeEvent { t_ns: 1, cpu: 2, pid: 3, comm: "c".into(), site: "s".into(), text: "a=1".into() }
+}
+
+fn probe_end() -> ProbeEnd {
+    ProbeEnd { fired: true, recorded: 1, sent: 2, lost: vec![3], oldest_ns: 4, trouble: Some("t".into()) }
+}
+
+fn auto_repro() -> AutoRepro {
+    let seen = Seen {
+        at_us: -1,
+        cpu: 2,
+        task: "c[3]".into(),
+        site: "s".into(),
+        kind: SeenKind::Entry,
+        args: vec![("a".into(), "1".into())],
+    };
+    AutoRepro {
+        run: Some(RunId("id2".into())),
+        run_dir: "/d2".into(),
+        took_ms: 5,
+        stack: vec!["f".into()],
+        account: Some(probe_account()),
+        end: Some(probe_end()),
+        task: Some("c[3]".into()),
+        cpu: Some(2),
+        seen: vec![seen],
+        left_out: 6,
+        notes: vec!["n".into()],
+        ..AutoRepro::not_run("why")
+    }
+}
+
+fn kernel_write() -> KernelWrite {
+    KernelWrite::new(KernelTarget::Symbol("s".into()), KernelValue::OrU32(4))
 }
 
 fn watch() -> MapWatch {
@@ -117,6 +177,7 @@ fn report() -> RunReport {
             boundary_ms: Some(2),
             stood_us: 3,
             file: Ok("f".into()),
+            stats: Ok("s".into()),
         }],
         assert: Some(Assert::default_checks()),
         host: Some(ktstr_proto::host::HostTime {
@@ -143,6 +204,7 @@ fn report() -> RunReport {
         host_ms: (1, 2),
         boot: ktstr_proto::run::Boot::Kept,
         allow_inconclusive: true,
+        auto_repro: Some(Box::new(auto_repro())),
     }
 }
 
@@ -171,6 +233,7 @@ fn start() -> Start {
         accel: AccelKind::Tcg,
         topology: topology(),
         numa: numa(),
+        absent_llcs: 3,
         memory_mb: 512,
         cmdline: "c".into(),
         ring: RingRegion { gpa: 0x1000_0000, len: 0x40_0000, mode: Mode::Wrap },
@@ -214,22 +277,24 @@ pins! {
         Question::Path(_) => "Path", Question::Tasks => "Tasks", Question::Task(_) => "Task",
         Question::Dsqs => "Dsqs", Question::Scx => "Scx", Question::Cgroups => "Cgroups",
         Question::Map(..) => "Map", Question::Bpf => "Bpf",
-        Question::Structure(_) => "Structure", Question::Modules => "Modules",
+        Question::Structure(_) => "Structure", Question::Modules => "Modules", Question::Kernel(..) => "Kernel",
     } from [
         Question::Path("rq".into()), Question::Tasks, Question::Task(7), Question::Dsqs, Question::Scx,
         Question::Cgroups, Question::Map(".bss".into(), Some("x".into())), Question::Bpf,
         Question::Structure(structure()), Question::Modules,
+        Question::Kernel(KernelTarget::Kva(3), KernelWidth::U64),
     ];
     ClientEvent {
         ClientEvent::Notice(_) => "Notice", ClientEvent::Output { .. } => "Output",
         ClientEvent::Console(_) => "Console", ClientEvent::ConsoleReady(_) => "ConsoleReady",
-        ClientEvent::Finished(_) => "Finished",
+        ClientEvent::Finished(_) => "Finished", ClientEvent::Held(_) => "Held",
     } from [
         ClientEvent::Notice("n".into()),
         ClientEvent::Output { source: LogSource::Stderr, text: "t".into() },
         ClientEvent::Console(vec![1, 2]),
-        ClientEvent::ConsoleReady(FdSlot(0)),
+        ClientEvent::ConsoleReady(ConsoleSockets { terminal: FdSlot(0), size: FdSlot(1) }),
         ClientEvent::Finished(report()),
+        ClientEvent::Held(report()),
     ];
     VmmRequest {
         VmmRequest::Probe(_) => "Probe", VmmRequest::Start(_) => "Start", VmmRequest::Pause(_) => "Pause",
@@ -283,7 +348,7 @@ pins! {
         MonitorRequest::Window(_) => "Window", MonitorRequest::VcpuTime(_) => "VcpuTime",
         MonitorRequest::Ask(_) => "Ask", MonitorRequest::Capture(_) => "Capture",
         MonitorRequest::Thawed(_) => "Thawed", MonitorRequest::WriteMap(_) => "WriteMap",
-        MonitorRequest::Locate(_) => "Locate",
+        MonitorRequest::Locate(_) => "Locate", MonitorRequest::WriteKernel(_) => "WriteKernel",
     }
         from [
             MonitorRequest::Attach(Attach {
@@ -296,18 +361,21 @@ pins! {
             MonitorRequest::Ask(Ask { question: Question::Scx, frozen: true }),
             MonitorRequest::Capture(Capture {
                 why: "w".into(), json: FdSlot(0), text: FdSlot(1), vmcore: Some(FdSlot(2)),
-                watched: Some(PlaceWritten { what: "x".into(), place: watch_point(), cpu: 3 }),
+                watched: Some(PlaceWritten { what: "x".into(), place: watch_point(), cpu: 3, nth: 1, last: true }),
             }),
             MonitorRequest::Thawed(Thawed { stood_us: 5 }),
             MonitorRequest::WriteMap(WriteMap { ram: FdSlot(0), map: "m".into(), path: "p".into(), value: -1 }),
             MonitorRequest::Locate(Locate { what: "x".into() }),
+            MonitorRequest::WriteKernel(WriteKernel {
+                ram: FdSlot(0), writes: vec![kernel_write()], frozen: true,
+            }),
         ];
     MonitorReply {
         MonitorReply::Attach(_) => "Attach", MonitorReply::Finish(_) => "Finish",
         MonitorReply::Window(_) => "Window", MonitorReply::VcpuTime(_) => "VcpuTime",
         MonitorReply::Ask(_) => "Ask", MonitorReply::Capture(_) => "Capture",
         MonitorReply::Thawed(_) => "Thawed", MonitorReply::WriteMap(_) => "WriteMap",
-        MonitorReply::Locate(_) => "Locate",
+        MonitorReply::Locate(_) => "Locate", MonitorReply::WriteKernel(_) => "WriteKernel",
     }
         from [
             MonitorReply::Attach(Attached { symbols: 1, btf_types: 2, absent: vec!["a.b".into()] }),
@@ -319,6 +387,7 @@ pins! {
             MonitorReply::Thawed(ThawNoted),
             MonitorReply::WriteMap(MapWritten { what: "w".into() }),
             MonitorReply::Locate(Located { place: watch_point(), found: "f".into(), of_scheduler: true }),
+            MonitorReply::WriteKernel(KernelWritten { what: "w".into() }),
         ];
     MonitorEvent {
         MonitorEvent::Ready => "Ready", MonitorEvent::Sample(_) => "Sample",
@@ -352,6 +421,27 @@ pins! {
     DeviceEvent { DeviceEvent::Broken { .. } => "Broken" } from [
         DeviceEvent::Broken { device: "d".into(), reason: "r".into() },
     ];
+    StatsOf { StatsOf::Snapshot(_) => "Snapshot", StatsOf::Question(_) => "Question" } from [
+        StatsOf::Snapshot(1), StatsOf::Question(2),
+    ];
+    MissingStatsReason {
+        MissingStatsReason::NoScheduler => "NoScheduler", MissingStatsReason::NoSocket { .. } => "NoSocket",
+        MissingStatsReason::Late { .. } => "Late", MissingStatsReason::SchedulerError { .. } => "SchedulerError",
+        MissingStatsReason::MissingResp { .. } => "MissingResp", MissingStatsReason::Cancelled => "Cancelled",
+        MissingStatsReason::TooLarge { .. } => "TooLarge", MissingStatsReason::DuringFreeze => "DuringFreeze",
+        MissingStatsReason::NotHeard => "NotHeard", MissingStatsReason::NotKept { .. } => "NotKept",
+    } from [
+        MissingStatsReason::NoScheduler,
+        MissingStatsReason::NoSocket { why: "w".into() },
+        MissingStatsReason::Late { limit_ms: 1 },
+        MissingStatsReason::SchedulerError { errno: 22, args: "a".into() },
+        MissingStatsReason::MissingResp { why: "w".into() },
+        MissingStatsReason::Cancelled,
+        MissingStatsReason::TooLarge { limit: 2 },
+        MissingStatsReason::DuringFreeze,
+        MissingStatsReason::NotHeard,
+        MissingStatsReason::NotKept { why: "w".into() },
+    ];
     GuestFrame {
         GuestFrame::Hello { .. } => "Hello", GuestFrame::Phase(_) => "Phase", GuestFrame::Log(_) => "Log",
         GuestFrame::StepFailed { .. } => "StepFailed", GuestFrame::ScxDisabled { .. } => "ScxDisabled",
@@ -359,7 +449,9 @@ pins! {
         GuestFrame::TestEnded(_) => "TestEnded", GuestFrame::TestProcessEnded(_) => "TestProcessEnded",
         GuestFrame::ExecEnded(_) => "ExecEnded", GuestFrame::Ask(_) => "Ask",
         GuestFrame::AskHost { .. } => "AskHost",
-        GuestFrame::Watch(_) => "Watch",
+        GuestFrame::Watch(_) => "Watch", GuestFrame::Answered(_) => "Answered",
+        GuestFrame::SchedulerStats { .. } => "SchedulerStats", GuestFrame::Probes(_) => "Probes",
+        GuestFrame::Probed(_) => "Probed", GuestFrame::ProbesEnded(_) => "ProbesEnded",
     } from [
         GuestFrame::Hello { release: "7".into(), cpus_online: 2 },
         GuestFrame::Phase(Phase::PoweringOff),
@@ -374,14 +466,62 @@ pins! {
         GuestFrame::Ask(ktstr_proto::guest::SchedulerRequest::Replace("s".into())),
         GuestFrame::AskHost { id: 1, request: HostRequest::Capture { name: "n".into() } },
         GuestFrame::Watch("w".into()),
+        GuestFrame::Answered(Err("r".into())),
+        GuestFrame::SchedulerStats { of: StatsOf::Question(1), stats: Ok("{}".into()) },
+        GuestFrame::Probes(probe_account()), GuestFrame::Probed(vec![probe_event()]),
+        GuestFrame::ProbesEnded(probe_end()),
     ];
+    Recurrence {
+        Recurrence::Again(_) => "Again", Recurrence::Otherwise(_) => "Otherwise",
+        Recurrence::NotAgain => "NotAgain", Recurrence::NotRun(_) => "NotRun",
+    } from [
+        Recurrence::Again(Cause::Assertion), Recurrence::Otherwise(Cause::Assertion), Recurrence::NotAgain,
+        Recurrence::NotRun("w".into()),
+    ];
+    SeenKind {
+        SeenKind::Entry => "Entry", SeenKind::Return => "Return", SeenKind::Trace => "Trace",
+        SeenKind::Exit => "Exit",
+    } from [SeenKind::Entry, SeenKind::Return, SeenKind::Trace, SeenKind::Exit];
     HostRequest {
         HostRequest::Capture { .. } => "Capture", HostRequest::ReadMap { .. } => "ReadMap",
-        HostRequest::WriteMap { .. } => "WriteMap",
+        HostRequest::WriteMap { .. } => "WriteMap", HostRequest::ReadKernel { .. } => "ReadKernel",
+        HostRequest::WriteKernel { .. } => "WriteKernel",
     } from [
         HostRequest::Capture { name: "n".into() },
         HostRequest::ReadMap { map: "m".into(), path: "p".into() },
         HostRequest::WriteMap { map: "m".into(), path: "p".into(), value: -1 },
+        HostRequest::ReadKernel {
+            target: KernelTarget::TaskField { pid: 1, expected_start_time_ns: Some(2), field: "f".into() },
+            width: KernelWidth::Bytes(16),
+            cold: true,
+        },
+        HostRequest::WriteKernel { writes: vec![kernel_write()], cold: false },
+    ];
+    KernelTarget {
+        KernelTarget::Symbol(_) => "Symbol", KernelTarget::Kva(_) => "Kva",
+        KernelTarget::PerCpuField { .. } => "PerCpuField", KernelTarget::TaskField { .. } => "TaskField",
+    } from [
+        KernelTarget::Symbol("s".into()),
+        KernelTarget::Kva(3),
+        KernelTarget::PerCpuField { symbol: "s".into(), field: "f".into(), cpu: 1 },
+        KernelTarget::TaskField { pid: -1, expected_start_time_ns: None, field: "f".into() },
+    ];
+    KernelWidth {
+        KernelWidth::U32 => "U32", KernelWidth::U64 => "U64", KernelWidth::Bytes(_) => "Bytes",
+    } from [KernelWidth::U32, KernelWidth::U64, KernelWidth::Bytes(300)];
+    KernelValue {
+        KernelValue::U32(_) => "U32", KernelValue::U64(_) => "U64", KernelValue::Bytes(_) => "Bytes",
+        KernelValue::OrU32(_) => "OrU32",
+    } from [
+        KernelValue::U32(1), KernelValue::U64(1), KernelValue::Bytes(vec![1, 2]), KernelValue::OrU32(4),
+    ];
+    SchedulerRequest {
+        SchedulerRequest::Attach => "Attach", SchedulerRequest::Detach => "Detach",
+        SchedulerRequest::Restart => "Restart", SchedulerRequest::Replace(_) => "Replace",
+        SchedulerRequest::PinMap(_) => "PinMap",
+    } from [
+        SchedulerRequest::Attach, SchedulerRequest::Detach, SchedulerRequest::Restart,
+        SchedulerRequest::Replace("s".into()), SchedulerRequest::PinMap("m".into()),
     ];
     ErrorCode {
         ErrorCode::BadRequest => "BadRequest", ErrorCode::Unavailable => "Unavailable",

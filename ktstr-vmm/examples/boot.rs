@@ -31,12 +31,15 @@ fn main() -> anyhow::Result<()> {
         Some(_) => Some(ConsoleFds {
             input: std::io::stdin().as_fd().try_clone_to_owned()?,
             output: std::io::stdout().as_fd().try_clone_to_owned()?,
+            // Nobody tells the guest a size.
+            size: File::options().read(true).write(true).open("/dev/null")?.into(),
         }),
         None => None,
     };
     let spec = MachineSpec {
         topology: Topology { numa_nodes, llcs, cores, threads },
         numa: Default::default(),
+        absent_llcs: 0,
         memory: memory.parse::<u64>().context("read the memory size")? << 20,
         kernel: open(kernel)?,
         initrd: vec![open(initrd)?],

@@ -15,6 +15,7 @@ pub const MAX_XAPIC_ID: u32 = 254;
 #[derive(Clone, Copy, Debug)]
 pub struct ApicIds {
     topology: Topology,
+    possible: u32,
     thread_bits: u32,
     core_bits: u32,
 }
@@ -24,7 +25,19 @@ impl ApicIds {
     pub fn new(topology: Topology) -> Result<Self, TopologyError> {
         let topology = topology.checked()?;
         let bits = |n: u32| 32 - (n - 1).leading_zeros();
-        Ok(Self { topology, thread_bits: bits(topology.threads), core_bits: bits(topology.cores) })
+        let possible = topology.cpus();
+        Ok(Self { topology, possible, thread_bits: bits(topology.threads), core_bits: bits(topology.cores) })
+    }
+
+    /// The same with ids for the CPUs of so many LLCs that are not there.
+    pub fn with_absent(self, llcs: u32) -> Result<Self, TopologyError> {
+        Ok(Self { possible: self.topology.possible_cpus(llcs)?, ..self })
+    }
+
+    /// CPUs that have an id, the first of which are present.
+    #[must_use]
+    pub fn possible(&self) -> u32 {
+        self.possible
     }
 
     /// The APIC id of the CPU with this sequential number.
@@ -38,7 +51,7 @@ impl ApicIds {
     /// Whether some CPU can only be reached in x2APIC mode.
     #[must_use]
     pub fn need_x2apic(&self) -> bool {
-        self.of(self.topology.cpus() - 1) > MAX_XAPIC_ID
+        self.of(self.possible - 1) > MAX_XAPIC_ID
     }
 
     /// The shape that is numbered.

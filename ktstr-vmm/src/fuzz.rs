@@ -26,7 +26,7 @@ use crate::device::block::Block;
 use crate::device::net::Net;
 use crate::device::queues::{Disk, Faults};
 use crate::kvm::control::Control;
-use crate::kvm::devices::console::{self, Console};
+use crate::kvm::devices::console::{self, Console, Direction, PORTS};
 use crate::kvm::devices::control;
 use crate::kvm::devices::ioapic::{Ioapic, PINS};
 use crate::kvm::devices::serial::{Sink, Uart};
@@ -78,17 +78,18 @@ pub fn devices(data: &[u8]) {
     let transport = MmioTransport::new(console::KIND, ram.clone(), eventfd(), Arc::new(eventfd()));
     let virtio = vec![Mutex::new(transport.expect("the console's queues"))];
     let devices = Devices { com1: com("com1"), com2: com("com2"), virtio, ioapic: None, port_ring: None };
-    let zeros = File::open("/dev/zero").expect("/dev/zero").into();
-    let mut host = Console::new(ConsoleFds { input: zeros, output: null() });
+    let zeros = || File::options().read(true).write(true).open("/dev/zero").expect("/dev/zero").into();
+    let mut host = Console::new(ConsoleFds { input: zeros(), output: null(), size: zeros() });
     let mut input = Input(data);
     while !input.0.is_empty() {
         let kind = input.byte();
         let len = [1, 2, 4, 8][usize::from(kind >> 4 & 3)];
-        let port = match input.short() {
+        let at = input.short();
+        let port = match at {
             near if kind & 0x80 == 0 => [COM1, COM2, 0x600, 0x64][usize::from(near & 3)] + (near >> 2 & 7),
             far => far,
         };
-        let address = layout::VIRTIO_MMIO + u64::from(port & 0x1fff);
+        let address = layout::VIRTIO_MMIO + u64::from(at & 0x1fff);
         let mut bytes = input.take::<8>();
         match kind & 7 {
             0 => devices.port_read(port, &mut bytes[..len]),
@@ -98,11 +99,11 @@ pub fn devices(data: &[u8]) {
             3 | 4 => drop(devices.mmio_write(address & !3, &bytes[..4])),
             5 => drop(devices.mmio_write(address, &bytes[..len])),
             // Descriptors and rings lie low.
-            6 => drop(ram.memory.write_slice(&bytes, GuestAddress(u64::from(port) & 0x3ff8))),
+            6 => drop(ram.memory.write_slice(&bytes, GuestAddress(u64::from(at) & 0x3ff8))),
             _ => {
-                host.read_input();
+                (0..PORTS).for_each(|port| drop(host.serve(port, Direction::In)));
                 host.work(&devices.virtio[0]);
-                let _ = host.write_output();
+                (0..PORTS).for_each(|port| drop(host.serve(port, Direction::Out)));
             }
         }
     }
@@ -178,6 +179,7 @@ pub fn kernel(data: &[u8]) {
     let spec = MachineSpec {
         topology: Topology { numa_nodes: 1, llcs: 1, cores: 1, threads: 1 },
         numa: Numa::default(),
+        absent_llcs: 0,
         memory,
         kernel: file.into(),
         initrd: Vec::new(),

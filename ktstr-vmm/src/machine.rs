@@ -7,6 +7,7 @@
 
 use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::unix::net::UnixStream;
 use std::time::Instant;
 
 use ktstr_proto::capture::WatchPoint;
@@ -36,13 +37,25 @@ pub struct RingRegion {
     pub len: u64,
 }
 
-/// The two directions of the interactive console (virtio-console port 0, `hvc0`).
+/// The interactive console: a virtio-console with two ports.
 #[derive(Debug)]
 pub struct ConsoleFds {
-    /// What the user types; end of file is a hang-up, not an exit. May be a pipe, socket or pty.
+    /// What the user types, for port 0 (`hvc0`); end of file is a hang-up, not an exit. May be a pipe, socket or pty.
     pub input: OwnedFd,
     /// What the guest prints. When it is full the guest waits.
     pub output: OwnedFd,
+    /// Port 1, [`ktstr_proto::terminal::SIZE_PORT`], both directions: a stream socket.
+    pub size: OwnedFd,
+}
+
+impl ConsoleFds {
+    /// With a stream socket for each port, whose other ends come along: the terminal's and its size's.
+    pub fn sockets() -> std::io::Result<(ConsoleFds, [OwnedFd; 2])> {
+        let (theirs, ours) = UnixStream::pair()?;
+        let (size, our_size) = UnixStream::pair()?;
+        let input = theirs.try_clone()?.into();
+        Ok((ConsoleFds { input, output: theirs.into(), size: size.into() }, [ours.into(), our_size.into()]))
+    }
 }
 
 /// Everything a backend needs to start a machine.
@@ -52,6 +65,8 @@ pub struct MachineSpec {
     pub topology: Topology,
     /// What is special about the NUMA nodes.
     pub numa: Numa,
+    /// LLCs whose CPUs are possible and not there.
+    pub absent_llcs: u32,
     /// Guest RAM in bytes; a multiple of 2 MiB.
     pub memory: u64,
     /// The decompressed kernel (ELF with a PVH entry note).

@@ -8,8 +8,7 @@
 //! It refuses a second machine, and everything after a frame it cannot read. What leaves the machine
 //! is forwarded unread; while the orchestrator lags, the ring is not emptied and the guest waits.
 
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::net::UnixStream;
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 use ktstr_jail::JailError;
@@ -19,8 +18,8 @@ use ktstr_proto::link::{ErrorCode, Fds, MissingFd, RemoteError, RequestFrame};
 use ktstr_proto::ring::Mode as RingMode;
 use ktstr_proto::run::Jail;
 use ktstr_proto::vmm::{
-    Accepted, Paused, ProbeReport, RamRegion, Resumed, Snapshot, Start, Started, VmExit, VmmEvent, VmmLink,
-    VmmReply, VmmRequest, Watching,
+    Accepted, ConsoleSockets, Paused, ProbeReport, RamRegion, Resumed, Snapshot, Start, Started, VmExit,
+    VmmEvent, VmmLink, VmmReply, VmmRequest, Watching,
 };
 use ktstr_proto::{AccelKind, Channel, ChannelError};
 use mio::unix::SourceFd;
@@ -110,7 +109,7 @@ pub enum RefusedStart {
         source: ktstr_proto::topology::TopologyError,
     },
     /// A socket or file is missing.
-    #[error("make the console socket")]
+    #[error("make the console's sockets")]
     Console {
         /// The operating system's reason.
         #[source]
@@ -369,11 +368,12 @@ fn launch(
     let backend = backend(start, jail)?;
     let (com1, com1_sink) = PortOutput::new("com1")?;
     let (com2, com2_sink) = PortOutput::new("com2")?;
-    let (console, ours) =
-        if start.interactive { console_pair().map(|(a, b)| (Some(a), Some(b)))? } else { (None, None) };
+    let console = start.interactive.then(ConsoleFds::sockets).transpose();
+    let (console, ours) = console.map_err(|source| RefusedStart::Console { source })?.unzip();
     let spec = MachineSpec {
         topology,
         numa: start.numa.clone(),
+        absent_llcs: start.absent_llcs,
         memory: u64::from(start.memory_mb) << 20,
         kernel: fds.take(start.kernel, "kernel")?,
         initrd: vec![fds.take(start.initrd, "initrd")?],
@@ -413,7 +413,10 @@ fn launch(
     let started = Started {
         ram: attached.attach(memfd),
         regions,
-        console: ours.map(|socket| attached.attach(socket)),
+        console: ours.map(|[terminal, size]| ConsoleSockets {
+            terminal: attached.attach(terminal),
+            size: attached.attach(size),
+        }),
         emulator_pid,
         emulator: pidfd.map(|pidfd| attached.attach(pidfd)),
         walls: confine::walls(&confined),
@@ -430,16 +433,6 @@ fn devices(start: &Start, fds: &mut Fds) -> Result<Devices, MissingFd> {
     let networks = start.networks.iter();
     let networks = networks.map(|network| Ok((fds.take(network.socket, "network")?, network.config)));
     Ok(Devices { disk, networks: networks.collect::<Result<_, MissingFd>>()? })
-}
-
-/// Both directions of the console are one stream socket.
-fn console_pair() -> Result<(ConsoleFds, OwnedFd), RefusedStart> {
-    let pair = || {
-        let (theirs, ours) = UnixStream::pair()?;
-        let input = theirs.as_fd().try_clone_to_owned()?;
-        Ok((ConsoleFds { input, output: theirs.into() }, ours.into()))
-    };
-    pair().map_err(|source| RefusedStart::Console { source })
 }
 
 fn backend(start: &Start, jail: Jail) -> Result<Backend, RefusedStart> {

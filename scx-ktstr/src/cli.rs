@@ -48,6 +48,11 @@ pub struct Args {
     #[arg(long)]
     pub fail_verify: bool,
 
+    /// Refuse to be the scheduler when the kernel asks (`ops.init`): the kernel says why it disables it, and the exit
+    /// code is 14, or 11 where attaching itself fails
+    #[arg(long)]
+    pub fail_init: bool,
+
     /// Starve one task: the first that uses up ten slices in a row, and so never pauses, waits behind
     /// everybody else for a second at a time, until it exits; then the next such one. Never a process
     /// that init started: in a test's guest that is the test itself. Says who it is.
@@ -71,6 +76,16 @@ pub struct Args {
     /// their interleaving. Refused where the kernel offers no queue by virtual time
     #[arg(long)]
     pub race: bool,
+
+    /// Do not say that CPUs may come and go: at a hotplug the kernel then sends the scheduler away and
+    /// asks it to start anew, which it does
+    #[arg(long)]
+    pub leave_at_hotplug: bool,
+
+    /// Listen for questions about statistics (at /var/run/scx/root/stats, where its counters can be asked for)
+    /// and never answer one
+    #[arg(long)]
+    pub mute: bool,
 
     /// Before attaching, fill maps of every kind with the values of `plant.h`, for readers of guest
     /// memory to find; they stay until the end. Prints a line "planted" with the addresses it used
@@ -174,8 +189,8 @@ mod tests {
     fn defaults_misbehave_in_no_way() {
         let args = parse(&[]).unwrap();
         assert_eq!((args.stall_after_ns(), args.crash_after_ns(), args.slow_ns()), (0, 0, 0));
-        assert!(!args.fail_verify && !args.plant && !args.race);
-        assert!(!args.unfair && !args.wrong_cpu);
+        assert!(!args.fail_verify && !args.fail_init && !args.plant && !args.race);
+        assert!(!args.unfair && !args.wrong_cpu && !args.leave_at_hotplug);
         assert_eq!((args.watchdog_ms, args.slice_ns()), (5000, 20_000_000));
     }
 

@@ -71,6 +71,9 @@ impl fmt::Display for ExitKind {
     }
 }
 
+/// The kernel's `SCX_ECODE_ACT_RESTART`: who is sent away is to start anew.
+const ACT_RESTART: i64 = 1 << 48;
+
 /// Exit codes beside 0 and clap's 2.
 pub mod code {
     /// The program was not accepted.
@@ -119,6 +122,11 @@ impl ExitReport {
         ExitCode::from(self.raw_code())
     }
 
+    /// Whether the kernel sent it away only for a while.
+    pub fn asks_to_start_anew(&self) -> bool {
+        self.kind == ExitKind::UnregKern && self.exit_code & ACT_RESTART != 0
+    }
+
     fn raw_code(&self) -> u8 {
         match self.kind {
             ExitKind::Error if self.crash_requested => code::CRASH,
@@ -162,6 +170,16 @@ mod tests {
     fn each_cause_has_its_code() {
         let codes = [64, 65, 66, 67, 1024, 1025, 1026, 68, 1027].map(|k| report(k, false).raw_code());
         assert_eq!(codes, [0, 15, 15, 15, 14, 13, 12, 15, 14]);
+    }
+
+    #[test]
+    fn only_the_kernel_asks_to_start_anew() {
+        let asks = |kind, code| {
+            ExitReport::decode(ExitKind::from_raw(kind).unwrap(), code, b"", b"", b"", false)
+                .asks_to_start_anew()
+        };
+        assert!(asks(66, 1 << 48 | 1 << 32));
+        assert!(!asks(66, 1 << 32) && !asks(65, 1 << 48) && !asks(1024, -1));
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! The scx-ktstr executable: loads the scheduler of `bpf/main.bpf.c`, keeps it attached until a
 //! signal comes or the kernel ends it, and says how it ended.
 //!
-//! There is no restart: a test wants to see the first end. Command line in `cli.rs`, exit codes in
+//! There is no restart, for a test wants to see the first end; but what the kernel sends away and asks to start
+//! anew, as at a hotplug with `--leave-at-hotplug`, starts anew. Command line in `cli.rs`, exit codes in
 //! `exit.rs`, the names a monitor may look for in `bpf/intf.h`.
 
 mod cli;
 mod exit;
 mod plant;
+mod stats;
 
 #[expect(
     clippy::allow_attributes,
@@ -19,7 +21,8 @@ mod bpf {
 
 use std::io::PipeReader;
 use std::mem::MaybeUninit;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::path::Path;
 use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
@@ -32,6 +35,7 @@ use signal_hook::consts::{SIGINT, SIGTERM};
 use bpf::{MainSkel, MainSkelBuilder};
 use cli::Args;
 use exit::{ExitKind, ExitReport, code};
+use stats::StatsServer;
 
 /// The queue that orders tasks by virtual time.
 const VTIME: &str = "vtime";
@@ -50,16 +54,28 @@ fn main() -> ExitCode {
         Ok(planted) => planted,
         Err(error) => return refuse("cannot plant", &error, code::LOAD),
     };
-    let mut storage = MaybeUninit::uninit();
-    match load(&args, &mut storage) {
-        Ok(skel) => match run(skel, &args) {
+    let mut server = match StatsServer::bind(Path::new(stats::SOCKET), args.mute) {
+        Ok(server) => Some(server),
+        Err(error) => {
+            eprintln!("scx-ktstr: no statistics: cannot listen at {}: {error}", stats::SOCKET);
+            None
+        }
+    };
+    loop {
+        let mut storage = MaybeUninit::uninit();
+        let skel = match load(&args, &mut storage) {
+            Ok(skel) => skel,
+            Err(error) => return refuse("cannot load", &error, code::LOAD),
+        };
+        match run(skel, &args, server.as_mut()) {
             Ok(report) => {
                 println!("{report}");
-                report.code()
+                if !report.asks_to_start_anew() {
+                    return report.code();
+                }
             }
-            Err(error) => refuse("cannot attach", &error, code::ATTACH),
-        },
-        Err(error) => refuse("cannot load", &error, code::LOAD),
+            Err(error) => return refuse("cannot attach", &error, code::ATTACH),
+        }
     }
 }
 
@@ -77,6 +93,7 @@ fn load<'a>(args: &Args, storage: &'a mut MaybeUninit<OpenObject>) -> Result<Mai
     rodata.slow_ns = args.slow_ns();
     rodata.slice_ns = args.slice_ns();
     rodata.fail_verify = args.fail_verify.into();
+    rodata.fail_init = args.fail_init.into();
     rodata.race = args.race.into();
     rodata.unfair_ns = if args.unfair { args.unfair_ms * 1_000_000 } else { 0 };
     rodata.wrong_cpu = args.wrong_cpu.into();
@@ -86,6 +103,9 @@ fn load<'a>(args: &Args, storage: &'a mut MaybeUninit<OpenObject>) -> Result<Mai
     let ops = open.struct_ops.ktstr_ops_mut();
     ops.timeout_ms = args.watchdog_ms;
     ops.exit_dump_len = args.exit_dump_len;
+    if args.leave_at_hotplug {
+        (ops.cpu_online, ops.cpu_offline) = (std::ptr::null_mut(), std::ptr::null_mut());
+    }
     open.load().context(
         "the kernel did not accept the program (above: libbpf and the verifier); it needs \
          CONFIG_SCHED_CLASS_EXT, CONFIG_DEBUG_INFO_BTF and CAP_SYS_ADMIN",
@@ -93,7 +113,7 @@ fn load<'a>(args: &Args, storage: &'a mut MaybeUninit<OpenObject>) -> Result<Mai
 }
 
 /// Attached from here to the end. Dropping the link detaches.
-fn run(mut skel: MainSkel<'_>, args: &Args) -> Result<ExitReport> {
+fn run(mut skel: MainSkel<'_>, args: &Args, mut server: Option<&mut StatsServer>) -> Result<ExitReport> {
     let signals = signal_pipe()?;
     let link = skel
         .maps
@@ -113,15 +133,43 @@ fn run(mut skel: MainSkel<'_>, args: &Args) -> Result<ExitReport> {
             println!("scx-ktstr: starving pid={pid}");
         }
         starved = pid;
-        let mut fds = [PollFd::new(signals.as_fd(), PollFlags::POLLIN)];
-        match poll(&mut fds, PollTimeout::from(LOOK_EVERY_MS)) {
-            Ok(0) | Err(nix::Error::EINTR) => {}
-            Ok(_) => break,
-            Err(error) => return Err(error).context("waiting for a signal"),
+        if signalled(&signals, server.as_deref())? {
+            break;
+        }
+        if let Some(server) = &mut server {
+            let stats = statistics(bss(&skel)?);
+            server.serve(|| stats.clone());
         }
     }
     drop(link);
     exit_report(&skel)
+}
+
+/// Waits a little for a signal, or for somebody who asks; whether it was a signal.
+fn signalled(signals: &PipeReader, server: Option<&StatsServer>) -> Result<bool> {
+    let asked = server.into_iter().flat_map(StatsServer::fds);
+    let watched: Vec<BorrowedFd<'_>> = std::iter::once(signals.as_fd()).chain(asked).collect();
+    let mut fds: Vec<_> = watched.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLIN)).collect();
+    match poll(&mut fds, PollTimeout::from(LOOK_EVERY_MS)) {
+        Ok(_) => Ok(fds[0].any().unwrap_or(false)),
+        Err(nix::Error::EINTR) => Ok(false),
+        Err(error) => Err(error).context("waiting for a signal"),
+    }
+}
+
+/// The counters of the BPF program.
+fn statistics(bss: &bpf::types::bss) -> serde_json::Value {
+    // SAFETY: valid, aligned references; volatile because the kernel writes them meanwhile.
+    let read = |counter: &u64| unsafe { (&raw const *counter).read_volatile() };
+    serde_json::json!({
+        "nr_selected": read(&bss.nr_selected),
+        "nr_local": read(&bss.nr_local),
+        "nr_enqueued": read(&bss.nr_enqueued),
+        "nr_dispatched": read(&bss.nr_dispatched),
+        "nr_stalled": read(&bss.nr_stalled),
+        "nr_running": read(&bss.nr_running),
+        "vtime_now": read(&bss.vtime_now),
+    })
 }
 
 /// A pipe that becomes readable with the first SIGTERM or SIGINT.

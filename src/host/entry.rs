@@ -64,6 +64,8 @@ pub struct KtstrTestEntry {
     pub ignored: bool,
     /// Dimensions it says itself.
     pub shape: Shape,
+    /// LLCs more whose CPUs are possible but not there.
+    pub absent_llcs: u32,
     /// Guest memory, MiB.
     pub memory_mb: Option<u32>,
     /// Scenario length, seconds of guest time.
@@ -90,6 +92,9 @@ pub struct KtstrTestEntry {
     pub constraints: Constraints,
     /// How it is expected to end.
     pub expect: Expect,
+    /// Whether a run whose scheduler crashes is carried out again, with probes on the crash path. Not where
+    /// the failure is expected.
+    pub auto_repro: bool,
     /// Whether an inconclusive run is no failure.
     pub allow_inconclusive: bool,
     /// Whether the host must isolate the machine.
@@ -254,6 +259,9 @@ pub enum Invalid {
         /// The upper bound.
         max: u32,
     },
+    /// More CPUs would be possible than a machine can have.
+    #[error(transparent)]
+    Absent(TopologyError),
     /// The machine does not fit the test's own limits.
     #[error("the test's own machine {shape} is outside of its bounds {bounds:?}")]
     Constraints {
@@ -386,6 +394,7 @@ impl KtstrTestEntry {
             Ok(shape) if !self.constraints.admit(&shape) => {
                 Err(Invalid::Constraints { shape, bounds: self.constraints })
             }
+            Ok(shape) => shape.possible_cpus(self.absent_llcs).map(drop).map_err(Invalid::Absent),
             _ => Ok(()),
         }
     }
@@ -401,6 +410,7 @@ impl KtstrTestEntry {
             (self.disk.is_some(), "a disk"),
             (!self.networks.is_empty(), "networks"),
             (self.shape != Shape::default(), "a shape"),
+            (self.absent_llcs > 0, "an absent LLC"),
             (self.memory_mb.is_some(), "memory"),
             (!self.kaslr, "another kernel address"),
             (!self.extra_include_files.is_empty(), "packed files"),
@@ -451,6 +461,7 @@ impl KtstrTestEntry {
         run: |_| Ok(AssertResult::pass()),
         ignored: false,
         shape: Shape { numa_nodes: None, llcs: None, cores: None, threads: None },
+        absent_llcs: 0,
         memory_mb: None,
         duration_s: DEFAULT_DURATION_S,
         workers_per_cgroup: None,
@@ -464,6 +475,7 @@ impl KtstrTestEntry {
         assert: Assert::NO_OVERRIDES,
         constraints: Constraints::NONE,
         expect: Expect { err: false, error_contains: None, error_matches: None, survives_storm: false },
+        auto_repro: true,
         allow_inconclusive: false,
         performance_mode: false,
         no_perf_mode: false,

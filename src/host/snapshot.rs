@@ -20,7 +20,10 @@ mod value;
 
 use std::path::Path;
 
-use ktstr_proto::verdict::{CaptureMark, RunReport};
+use ktstr_proto::{
+    scx_stats::{MAX_STATS, MissingStatsReason},
+    verdict::{CaptureMark, RunReport},
+};
 use serde_json::Value as Json;
 
 pub use error::SnapshotError;
@@ -45,6 +48,25 @@ pub struct Snapshot {
     at_ms: f64,
     step: Option<u32>,
     content: Result<Json, SnapshotError>,
+    /// What the scheduler said of itself right before.
+    stats: Result<Json, MissingStatsReason>,
+}
+
+/// One capture with all that belongs to it.
+#[derive(Debug, Clone)]
+pub struct DrainedEntry {
+    /// What it is called.
+    pub tag: String,
+    /// What was captured.
+    pub report: Snapshot,
+    /// What the scheduler said of itself right before, or why it did not.
+    pub stats: Result<Json, MissingStatsReason>,
+    /// When: milliseconds after the scenario's start, without the time in which the guest stood.
+    pub elapsed_ms: f64,
+    /// When it was to be taken, in the same time.
+    pub boundary_offset_ms: Option<u64>,
+    /// The phase of the scenario.
+    pub step_index: Option<u32>,
 }
 
 impl SnapshotBridge {
@@ -94,6 +116,21 @@ impl SnapshotBridge {
         self.periodic().filter(|snapshot| snapshot.content.is_ok()).count()
     }
 
+    /// All captures in the order of time, each beside what the scheduler said of itself right before.
+    pub fn drain_ordered_with_stats(self) -> Vec<DrainedEntry> {
+        let mut snapshots = self.snapshots;
+        snapshots.sort_by(|a, b| a.at_ms.total_cmp(&b.at_ms));
+        let entry = |snapshot: Snapshot| DrainedEntry {
+            tag: snapshot.tag().to_owned(),
+            stats: snapshot.stats.clone(),
+            elapsed_ms: snapshot.at_ms,
+            boundary_offset_ms: snapshot.mark.boundary_ms,
+            step_index: snapshot.step,
+            report: snapshot,
+        };
+        snapshots.into_iter().map(entry).collect()
+    }
+
     fn periodic(&self) -> impl Iterator<Item = &Snapshot> {
         self.snapshots.iter().filter(|snapshot| snapshot.is_periodic())
     }
@@ -116,12 +153,15 @@ fn count_guest_time(snapshots: &mut [Snapshot]) {
 impl Snapshot {
     fn load(dir: &Path, mark: &CaptureMark, report: &RunReport) -> Self {
         let placeholder = |why: String| SnapshotError::PlaceholderSample { tag: mark.tag.clone(), why };
-        let content = mark.file.clone().and_then(|name| read(&dir.join(name))).map_err(placeholder);
+        let content = mark.file.clone().and_then(|name| read(&dir.join(name), MAX_FILE)).map_err(placeholder);
+        let kept = |name| read(&dir.join(name), MAX_STATS as u64);
+        let stats =
+            mark.stats.clone().and_then(|name| kept(name).map_err(|why| MissingStatsReason::NotKept { why }));
         let phases = report.result.as_ref().map(|result| result.stats.phases.as_slice()).unwrap_or_default();
         // Both in the guest's time, under `det` too.
         let is_then = |start: u64, end: u64| (start as i64..end as i64).contains(&mark.at_ms);
         let step = phases.iter().find(|phase| is_then(phase.start_ms, phase.end_ms)).map(|phase| phase.index);
-        Self { mark: mark.clone(), at_ms: mark.at_ms as f64, step, content }
+        Self { mark: mark.clone(), at_ms: mark.at_ms as f64, step, content, stats }
     }
 
     /// A snapshot of a capture's JSON.
@@ -133,8 +173,17 @@ impl Snapshot {
             boundary_ms: None,
             stood_us: 0,
             file: Ok(String::new()),
+            stats: Err(MissingStatsReason::NotHeard),
         };
-        Self { mark, at_ms: at_ms as f64, step: None, content: Ok(content) }
+        let stats = mark.stats.clone().map(Json::String);
+        Self { mark, at_ms: at_ms as f64, step: None, content: Ok(content), stats }
+    }
+
+    /// The same with what the scheduler said of itself, or why it did not.
+    #[must_use]
+    pub fn with_stats(mut self, stats: Result<Json, MissingStatsReason>) -> Self {
+        self.stats = stats;
+        self
     }
 
     /// The place of a capture that could not be taken.
@@ -173,6 +222,16 @@ impl Snapshot {
     /// All of it.
     pub fn json(&self) -> Result<&Json, SnapshotError> {
         self.content.as_ref().map_err(SnapshotError::clone)
+    }
+
+    /// What the scheduler said of itself right before: the answer of its `scx_stats` socket. Of counters that it
+    /// gives as differences those since the answer before, the first since the scenario's start.
+    pub fn stats(&self) -> Result<Field<'_>, SnapshotError> {
+        let missing = |why: &MissingStatsReason| SnapshotError::MissingStats {
+            tag: self.tag().to_owned(),
+            why: why.clone(),
+        };
+        Ok(Field::plain(self.stats.as_ref().map_err(missing)?))
     }
 
     fn guest_clock_ms(&self) -> Option<f64> {
@@ -257,10 +316,10 @@ fn the_schedulers<'j, T: Copy>(found: Vec<T>, map: impl Fn(T) -> &'j Json) -> Ve
     if found.len() > 1 && own.len() == 1 { own } else { found }
 }
 
-fn read(path: &Path) -> Result<Json, String> {
+fn read(path: &Path, limit: u64) -> Result<Json, String> {
     let unreadable = |e: &dyn std::fmt::Display| format!("{} cannot be read: {e}", path.display());
     let len = std::fs::metadata(path).map_err(|e| unreadable(&e))?.len();
-    if len > MAX_FILE {
+    if len > limit {
         return Err(unreadable(&format!("it has {len} bytes")));
     }
     let bytes = std::fs::read(path).map_err(|e| unreadable(&e))?;
@@ -323,6 +382,34 @@ mod tests {
         assert_eq!(tasks.find(has(13)).unwrap().get("vtime").unwrap().as_u64(), Ok(40));
         assert_eq!(tasks.max_by(|e| e.get("vtime")?.as_f64()).unwrap().key(), "[13] \"b\"");
         assert_eq!(tasks.filter(has(12)).unwrap().len(), 1);
+    }
+
+    #[test]
+    fn what_the_scheduler_says_means_only_what_it_says() {
+        let said = json!({
+            "nr": 7, "none": null, "hex": "0x10", "gone": {"absent": "today"}, "to": {"address": "0x1", "to": "x", "value": 3},
+            "layers": [{"a.b[0]": {"util": 1.5}}], "[0..9]": 1,
+        });
+        let snap = Snapshot::placeholder("periodic_000", 5, "the run ended").with_stats(Ok(said));
+        let stats = snap.stats().unwrap();
+        let at = |path: &str| stats.get(path).unwrap();
+        assert_eq!(at("nr").as_u64(), Ok(7));
+        assert_eq!(at("layers[0]").key("a.b[0]").unwrap().get("util").unwrap().as_f64(), Ok(1.5));
+        assert_eq!(at("gone.absent").as_str(), Ok("today"));
+        assert_eq!(at("to.value").as_u64(), Ok(3));
+        for no_number in ["none", "hex", "to"] {
+            let error = at(no_number).as_u64().unwrap_err();
+            assert!(matches!(error, SnapshotError::TypeMismatch { .. }), "{no_number}: {error}");
+        }
+        assert!(matches!(stats.get("none.x").unwrap_err(), SnapshotError::NotAStruct { .. }));
+        assert!(matches!(stats.get("[3]").unwrap_err(), SnapshotError::TypeMismatch { .. }));
+        let error = stats.get("nr_x").unwrap_err().to_string();
+        assert!(error.starts_with("no member `nr_x` in ``; nearest: nr"), "{error}");
+        let silent = Snapshot::new("asked", 5, json!({})).with_stats(Err(MissingStatsReason::NoScheduler));
+        assert_eq!(
+            silent.stats().unwrap_err().to_string(),
+            "asked has no statistics of the scheduler: no sched_ext scheduler was in charge"
+        );
     }
 
     #[test]

@@ -4,7 +4,7 @@
 //! `KTSTR_SEED`, `KTSTR_VARY` (1: the seed also decides speed and boot, as it does among many), `KTSTR_SCHEDULER`, `KTSTR_OBSERVE` (0: no monitor), `KTSTR_SNAPSHOTS` (captures per scenario),
 //! `KTSTR_COLD` (1: never begin from a snapshot of a ready machine), `KTSTR_NO_PERF_MODE` (1: no test isolates
 //! its machine), `KTSTR_CPU_CAP` (host CPUs of each machine),
-//! `KTSTR_JAIL` (reduced: without namespaces),
+//! `KTSTR_JAIL` (reduced: without namespaces), `KTSTR_AUTO_REPRO` (0: no crash is looked into by a second run),
 //! `KTSTR_RUNS_ROOT` (or `KTSTR_SIDECAR_DIR`), `RUST_LOG` for the guest, `KTSTR_GUEST_ENV` (`A=b,C=d`: more
 //! variables for the guest).
 
@@ -158,11 +158,13 @@ pub fn spec_of_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<RunS
             staged,
             files,
             expect: expectation(entry),
+            snapshots: entry.num_snapshots,
         }),
         kernel: kernel(variant),
         accel,
         topology,
         numa: Default::default(),
+        absent_llcs: entry.absent_llcs,
         memory_mb: entry.memory_mb,
         seed,
         deadline_ms: None,
@@ -177,11 +179,19 @@ pub fn spec_of_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<RunS
         disk: entry.disk,
         networks: entry.networks.to_vec(),
         watches: entry.watch_bpf_maps.iter().map(WatchBpfMap::wanted).collect(),
+        auto_repro: auto_repro(entry),
+        probing: None,
         jail: jail().map_err(SpecError::Jail)?,
         performance: performance(entry),
         cpu_budget: cpu_budget(entry)?,
         cleanup_budget_ms: entry.cleanup_budget_ms.map(u64::from),
     })
+}
+
+/// Whether a crash of the scheduler is looked into by a second run.
+fn auto_repro(entry: &KtstrTestEntry) -> bool {
+    let wanted = entry.auto_repro && entry.scheduler.is_some() && !entry.expect.err;
+    wanted && set("KTSTR_AUTO_REPRO").as_deref() != Some("0")
 }
 
 pub(super) fn vary() -> bool {

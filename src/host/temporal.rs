@@ -335,10 +335,14 @@ impl<T: Number> EachClaim<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use ktstr_proto::verdict::Outcome;
+    use ktstr_proto::{scx_stats::MissingStatsReason, verdict::Outcome};
+    use serde_json::json;
 
     use super::*;
-    use crate::host::snapshot::SnapshotError;
+    use crate::host::{
+        series::SampleSeries,
+        snapshot::{Snapshot, SnapshotError},
+    };
 
     const GONE: Option<u64> = None;
 
@@ -446,12 +450,91 @@ mod tests {
         assert_eq!(claim(|v| field(&[Some(1), GONE]).each(v).at_least(0)).0, Outcome::Fail);
     }
 
+    /// A series along the statistics' axis: `None` is a sample before which the scheduler was silent, the last
+    /// one a capture that was not taken, before which it said something nevertheless.
+    fn said(values: &[Option<u64>]) -> SampleSeries {
+        let sample = |(nth, value): (usize, &Option<u64>)| {
+            let (tag, at_ms) = (format!("periodic_{nth:03}"), nth as i64 * 100);
+            let late = MissingStatsReason::Late { limit_ms: 500 };
+            let stats = value.map(|n| json!({"n": n, "layers": {"a.b": {"on": n > 0}}})).ok_or(late);
+            match nth + 1 == values.len() {
+                true => Snapshot::placeholder(&tag, at_ms, "the run ended").with_stats(stats),
+                false => Snapshot::new(&tag, at_ms, json!({})).with_stats(stats),
+            }
+        };
+        SampleSeries::from_snapshots(values.iter().enumerate().map(sample).collect())
+    }
+
+    #[test]
+    fn what_the_scheduler_says_is_an_axis_of_its_own() {
+        let series = said(&[Some(1), GONE, Some(3), Some(4)]);
+        let n = series.stats_path("n").field_u64("");
+        assert_eq!(n.label(), "stats:n");
+        assert_eq!(n.values().copied().collect::<Vec<_>>(), [1, 3, 4]);
+        let (outcome, words) = claim(|v| n.nondecreasing(v));
+        assert_eq!(outcome, Outcome::Pass, "{words}");
+        assert!(
+            words.contains("leaves out periodic_001 (+100 ms): periodic_001 has no statistics"),
+            "{words}"
+        );
+        assert!(words.contains("did not answer within 500 ms"), "{words}");
+        // The pairs of a silent one are left out, and a rate is not taken across it.
+        let (outcome, words) = claim(|v| n.rate_within(v, 0.009, 0.011));
+        assert_eq!(outcome, Outcome::Pass, "{words}");
+        let (outcome, words) = claim(|v| n.converges_to(v, 3.0, 1.0, 900.0));
+        assert!(outcome == Outcome::Fail && words.contains("begins anew after periodic_001"), "{words}");
+        assert_eq!(claim(|v| n.steady_within(v, 200.0, 0.2)).0, Outcome::Pass);
+        assert_eq!(claim(|v| n.ratio_within(v, &n, 0.9, 1.1)).0, Outcome::Pass);
+        assert_eq!(
+            claim(|v| n.each(v).at_least(1)).0,
+            Outcome::Fail,
+            "a value that is not there is not enough"
+        );
+        let on = series.stats("on", |stats| stats.get("layers")?.key("a.b")?.get("on")?.as_bool());
+        let (outcome, words) = claim(|v| on.always_true(v));
+        assert!(outcome == Outcome::Fail && words.contains("no value at periodic_001"), "{words}");
+
+        // The other axis has what was captured, and not the capture that was not taken.
+        let taken = series.bpf("taken", |_| Ok(true));
+        assert_eq!(taken.values().count(), 3);
+        assert!(matches!(taken.points()[3].value, Err(SnapshotError::PlaceholderSample { .. })));
+
+        let wrong = series.stats_path("layers").key("a.c").field_f64("on");
+        let errors: Vec<_> = wrong.points().iter().filter_map(|point| point.value.as_ref().err()).collect();
+        assert!(matches!(errors[0], SnapshotError::FieldNotFound { .. }), "{errors:?}");
+        assert!(matches!(errors[1], SnapshotError::MissingStats { .. }), "{errors:?}");
+        let (outcome, words) = claim(|v| wrong.nondecreasing(v));
+        assert!(outcome == Outcome::Inconclusive && words.contains("no member `a.c`"), "{words}");
+
+        let silent = said(&[GONE, GONE]).stats_path("n").field_u64("");
+        let (outcome, words) = claim(|v| silent.strictly_increasing(v));
+        assert!(outcome == Outcome::Inconclusive && words.contains("did not answer"), "{words}");
+    }
+
+    #[test]
+    fn what_cpus_did_with_their_time_is_an_axis_too() {
+        let cpu = |user: u64| json!({"cpustat": {"CPUTIME_USER": user}});
+        let sample = |nth: i64| {
+            let rq = json!({"rq": [cpu(5), cpu(10 * nth as u64)]});
+            Snapshot::new(&format!("periodic_{nth:03}"), nth * 100, rq)
+        };
+        let series = SampleSeries::from_snapshots((0..3).map(sample).collect());
+        let user = series.host().cpu(1, "user");
+        assert_eq!(user.values().copied().collect::<Vec<_>>(), [0, 10, 20]);
+        assert_eq!(claim(|v| user.rate_within(v, 0.1, 0.1)).0, Outcome::Pass);
+        assert!(series.host().cpu(2, "user").points().iter().all(|point| point.value.is_err()));
+        assert_eq!(series.monitor(), None);
+    }
+
     #[test]
     fn phases() {
         let series = field(&some(&[1, 4, 10, 30]));
         assert_eq!(series.counter_delta(Phase::Baseline), Some(3.0));
         assert_eq!(series.counter_delta(Phase::step(0)), Some(20.0));
         assert_eq!(series.counter_delta(Phase::step(1)), None);
+        assert_eq!(series.value_at_phase(Phase::Baseline), Some(4));
+        assert_eq!(series.value_at_phase(Phase::step(4)), Some(30), "it has not changed since");
+        assert_eq!(field(&[GONE, GONE, Some(7)]).value_at_phase(Phase::Baseline), None);
         assert_eq!(series.ratio_across_phases(Phase::step(0), Phase::Baseline), Some(7.5));
     }
 }

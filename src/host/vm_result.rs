@@ -48,7 +48,8 @@ impl VmResult {
 
     /// Those that the test asked for with `num_snapshots`, as a series.
     pub fn snapshots(&self) -> SampleSeries {
-        SampleSeries::of(&self.snapshot_bridge()).periodic_only()
+        let drained = self.snapshot_bridge().drain_ordered_with_stats();
+        SampleSeries::from_drained_typed(drained, self.report.monitor.clone()).periodic_only()
     }
 
     /// A metric that came of `watch_bpf_maps`, as `MAP_LABEL`, `MAP_LABEL_avg` or `MAP_LABEL_max`.

@@ -55,12 +55,12 @@ impl Pids {
 
 /// When a killed process was dead, on both clocks: how long the kernel takes to tear down a large
 /// emulator is not ours to answer for.
-struct Blow {
+pub struct Blow {
     at: Instant,
     unix: Duration,
 }
 
-fn strike(pid: u32) -> Blow {
+pub fn strike(pid: u32) -> Blow {
     // The victim may be gone already when the run was quicker; then the report tells.
     let _ = kill(Pid::from_raw(pid.try_into().expect("a pid")), Signal::SIGKILL);
     wait_for("end of the victim", SOON, || (!alive(pid)).then_some(()));
@@ -156,7 +156,7 @@ fn of_the_monitor_ends_observation_not_the_run() {
 }
 
 /// Children of this test process that are orchestrators.
-fn orchestrator() -> u32 {
+pub fn orchestrator() -> u32 {
     let own = std::process::id().to_string();
     wait_for("orchestrator", SOON, || {
         fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {

@@ -33,6 +33,8 @@ pub fn subject(name: &str) -> &'static KtstrTestEntry {
 pub fn spec(name: &str, accel: Accel) -> RunSpec {
     let mut spec = spec_of(subject(name)).expect("the subject can be asked for");
     spec.accel = accel;
+    // A second machine for each crash is the subject of `repro`, and elsewhere only takes time.
+    spec.auto_repro = false;
     spec
 }
 

@@ -18,17 +18,20 @@ fn a_host_cpu_makes_an_emulated_one_no_real_one() {
 /// Says what the guest's kernel was told and how it waits.
 const LOOK: &str = "dmesg | grep -c 'KVM_HINTS_REALTIME\\|PV qspinlock disabled\\|hints'; echo up";
 
+/// All memory of that guest.
+const PAGES: u32 = 160;
+
 #[test]
 fn on_kvm_a_machine_is_alone_or_the_host_says_what_it_refuses() {
     // In the lab, which is nobody else's, they can be had for the asking.
     let in_lab = std::env::var_os("KTSTR_LAB").is_some();
     if in_lab {
-        std::fs::write("/proc/sys/vm/nr_hugepages", "160").expect("the lab is root's");
+        std::fs::write("/proc/sys/vm/nr_hugepages", (PAGES + 32).to_string()).expect("the lab is root's");
     }
     let (report, output) = run_with_output(RunSpec {
         accel: Accel::Kvm,
         performance: Performance::Isolated,
-        memory_mb: Some(256),
+        memory_mb: Some(PAGES * 2),
         ..exec(LOOK)
     });
     if in_lab {
@@ -46,5 +49,9 @@ fn on_kvm_a_machine_is_alone_or_the_host_says_what_it_refuses() {
     }
     assert_eq!(report.outcome, Outcome::Pass, "{:?}\n{output}", report.cause);
     let told = report.notes.iter().find(|note| note.starts_with("performance mode: vCPUs on host CPUs "));
-    assert!(told.is_some_and(|note| note.ends_with("128 pages of 2 MiB")), "{:?}", report.notes);
+    assert!(
+        told.is_some_and(|note| note.ends_with(&format!(" {PAGES} pages of 2 MiB"))),
+        "{:?}",
+        report.notes
+    );
 }

@@ -6,19 +6,25 @@
 
 mod bad_input;
 mod confined;
+mod core_file;
 mod death;
 mod device_work;
 mod disk;
 mod gauntlet;
 mod harness;
 mod host;
+mod kernel_places;
 mod kernels;
+mod leaves;
 mod maps;
 mod matrix;
 mod observe;
+mod on_host;
 mod operations;
 mod pulse;
 mod race;
+mod repro;
+mod said;
 mod shares;
 mod topology;
 mod trust;

@@ -15,6 +15,7 @@ use ktstr_proto::{
 };
 use serde_json::Value;
 
+use crate::core_file;
 use crate::harness::{Live, PATIENCE, SOON, exec, recorded_pid, run, spec, wait_for};
 use crate::matrix;
 
@@ -198,11 +199,11 @@ fn printed(dir: &Path) -> String {
     log.lines().filter_map(text).collect()
 }
 
-fn at<'v>(value: &'v Value, path: &str) -> &'v Value {
+pub fn at<'v>(value: &'v Value, path: &str) -> &'v Value {
     value.pointer(path).unwrap_or_else(|| panic!("no {path}"))
 }
 
-fn int(value: &Value, path: &str) -> i64 {
+pub fn int(value: &Value, path: &str) -> i64 {
     let found = at(value, path);
     found.as_i64().unwrap_or_else(|| panic!("{path} is {found}"))
 }
@@ -276,45 +277,6 @@ fn compare(capture: &Value, before: &Account, after: &Account) {
     assert!(shared.map(|q| int(q, "/nr")).sum::<i64>() >= 1, "{queues:?}");
 }
 
-/// `drgn` reads the same run queues out of the core file, where it is installed and `KTSTR_DEBUG_VMLINUX` names the
-/// kernel's debugging symbols.
-fn drgn(core: &str, capture: &Value) {
-    const SCRIPT: &str = r#"
-import sys
-from drgn import Program
-from drgn.helpers.linux.cpumask import for_each_possible_cpu
-from drgn.helpers.linux.percpu import per_cpu
-from drgn.helpers.linux.pid import for_each_task
-prog = Program()
-prog.set_core_dump(sys.argv[1])
-prog.load_debug_info([sys.argv[2]])
-for cpu in for_each_possible_cpu(prog):
-    rq = per_cpu(prog["runqueues"], cpu)
-    print(int(rq.nr_running), int(rq.nr_switches), int(rq.clock), int(rq.scx.nr_running))
-print(len({int(task.pid) for task in for_each_task(prog)} | {0}))
-"#;
-    let installed = Command::new("python3").args(["-c", "import drgn"]).output();
-    let symbols = std::env::var("KTSTR_DEBUG_VMLINUX");
-    let (true, Ok(symbols)) = (installed.is_ok_and(|output| output.status.success()), symbols) else {
-        return println!("NOT RUN: drgn is not installed, or KTSTR_DEBUG_VMLINUX names no symbols");
-    };
-    let output = Command::new("python3").args(["-c", SCRIPT, core, &symbols]).output().expect("python3");
-    let said = String::from_utf8_lossy(&output.stderr);
-    if said.contains("did not match any loaded modules") {
-        return println!("NOT RUN: the debugging symbols are of another kernel");
-    }
-    assert!(output.status.success(), "{said}");
-    let queue = |rq: &Value| {
-        let members = ["/nr_running", "/nr_switches", "/clock", "/scx/nr_running"];
-        members.map(|member| int(rq, member).to_string()).join(" ")
-    };
-    let mut expected: Vec<String> = at(capture, "/rq").as_array().unwrap().iter().map(queue).collect();
-    expected.push(at(capture, "/tasks").as_array().unwrap().len().to_string());
-    let found = String::from_utf8_lossy(&output.stdout);
-    println!("drgn: {found}");
-    assert_eq!(found.lines().collect::<Vec<_>>(), expected);
-}
-
 /// Whoever attaches for writing sets numbers, and nobody else.
 fn writes(run: &str) {
     let words = ["write", run, ".bss", "nr_stalled", "77"];
@@ -370,6 +332,13 @@ fn facts(kernel: Option<&str>) {
     assert!(at(map(".bss"), "/entries/0/value").as_object().is_some_and(|vars| vars.len() > 2));
     assert!(text.contains("== BPF programs and maps =="), "{text}");
 
+    assert_eq!(at(&capture, "/schema"), "ktstr.capture/1");
+    for member in capture.as_object().unwrap().keys() {
+        assert!(
+            include_str!("../../docs/reference/snapshots.md").contains(&format!("`{member}`")),
+            "{member}"
+        );
+    }
     structures(run, &capture);
     writes(run);
 
@@ -404,7 +373,7 @@ fn facts(kernel: Option<&str>) {
         at(&capture, "/tasks").as_array().unwrap().len()
     );
 
-    drgn(&core, &capture);
+    core_file::is_what_debuggers_take(&core, &capture);
 
     let (report, _) = live.end();
     let report = report.expect("a report");

@@ -208,6 +208,7 @@ fn operations_and_attributes(ctx: &Ctx) -> Result<AssertResult> {
         stop("restarted").to_vec(),
     ];
     let before = scheduler()?;
+    ensure!(ctx.sched_pid() == Some(before.0), "{:?} is not {before:?}", ctx.sched_pid());
     let result = thread::scope(|scope| {
         let scenario = scope.spawn(|| {
             let steps = vec![Step::new(ops.concat(), HoldSpec::FULL)];

@@ -6,15 +6,20 @@ mod view;
 
 use std::time::Instant;
 
+use ktstr::{
+    cpu::{self, CpuError},
+    prelude::*,
+};
 use ktstr_proto::{
     Accel,
     run::RunSpec,
     topology::{PRESETS, Shape, Topology},
-    verdict::Outcome,
 };
 use view::{SCRIPT, View};
 
-use crate::harness::{exec, not_run, run_with_output};
+use crate::harness::{exec, not_run, run, run_with_output, spec};
+
+declare_scheduler!(WIDE, { name = "scx-ktstr", binary = "scx-ktstr" });
 
 /// Nodes that differ in everything in which nodes can differ.
 const UNEQUAL: &str = "2n2l2c2t/mem=256,512/cxl=256@400@16000/dist=10,21,30:21,10,15:30,15,10";
@@ -70,7 +75,7 @@ fn det_shows_the_same_machine() {
 /// Boots without SMT, switches it on, takes a CPU away while the monitor looks on, gives it back.
 const HOTPLUG: &str = "\
 cd /sys/devices/system/cpu; online() { echo $1 $(cat online); }; \
-online boot; echo control $(cat smt/control); \
+online boot; echo possible $(cat possible); echo control $(cat smt/control); \
 echo on >smt/control; online smt-on; \
 echo 0 >cpu3/online; online taken; echo alone $(cat cpu2/topology/thread_siblings_list); \
 taskset 8 true 2>/dev/null || echo nothing runs there; sleep 3; \
@@ -80,8 +85,13 @@ echo off >smt/control; online smt-off";
 
 fn hotplug(accel: Accel) {
     let shape = Shape::from(Topology::new(1, 1, 2, 2).expect("a shape"));
-    let spec =
-        RunSpec { observe: true, kernel_args: vec!["nosmt".into()], ..request(&shape, accel, HOTPLUG) };
+    let spec = RunSpec {
+        observe: true,
+        // Newer kernels do not count those that the emulator describes.
+        absent_llcs: if accel == Accel::Kvm { 2 } else { 0 },
+        kernel_args: vec!["nosmt".into()],
+        ..request(&shape, accel, HOTPLUG)
+    };
     let (report, output) = run_with_output(spec);
     if not_run(&report, accel) {
         return;
@@ -89,6 +99,7 @@ fn hotplug(accel: Accel) {
     assert_eq!(report.outcome, Outcome::Pass, "{:?}", report.cause);
     let expected = [
         "boot 0,2",
+        if accel == Accel::Kvm { "possible 0-11" } else { "possible 0-3" },
         "control off",
         "smt-on 0-3",
         "taken 0-2",
@@ -108,6 +119,32 @@ fn hotplug(accel: Accel) {
 #[test]
 fn cpus_come_and_go() {
     hotplug(Accel::Tcg);
+}
+
+/// CPUs of two LLCs are possible and never come; the per-CPU slots of maps are as many.
+#[ktstr_test(llcs = 1, cores = 2, threads = 1, absent_llcs = 2, duration_s = 1, ignore, scheduler = WIDE)]
+fn cpus_that_never_come(ctx: &Ctx) -> Result<AssertResult> {
+    let (online, possible) = (cpu::online()?, cpu::possible()?);
+    ensure!(online == [0, 1] && possible == [0, 1, 2, 3, 4, 5], "online {online:?}, possible {possible:?}");
+    let error = cpu::set_online(2, true).expect_err("it is not there");
+    ensure!(matches!(&error, CpuError::Write { .. }), "{error}");
+    scenarios::steady(ctx)
+}
+
+#[test]
+fn cpus_are_possible_that_never_come() {
+    let report = run(RunSpec { kernel: Some("6.18".into()), ..spec("cpus_that_never_come", Accel::Tcg) });
+    assert_eq!(report.outcome, Outcome::Pass, "{:?} {:?}", report.cause, report.result);
+    let monitor = report.monitor.expect("the run was observed");
+    assert!(monitor.samples > 0 && monitor.failed_samples == 0, "{monitor:?}");
+}
+
+#[test]
+fn cpus_that_a_kernel_does_not_count_are_not_there() {
+    let report = run(RunSpec { kernel: Some("7.2".into()), ..spec("cpus_that_never_come", Accel::Tcg) });
+    assert_eq!(report.outcome, Outcome::NotRun, "{:?}", report.cause);
+    let why = report.result.expect("the test was asked").details.remove(0).message;
+    assert!(why.contains("6 CPUs should be possible and this kernel says 2"), "{why}");
 }
 
 mod on_kvm {
@@ -170,4 +207,5 @@ presets! {
     p22 => "2numa-128cpu-8llc-nosmt",
     p23 => "4numa-32cpu-8llc-nosmt",
     p24 => "4numa-192cpu-12llc-smt",
+    p25 => "2numa-32cpu-2llc-smt",
 }

@@ -3,7 +3,10 @@
 //! Every ```` ```rust ```` block of the pages named in `docs/SUMMARY.md`, and of the README, goes into one
 //! test executable under `target/book`, a module per page, as a user's own crate would have it; a block marked
 //! `rust,mod=NAME` is a module of its own in it. A ```` ```console ```` block is one command, `$ ` before it,
-//! and what it printed: `--record` runs it in that crate and writes its output into the page.
+//! and what it printed: `--record` runs it in that crate and writes its output into the page. What a
+//! ```` ```rust,refused ```` block is for: [`refused`].
+
+mod refused;
 
 use std::{
     env, fs,
@@ -46,11 +49,12 @@ pub fn compile() -> Result<()> {
 
 fn check(pages: &[PathBuf]) -> Result<()> {
     check_links(pages)?;
-    generate(pages)?;
+    let refused = generate(pages)?;
     let mut cargo = workspace::cargo();
     cargo.args(["test", "--no-run", "--quiet", "--manifest-path"]).arg(directory().join("Cargo.toml"));
     cargo.env("CARGO_TARGET_DIR", workspace::target_dir());
-    workspace::step("compile the book's examples", &mut cargo)
+    workspace::step("compile the book's examples", &mut cargo)?;
+    refused::check(&refused, &directory())
 }
 
 fn directory() -> PathBuf {
@@ -133,8 +137,9 @@ fn blocks(page: &str) -> Result<Vec<Block<'_>>> {
     }
 }
 
-/// Writes the crate; files that are as they should be stay untouched, so that cargo sees no change.
-fn generate(pages: &[PathBuf]) -> Result<()> {
+/// Writes the crate; files that are as they should be stay untouched, so that cargo sees no change. Gives what
+/// of it must not compile.
+fn generate(pages: &[PathBuf]) -> Result<Vec<refused::Refused>> {
     let (root, crate_dir) = (workspace::root(), directory());
     let tests = crate_dir.join("tests/examples");
     fs::create_dir_all(&tests).with_context(|| format!("cannot create {}", tests.display()))?;
@@ -142,24 +147,29 @@ fn generate(pages: &[PathBuf]) -> Result<()> {
     let workspace_manifest = fs::read_to_string(root.join("Cargo.toml"))?;
     let manifest = format!(
         "[package]\nname = \"{PACKAGE}\"\nversion = \"0.0.0\"\nedition = \"2024\"\npublish = false\n\n\
-         [dev-dependencies]\nktstr = {{ path = {root:?} }}\n\n[lints.rust]\nwarnings = \"deny\"\n\n[workspace]\n\n{}",
+         [dev-dependencies]\nktstr = {{ path = {root:?} }}\n\n[lints.rust]\nwarnings = \"deny\"\n\n[workspace]\n\n{}{}",
+        refused::manifest(),
         section(&workspace_manifest, "[profile.dev]"),
     );
     write(&crate_dir.join("Cargo.toml"), &manifest)?;
     write(&crate_dir.join("src/lib.rs"), "//! Nothing: the tests are what there is.\n")?;
     write(&crate_dir.join("Cargo.lock"), &fs::read_to_string(root.join("Cargo.lock"))?)?;
     let mut main = String::from("//! The examples of the book.\n\n");
+    let mut refused = Vec::new();
     for page in pages {
         let text = fs::read_to_string(page).with_context(|| format!("cannot read {}", page.display()))?;
         let shown = page.strip_prefix(&root).unwrap_or(page).display();
-        let code = code(&blocks(&text).with_context(|| shown.to_string())?, &shown.to_string())?;
+        let (blocks, shown) = (blocks(&text).with_context(|| shown.to_string())?, shown.to_string());
+        let (code, module) = (code(&blocks, &shown)?, module_name(page)?);
+        refused.extend(refused::of(&blocks, &module, &shown)?);
         if !code.is_empty() {
-            let module = module_name(page)?;
             main.push_str(&format!("mod {module};\n"));
             write(&tests.join(format!("{module}.rs")), &code)?;
         }
     }
-    write(&tests.join("main.rs"), &main)
+    write(&tests.join("main.rs"), &main)?;
+    refused::generate(&refused, &crate_dir)?;
+    Ok(refused)
 }
 
 /// A table of a manifest, as it stands there.
@@ -183,8 +193,12 @@ fn code(blocks: &[Block<'_>], page: &str) -> Result<String> {
         }
         let module = match words.next() {
             None => None,
+            Some("refused") => continue,
             Some(word) => Some(word.strip_prefix("mod=").with_context(|| {
-                format!("{page}:{}: `{}`: say `rust` or `rust,mod=NAME`", block.line, block.language)
+                format!(
+                    "{page}:{}: `{}`: say `rust`, `rust,mod=NAME` or `rust,refused`",
+                    block.line, block.language
+                )
             })?),
         };
         code.push_str(&format!("\n// {page}:{}\n", block.line + 1));

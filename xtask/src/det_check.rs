@@ -62,7 +62,9 @@ pub fn command(args: &DetCheckArgs) -> Result<u8> {
             ("KTSTR_SEED", "1"),
             ("KTSTR_OBSERVE", if observe { "1" } else { "0" }),
         ]);
-        run.env("KTSTR_RUNS_ROOT", &runs).envs(args.kernel.iter().map(|k| ("KTSTR_KERNEL", k)));
+        run.env("KTSTR_RUNS_ROOT", &runs)
+            .env("KTSTR_AUTO_REPRO", "0")
+            .envs(args.kernel.iter().map(|k| ("KTSTR_KERNEL", k)));
         let load = busy.then(Load::start);
         workspace::step(&label, &mut run)?;
         drop(load);

@@ -51,7 +51,10 @@ pub fn command(args: &RaceArgs) -> Result<u8> {
     seeds.args(args.seed.iter().flat_map(|seed| ["--seed".to_owned(), seed.to_string()]));
     seeds.args(args.kernel.iter().flat_map(|kernel| ["--kernel", kernel]));
     seeds.args(["--", "-p", "ktstr", "--test", "e2e", "--run-ignored", "all"]);
-    seeds.args(["-E", &format!("test(={TEST})")]).env("KTSTR_RUNS_ROOT", &search);
+    seeds
+        .args(["-E", &format!("test(={TEST})")])
+        .env("KTSTR_RUNS_ROOT", &search)
+        .env("KTSTR_AUTO_REPRO", "0");
     // It fails when the race is found.
     workspace::timed(&format!("{} seeds", args.seeds), &mut seeds)?;
     let runs = reports(&search)?;
@@ -67,7 +70,11 @@ pub fn command(args: &RaceArgs) -> Result<u8> {
     for n in 1..=args.replays {
         let root = again.join(n.to_string());
         let mut replay = Command::new("sh");
-        replay.args(["-c", line]).env("KTSTR_RUNS_ROOT", &root).env("KTSTR_BIN_DIR", workspace::bin_dir());
+        replay
+            .args(["-c", line])
+            .env("KTSTR_AUTO_REPRO", "0")
+            .env("KTSTR_RUNS_ROOT", &root)
+            .env("KTSTR_BIN_DIR", workspace::bin_dir());
         let failed = !workspace::timed(&format!("replay {n} of {}", args.replays), &mut replay)?.success();
         let runs = reports(&root)?;
         let [run] = runs.as_slice() else { bail!("{} runs in {}", runs.len(), root.display()) };

@@ -40,6 +40,7 @@ pub fn command(args: &SoakArgs) -> Result<u8> {
         let status = workspace::ours("ktstr")
             .args(["shell", "--accel", &args.accel, "--topology", &args.topology, "--exec", "true", "--cold"])
             .env("KTSTR_RUNS_ROOT", &runs)
+            .env("KTSTR_AUTO_REPRO", "0")
             .status()
             .context("cannot run ktstr shell")?;
         let console = console(&runs)?;

@@ -1,8 +1,9 @@
 //! `cargo xtask topologies`: boots every preset and says how each was shown.
 //!
-//! The comparison itself is a test (`tests/e2e/topology.rs`); this runs the ignored ones, one at a time,
-//! because a machine of 250 CPUs takes all of a small host. Larger presets than `--max-cpus` are left
-//! to table inspection, which the ordinary tests of the VMM do for all of them.
+//! The table at its end is the one of docs/topologies.md. The comparison itself is a test
+//! (`tests/e2e/topology.rs`); this runs the ignored ones, one at a time, because a machine of 250 CPUs takes
+//! all of a small host. Larger presets than `--max-cpus` are left to table inspection, which the ordinary
+//! tests of the VMM do for all of them.
 
 use std::collections::BTreeMap;
 
@@ -33,9 +34,9 @@ pub fn command(args: &TopologiesArgs) -> Result<u8> {
         println!("{preset}: {how}");
         shown.insert(preset, how);
     }
-    println!("\n{:28} shown by", "preset");
+    println!("\n| name | shown by |\n|---|---|");
     for (preset, how) in &shown {
-        println!("{preset:28} {how}");
+        println!("| {preset} | {how} |");
     }
     if shown.is_empty() {
         println!("no test of a preset was found");
@@ -58,7 +59,7 @@ fn presets() -> Result<Vec<(String, String)>> {
 fn nextest(more: &[&str]) -> std::process::Command {
     let mut command = workspace::cargo();
     command.args(["nextest", "run", "--success-output", "immediate", "--color", "never"]).args(more);
-    command.env("KTSTR_REQUIRE", "tcg");
+    command.env("KTSTR_REQUIRE", "tcg,iasl");
     command
 }
 

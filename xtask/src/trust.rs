@@ -205,7 +205,9 @@ impl Bench<'_> {
         }
         run.env_remove("NEXTEST");
         run.envs([("KTSTR_ACCEL", accel), ("KTSTR_SEED", &n.to_string()), ("KTSTR_VARY", "1")]);
-        run.env("KTSTR_RUNS_ROOT", &runs).envs(self.args.kernel.iter().map(|k| ("KTSTR_KERNEL", k)));
+        run.env("KTSTR_RUNS_ROOT", &runs)
+            .env("KTSTR_AUTO_REPRO", "0")
+            .envs(self.args.kernel.iter().map(|k| ("KTSTR_KERNEL", k)));
         // Its status says less than the report.
         run.stdout(Stdio::null()).stderr(Stdio::null()).status().context("cannot run the subject")?;
         let verdict = verdict(&runs)?;
@@ -270,7 +272,9 @@ struct Load(Vec<Child>);
 impl Load {
     fn start() -> Result<Self> {
         let cpus = std::thread::available_parallelism().map_or(2, usize::from);
-        let spin = || Command::new("sh").args(["-c", "while :; do :; done"]).spawn();
+        // It ends by itself once nobody is there to end it.
+        let busy = format!("while [ -d /proc/{} ]; do :; done", std::process::id());
+        let spin = || Command::new("sh").args(["-c", &busy]).spawn();
         let mut load = Self(Vec::new());
         for _ in 0..cpus {
             load.0.push(spin().context("cannot keep the host busy")?);

@@ -91,14 +91,32 @@ fn what_is_chosen_reaches_the_tests() {
     let home = home();
     plant_kernel(home.path(), "k-new", "7.2.0");
     plant_kernel(home.path(), "k-old", "6.18.3");
-    let args = ["--accel", "det", "--seed", "7", "--seeds", "3", "--kernel", "7.2", "--", "-E", "test(x)"];
+    let args = [
+        "--accel",
+        "det",
+        "--seed",
+        "7",
+        "--seeds",
+        "3",
+        "--kernel",
+        "7.2",
+        "--no-auto-repro",
+        "--",
+        "-E",
+        "test(x)",
+    ];
     let output = test(home.path(), &[], 0, &args, &[("KTSTR_COLOR", "always")]);
     assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
     let one = told(home.path());
     assert!(one.starts_with("nextest run -E test(x)\n"), "{one}");
-    for set in
-        ["KTSTR_ACCEL=det", "KTSTR_SEED=7", "KTSTR_SEEDS=3", "KTSTR_KERNEL=k-new", "KTSTR_COLOR=always"]
-    {
+    for set in [
+        "KTSTR_ACCEL=det",
+        "KTSTR_SEED=7",
+        "KTSTR_SEEDS=3",
+        "KTSTR_KERNEL=k-new",
+        "KTSTR_COLOR=always",
+        "KTSTR_AUTO_REPRO=0",
+    ] {
         assert!(one.lines().any(|line| line == set), "{set}: {one}");
     }
     assert!(!one.contains("KTSTR_KERNELS="), "{one}");

@@ -3,8 +3,8 @@
 //! after every way a session can end.
 
 use std::fs;
-use std::io::{Read, Write};
-use std::os::fd::{AsFd, OwnedFd};
+use std::io::{BufRead, BufReader, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 use std::process::{Child, Command, Stdio};
@@ -15,6 +15,7 @@ use ktstr_proto::client::{Cancelled, ClientEvent, ClientLink, ClientReply, Clien
 use ktstr_proto::guest::LogSource;
 use ktstr_proto::run::{Job, RunSpec};
 use ktstr_proto::verdict::{Cause, Outcome, RunReport};
+use ktstr_proto::vmm::ConsoleSockets;
 use ktstr_proto::{Channel, Fds, RunId};
 use nix::pty::OpenptyResult;
 use nix::sys::signal::{Signal, kill};
@@ -46,6 +47,8 @@ struct Session {
     child: Child,
     channel: Channel<ClientLink>,
     spec: RunSpec,
+    /// Where the shell says how large its terminal is.
+    size: Option<UnixStream>,
 }
 
 impl Session {
@@ -78,7 +81,7 @@ impl Session {
         let submitted = Submitted { run_id: RunId("r".into()), run_dir: "/runs/r".into(), queued_behind: 0 };
         channel.queue_reply(request.id, Ok(ClientReply::Submit(submitted)), Fds::default()).unwrap();
         channel.drain(PATIENCE).unwrap();
-        Self { _home: home, pty, child, channel, spec: submit.0 }
+        Self { _home: home, pty, child, channel, spec: submit.0, size: None }
     }
 
     fn send(&mut self, event: &ClientEvent, fds: Fds) {
@@ -90,8 +93,12 @@ impl Session {
     fn console(&mut self) -> UnixStream {
         let (ours, theirs) = UnixStream::pair().unwrap();
         let mut fds = Fds::default();
-        let slot = fds.attach(theirs.into());
-        self.send(&ClientEvent::ConsoleReady(slot), fds);
+        let (size, their_size) = UnixStream::pair().unwrap();
+        size.set_read_timeout(Some(PATIENCE)).unwrap();
+        self.size = Some(size);
+        let sockets =
+            ConsoleSockets { terminal: fds.attach(theirs.into()), size: fds.attach(their_size.into()) };
+        self.send(&ClientEvent::ConsoleReady(sockets), fds);
         ours.set_read_timeout(Some(PATIENCE)).unwrap();
         // What is typed arrives only once the shell reads the raw terminal;
         // the key has no meaning to a terminal in any mode.
@@ -105,6 +112,14 @@ impl Session {
 
     fn type_keys(&self, keys: &[u8]) {
         fs::File::from(self.pty.master.try_clone().unwrap()).write_all(keys).unwrap();
+    }
+
+    fn resize(&self, rows: u16, cols: u16) {
+        let size = nix::pty::Winsize { ws_row: rows, ws_col: cols, ws_xpixel: 0, ws_ypixel: 0 };
+        // SAFETY: the descriptor is open and `size` outlives the call, which only reads it.
+        let result =
+            unsafe { nix::libc::ioctl(self.pty.master.as_raw_fd(), nix::libc::TIOCSWINSZ, &raw const size) };
+        assert_eq!(result, 0);
     }
 
     fn canonical(&self) -> bool {
@@ -181,6 +196,26 @@ fn an_interactive_session_ends_with_the_guests_status() {
     let (code, out, _, restored) = session.end();
     assert_eq!((code, restored), (Some(7), true));
     assert_eq!(out, "/ # bye\r\n");
+}
+
+#[test]
+fn the_guest_hears_of_every_size_of_the_terminal() {
+    let mut session = Session::start(&[]);
+    // The first may say no size: this terminal has none yet.
+    session.resize(30, 100);
+    let _console = session.console();
+    let mut size = BufReader::new(session.size.take().unwrap());
+    let mut told = || {
+        let mut line = String::new();
+        size.read_line(&mut line).unwrap();
+        line
+    };
+    assert_eq!(told(), "30 100\n", "what it is when the console is there");
+    session.resize(50, 132);
+    kill(Pid::from_raw(session.child.id() as i32), Signal::SIGWINCH).unwrap();
+    while told() != "50 132\n" {}
+    session.send(&session.report(Outcome::Pass, None, Some(0)), Fds::default());
+    assert_eq!(session.end().0, Some(0));
 }
 
 #[test]

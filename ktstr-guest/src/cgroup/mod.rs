@@ -10,6 +10,7 @@ mod limits;
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    sync::mpsc::{self, RecvTimeoutError},
     time::{Duration, Instant},
 };
 
@@ -20,6 +21,11 @@ use nix::libc;
 /// How long the tasks of a removed cgroup may take to die, in guest time.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(5);
 
+/// How long a write may take, guest time, in pieces: those in which the waiting thread itself was not run do not count.
+const WRITE_TICK: Duration = Duration::from_millis(100);
+/// So many pieces, which is two seconds.
+const WRITE_TICKS: u32 = 20;
+
 /// How often a cgroup is emptied before it is given up.
 const MOVE_ROUNDS: u32 = 50;
 
@@ -27,7 +33,9 @@ const MOVE_ROUNDS: u32 = 50;
 #[derive(Debug, thiserror::Error)]
 pub enum CgroupError {
     /// There is no cgroup v2 hierarchy.
-    #[error("{path} is not in a cgroup v2 file system: the guest must mount `cgroup2` there")]
+    #[error(
+        "{path} is not in a cgroup v2 file system: mount one there, `mount -t cgroup2 cgroup2 /sys/fs/cgroup`"
+    )]
     NotMounted {
         /// Directory that should be inside the hierarchy.
         path: PathBuf,
@@ -63,6 +71,14 @@ pub enum CgroupError {
         #[source]
         source: io::Error,
     },
+    /// The kernel does not come back.
+    #[error("a write to {path} hangs: the kernel has not come back from it for {waited:?}")]
+    Hung {
+        /// On which file.
+        path: PathBuf,
+        /// How long was waited.
+        waited: Duration,
+    },
     /// The freezer does not get there.
     #[error("cgroup {path} did not say `{wanted}` within {waited:?}")]
     NotFrozen {
@@ -88,6 +104,9 @@ pub enum CgroupError {
         waited: Duration,
     },
 }
+
+/// [`Cgroups`] by the name that other documents have for it.
+pub type CgroupManager = Cgroups;
 
 /// The parent of all workload cgroups.
 #[derive(Debug, Clone)]
@@ -294,8 +313,37 @@ fn read(path: &Path) -> Result<String, CgroupError> {
     fs::read_to_string(path).map_err(|source| CgroupError::Io { action: "read", path: path.into(), source })
 }
 
+/// Writes, and gives up what the kernel does not come back from: the test shall end, and say where it hung.
 fn write(path: &Path, text: &str) -> Result<(), CgroupError> {
-    fs::write(path, text).map_err(|source| CgroupError::Io { action: "write", path: path.into(), source })
+    let failed = |source| CgroupError::Io { action: "write", path: path.into(), source };
+    let (file, content) = (path.to_owned(), text.to_owned());
+    let (done, wait) = mpsc::channel();
+    let write = move || {
+        // Nobody hears of it where it was given up.
+        let _ = done.send(fs::write(file, content));
+    };
+    let Ok(writer) = std::thread::Builder::new().name("cgroup-write".into()).spawn(write) else {
+        return fs::write(path, text).map_err(failed);
+    };
+    let mut ticks = 0;
+    loop {
+        let began = Instant::now();
+        match wait.recv_timeout(WRITE_TICK) {
+            Ok(written) => {
+                // No thread of ours is about when workers are forked next.
+                let _ = writer.join();
+                return written.map_err(failed);
+            }
+            Err(RecvTimeoutError::Disconnected) => {
+                return Err(failed(io::Error::other("the thread that writes is gone")));
+            }
+            // One that took much longer says that nobody was run meanwhile.
+            Err(RecvTimeoutError::Timeout) => ticks += u32::from(began.elapsed() < WRITE_TICK * 2),
+        }
+        if ticks >= WRITE_TICKS {
+            return Err(CgroupError::Hung { path: path.into(), waited: WRITE_TICK * WRITE_TICKS });
+        }
+    }
 }
 
 #[cfg(test)]
@@ -321,6 +369,18 @@ mod tests {
         let error = cgroups.enable(&["cpu", "cpuset"]).unwrap_err().to_string();
         assert!(error.contains("`cpuset` is missing") && error.contains("offered: cpu io"), "{error}");
         fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn a_write_that_hangs_is_given_up() {
+        let dir = tempfile::tempdir().unwrap();
+        let pipe = dir.path().join("cgroup.procs");
+        // Opening it for writing waits for a reader.
+        nix::unistd::mkfifo(&pipe, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let error = write(&pipe, "1").unwrap_err();
+        assert!(matches!(&error, CgroupError::Hung { waited, .. } if waited.as_secs() == 2), "{error}");
+        // Lets the thread go.
+        drop(fs::File::open(&pipe).unwrap());
     }
 
     #[test]

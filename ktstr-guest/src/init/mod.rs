@@ -17,10 +17,13 @@ mod kmsg;
 mod modules;
 mod mounts;
 mod outbox;
+mod pin;
 mod power;
+mod probes;
 mod scheduler;
 mod shell;
 mod spawn;
+mod stats;
 mod streams;
 mod system;
 mod task;
@@ -46,7 +49,9 @@ use ktstr_proto::{
 use self::{
     kmsg::Kmsg,
     outbox::Outbox,
+    probes::Probes,
     scheduler::{Scheduler, SchedulerError},
+    stats::SchedulerStats,
     watch::Watch,
 };
 use crate::job::read_job;
@@ -94,6 +99,20 @@ fn prepare(topology: Topology) -> Result<Vec<String>, Failure> {
     missing.extend(system::loopback_up().err().map(|e| format!("loopback: {e}")));
     missing.extend(system::escape_scheduler().err().map(|e| format!("real-time priority of PID 1: {e}")));
     Ok(missing)
+}
+
+/// Starts the scheduler, if there is one, and the task, and sees both to their end.
+fn carry_out(watch: &mut Watch, out: &mut Outbox, job: &GuestJob) -> Result<(), Failure> {
+    let scheduler = match &job.scheduler {
+        None => None,
+        Some(wanted) => match Scheduler::attach(watch, out, job, wanted) {
+            Ok(scheduler) => Some(scheduler),
+            // Both have been said in frames of their own, or were asked for.
+            Err(SchedulerError::Ended { .. } | SchedulerError::Cancelled { .. }) => return Ok(()),
+            Err(error) => return step("scheduler", Err(error)),
+        },
+    };
+    step("task", task::run(watch, out, job, scheduler))
 }
 
 /// Message of the last panic, for the report.
@@ -178,18 +197,21 @@ impl Init {
     fn work(&mut self, job: &GuestJob, kmsg: Kmsg) -> Result<(), Failure> {
         self.interactive = matches!(job.task, GuestTask::Shell(_));
         let Some(out) = &mut self.out else { return Ok(()) };
-        let mut watch = step("watch", Watch::new(kmsg))?;
+        let mut watch = step("watch", Watch::new(kmsg, SchedulerStats::of(job)))?;
         system::compute_for(Duration::from_micros(job.jitter_us.into()));
-        let scheduler = match &job.scheduler {
+        let probes = match &job.probing {
             None => None,
-            Some(wanted) => match Scheduler::attach(&mut watch, out, job, wanted) {
-                Ok(scheduler) => Some(scheduler),
-                // Both have been said in frames of their own, or were asked for.
-                Err(SchedulerError::Ended { .. } | SchedulerError::Cancelled { .. }) => return Ok(()),
-                Err(error) => return step("scheduler", Err(error)),
-            },
+            Some(probing) => {
+                let probes = Probes::set_up(probing, system::cpus_online());
+                step("probes", out.send(GuestFrame::Probes(probes.account().clone())))?;
+                Some(probes)
+            }
         };
-        step("task", task::run(&mut watch, out, job, scheduler))
+        let done = carry_out(&mut watch, out, job);
+        if let Some(probes) = probes {
+            step("probes", probes.hand_in(out, watch.reason()))?;
+        }
+        done
     }
 
     /// Sets the ring up and says the first words through it.

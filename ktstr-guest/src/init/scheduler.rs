@@ -135,6 +135,11 @@ fn state() -> Option<String> {
     std::fs::read_to_string(Path::new(STATE)).ok().map(|text| text.trim().to_owned())
 }
 
+/// Whether no BPF scheduler is there, nor comes or goes. The kernel has said all about the last one then.
+pub fn is_disabled() -> bool {
+    state().is_none_or(|state| state == "disabled")
+}
+
 /// Whether a BPF scheduler is in charge.
 pub fn is_enabled() -> bool {
     state().is_some_and(|state| state == "enabled")

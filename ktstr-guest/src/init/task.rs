@@ -25,6 +25,7 @@ use nix::{
 use super::{
     change, clock,
     outbox::Outbox,
+    pin::Pinned,
     scheduler::{Scheduler, is_enabled},
     shell::{self, ShellError},
     spawn::{self, Output, SpawnError},
@@ -88,7 +89,8 @@ pub fn run(
 ) -> Result<(), TaskError> {
     let pid = start(watch, out, job)?;
     let ended = |out: &mut Outbox, end: ProcessEnd| say_end(out, &job.task, end);
-    let scheduler = match follow(watch, out, job, pid, &mut scheduler)? {
+    let mut pinned = Pinned::default();
+    let scheduler = match follow(watch, out, job, pid, (&mut scheduler, &mut pinned))? {
         Ending::Task(end) => {
             ended(out, end)?;
             scheduler
@@ -125,11 +127,12 @@ fn follow(
     out: &mut Outbox,
     job: &GuestJob,
     task: Pid,
-    scheduler: &mut Option<Scheduler>,
+    (scheduler, pinned): (&mut Option<Scheduler>, &mut Pinned),
 ) -> Result<Ending, WatchError> {
     loop {
         if let Some(request) = watch.take_request() {
-            let reply = change::carry_out(watch, out, job, scheduler, &request)?;
+            let reply = change::carry_out(watch, out, job, (&mut *scheduler, &mut *pinned), &request)?;
+            out.send(GuestFrame::Answered(reply.clone()))?;
             watch.answer(out, &reply)?;
         }
         if let Some(end) = scheduler.as_ref().and_then(|scheduler| watch.take_end(scheduler.pid?)) {
@@ -144,7 +147,10 @@ fn follow(
         let mut limit = None;
         if let Some(at_ms) = watch.disabled_at_ms().filter(|_| scheduler.is_some()) {
             let waited = clock::now_ms().saturating_sub(at_ms);
-            match GRACE_MS.checked_sub(waited).filter(|rest| *rest > 0) {
+            // Who is to start anew is loaded, verified and attached again, which takes as long as the first time.
+            let returns = job.scheduler.as_ref().filter(|_| watch.is_sent_away());
+            let grace = returns.map_or(GRACE_MS, |scheduler| scheduler.attach_timeout_ms.max(GRACE_MS));
+            match grace.checked_sub(waited).filter(|rest| *rest > 0) {
                 Some(rest) => limit = Some(rest),
                 None if is_enabled() => watch.forget_disabled(),
                 None => return Ok(Ending::Disabled),
@@ -207,6 +213,7 @@ fn start_test(watch: &mut Watch, job: &GuestJob, test: &GuestTest) -> Result<Pid
 
 fn start_shell(watch: &mut Watch, job: &GuestJob, term: Option<&Term>) -> Result<Pid, TaskError> {
     let terminal = shell::open_terminal(term).map_err(TaskError::Shell)?;
+    shell::follow_size(&terminal);
     let dup = || terminal.try_clone().map(Stdio::from);
     let duplicated = |source| TaskError::Shell(ShellError::Open { source });
     // `setsid -c` makes the terminal the controlling one, so that ^C and job control work.

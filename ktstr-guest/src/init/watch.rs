@@ -4,6 +4,7 @@
 //! SIGCHLD ─► reap ──────────► who ended, kept until asked for
 //! kernel log ───────────────► ScxDisabled
 //! test's channel ───────────► its frames, as they are
+//! scheduler's statistics ───► SchedulerStats, before the capture they belong to
 //! pipes of the children ────► Log
 //! ```
 //!
@@ -24,6 +25,7 @@ use ktstr_proto::{
     },
     link::chain,
     ring::RingError,
+    scx_stats::StatsOf,
 };
 use nix::{
     errno::Errno,
@@ -40,6 +42,8 @@ use super::{
     clock,
     kmsg::{Kmsg, SchedExt},
     outbox::Outbox,
+    scheduler,
+    stats::SchedulerStats,
     streams::Stream,
 };
 use crate::report::{self, Inbox};
@@ -95,8 +99,13 @@ pub struct Watch {
     asked: VecDeque<SchedulerRequest>,
     /// The question that the host has not answered yet, and its number.
     asked_host: Option<(u32, HostRequest)>,
+    stats: SchedulerStats,
+    /// A capture that the test wants, which waits for statistics.
+    held: Option<(u32, HostRequest)>,
     unsaid: Option<Disabled>,
     disabled_at_ms: Option<u64>,
+    /// Why it was disabled last.
+    reason: Option<String>,
     /// The kernel took the scheduler away by itself, which may come back.
     sent_away: bool,
     look_at_once: bool,
@@ -106,7 +115,10 @@ pub struct Watch {
 fn without_host(request: &HostRequest) -> HostReply {
     match request {
         HostRequest::Capture { .. } => Ok(String::new()),
-        HostRequest::ReadMap { .. } | HostRequest::WriteMap { .. } => Err(HostRefusal {
+        HostRequest::ReadMap { .. }
+        | HostRequest::WriteMap { .. }
+        | HostRequest::ReadKernel { .. }
+        | HostRequest::WriteKernel { .. } => Err(HostRefusal {
             not_here: true,
             reason: "under det nothing on the host answers the guest or writes into its memory".into(),
         }),
@@ -122,7 +134,7 @@ fn child_signal() -> SigSet {
 
 impl Watch {
     /// Begins to watch for children and the kernel's words.
-    pub fn new(kmsg: Kmsg) -> Result<Self, WatchError> {
+    pub fn new(kmsg: Kmsg, stats: SchedulerStats) -> Result<Self, WatchError> {
         let mask = child_signal();
         mask.thread_block().map_err(WatchError::Signals)?;
         let flags = SfdFlags::SFD_NONBLOCK | SfdFlags::SFD_CLOEXEC;
@@ -136,8 +148,11 @@ impl Watch {
             ended: Vec::new(),
             asked: VecDeque::new(),
             asked_host: None,
+            stats,
+            held: None,
             unsaid: None,
             disabled_at_ms: None,
+            reason: None,
             sent_away: false,
             look_at_once: false,
         })
@@ -210,9 +225,30 @@ impl Watch {
         self.disabled_at_ms
     }
 
+    /// Whether the kernel took the scheduler away by itself, and it has not come back yet.
+    pub fn is_sent_away(&self) -> bool {
+        self.sent_away
+    }
+
+    /// Why it disabled a scheduler last, in its words.
+    pub fn reason(&self) -> Option<&str> {
+        self.reason.as_deref()
+    }
+
+    /// Another scheduler begins, of which the kernel has said nothing yet.
+    pub fn forget_reason(&mut self) {
+        self.reason = None;
+    }
+
     /// The scheduler is in charge again.
     pub fn forget_disabled(&mut self) {
         self.disabled_at_ms = None;
+    }
+
+    /// Passes on what stands in the kernel log, without waiting for more.
+    pub fn hear_kernel_out(&mut self, out: &mut Outbox) -> Result<(), WatchError> {
+        self.read_kernel_log(out)?;
+        self.say_disabled(out, None)
     }
 
     /// Takes turns until `done` gives something or `limit_ms` have passed.
@@ -242,6 +278,7 @@ impl Watch {
         self.reap()?;
         self.read_kernel_log(out)?;
         self.read_channel(out)?;
+        self.ask_scheduler(out)?;
         self.pass_host_answer(out)?;
         self.read_streams(out)?;
         let someone_ended = self.ended.len() > ended_before;
@@ -256,6 +293,7 @@ impl Watch {
             limit_ms,
             out.listens().then_some(SIGNAL_MS),
             self.asked_host.as_ref().map(|_| ANSWER_MS),
+            self.stats.due_in(clock::now_ms()),
             self.unsaid.as_ref().map(|_| DETAIL_MS),
             std::mem::take(&mut self.look_at_once).then_some(0),
         ];
@@ -268,6 +306,7 @@ impl Watch {
             PollFd::new(self.kmsg.as_fd(), PollFlags::POLLIN),
         ];
         fds.extend(self.channel.iter().map(|(c, _)| PollFd::new(c.as_fd(), PollFlags::POLLIN)));
+        fds.extend(self.stats.fd().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         fds.extend(self.streams.iter().map(|s| PollFd::new(s.as_fd(), PollFlags::POLLIN)));
         match poll(&mut fds, timeout) {
             Ok(_) | Err(Errno::EINTR) => Ok(()),
@@ -305,6 +344,7 @@ impl Watch {
                     self.say_disabled(out, None)?;
                     // Who starts a scheduler says so itself; this one did it without being told.
                     if std::mem::take(&mut self.sent_away) {
+                        self.disabled_at_ms = None;
                         out.phase(Phase::SchedulerAttached)?;
                     }
                 }
@@ -331,6 +371,7 @@ impl Watch {
     fn say_disabled(&mut self, out: &mut Outbox, detail: Option<&str>) -> Result<(), WatchError> {
         if let Some(Disabled { reason, .. }) = self.unsaid.take() {
             let reason = detail.map_or(reason.clone(), |detail| format!("{reason}: {detail}"));
+            self.reason = Some(reason.clone());
             out.send(GuestFrame::ScxDisabled { reason })?;
         }
         Ok(())
@@ -365,8 +406,18 @@ impl Watch {
                     Ok(Some(frame)) => {
                         match &frame {
                             GuestFrame::Ask(request) => self.asked.push_back(request.clone()),
+                            GuestFrame::AskHost { id, request: request @ HostRequest::Capture { .. } }
+                                if self.held.is_none() =>
+                            {
+                                self.held = Some((*id, request.clone()));
+                                self.stats.ask(StatsOf::Question(*id));
+                                continue;
+                            }
                             GuestFrame::AskHost { id, request } => {
                                 self.asked_host = Some((*id, request.clone()));
+                            }
+                            GuestFrame::Phase(Phase::ScenarioStarted) => {
+                                self.stats.scenario_began(clock::now_ms());
                             }
                             _ => {}
                         }
@@ -378,6 +429,18 @@ impl Watch {
                         return Ok(out.note(&chain(&error))?);
                     }
                 }
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes on what the scheduler says of itself, and the capture that waited for it.
+    fn ask_scheduler(&mut self, out: &mut Outbox) -> Result<(), WatchError> {
+        for (of, stats) in self.stats.turn(clock::now_ms(), scheduler::is_enabled) {
+            out.send(GuestFrame::SchedulerStats { of, stats })?;
+            if let Some((id, request)) = self.held.take_if(|(id, _)| of == StatsOf::Question(*id)) {
+                out.send(GuestFrame::AskHost { id, request: request.clone() })?;
+                self.asked_host = Some((id, request));
             }
         }
         Ok(())

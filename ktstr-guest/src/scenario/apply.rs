@@ -11,7 +11,7 @@ use ktstr_proto::guest::SchedulerRequest;
 use nix::errno::Errno;
 
 use super::{
-    AffinityIntent, CgroupDef, Op, ScenarioError, WorkSpec, cpu_list,
+    AffinityIntent, CgroupDef, KernelTarget, KernelWidth, KernelWrite, Op, ScenarioError, WorkSpec, cpu_list,
     engine::{Engine, Live, Running},
     hold,
     host::HostError,
@@ -144,6 +144,18 @@ impl Engine<'_> {
                 self.ctx.write_map(map, path, *value).map_err(at(place))?;
                 format!("{path} in {map} set to {value}")
             }
+            Op::PinBpfMap { name } => {
+                let id = self.ctx.pin_bpf_map(name).map_err(at(place))?;
+                format!("map {name} pinned, its number is {id}")
+            }
+            Op::ReadKernelHot { tag, target, width } => {
+                self.read_kernel(tag, target, *width, false, place)?
+            }
+            Op::ReadKernelCold { tag, target, width } => {
+                self.read_kernel(tag, target, *width, true, place)?
+            }
+            Op::WriteKernelHot { writes } => self.write_kernel(writes, false, place)?,
+            Op::WriteKernelCold { writes } => self.write_kernel(writes, true, place)?,
             Op::WatchSnapshot { what } => {
                 self.ctx.watch(what.clone())?;
                 format!("{what} is to be watched")
@@ -544,11 +556,37 @@ impl Engine<'_> {
         })
     }
 
+    fn read_kernel(
+        &mut self,
+        tag: &str,
+        target: &KernelTarget,
+        width: KernelWidth,
+        cold: bool,
+        place: &str,
+    ) -> Result<String, ScenarioError> {
+        let value = self.ctx.read_kernel(target.clone(), width, cold).map_err(at(place))?;
+        let what = format!("{tag}: {target} is {value}");
+        self.remark(what.clone());
+        Ok(what)
+    }
+
+    fn write_kernel(
+        &mut self,
+        writes: &[KernelWrite],
+        cold: bool,
+        place: &str,
+    ) -> Result<String, ScenarioError> {
+        self.ctx.write_kernel(writes.to_vec(), cold).map_err(at(place))?;
+        let said: Vec<String> =
+            writes.iter().map(|KernelWrite { target, value }| format!("{target} set to {value}")).collect();
+        Ok(said.join(", "))
+    }
+
     /// Has PID 1 do something with the scheduler.
     fn ask(&mut self, request: SchedulerRequest, place: &str) -> Result<String, ScenarioError> {
         let what = request.to_string();
         match self.ctx.reporter.ask(request)? {
-            Ok(()) => Ok(what),
+            Ok(_) => Ok(what),
             Err(reason) => Err(ScenarioError::Scheduler { place: place.into(), reason }),
         }
     }

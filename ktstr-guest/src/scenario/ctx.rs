@@ -1,17 +1,18 @@
 //! What a test function is given.
 
 use std::{
+    collections::BTreeMap,
     path::Path,
     sync::{
-        Arc, OnceLock,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU32, Ordering::Relaxed},
     },
     time::Duration,
 };
 
 use ktstr_proto::{
-    guest::{GuestFrame, GuestJob, GuestTest, Phase},
-    verdict::Assert,
+    guest::{GuestFrame, GuestJob, GuestTest, Phase, SCHEDULER_PATH, staged_path},
+    verdict::{Assert, AssertResult, DetailKind, Outcome},
 };
 
 use super::{CgroupDef, CpusetError, CpusetSpec, Payload, PayloadRun, TestTopology};
@@ -30,6 +31,8 @@ pub struct Ctx {
     pub topo: TestTopology,
     /// How long the scenario runs, in guest time.
     pub duration: Duration,
+    /// How long what a step starts runs before the step begins to hold; none unless a test says so.
+    pub settle: Duration,
     /// Thresholds: defaults, then the scheduler's, then the test's.
     pub assert: Assert,
     /// Seed of every random choice.
@@ -50,6 +53,10 @@ pub struct Ctx {
     pub reporter: Reporter,
     step: Arc<AtomicU32>,
     began_ns: Arc<OnceLock<u64>>,
+    /// What failed of the scenarios that are over.
+    failed: Arc<Mutex<AssertResult>>,
+    /// Numbers of pinned BPF maps, by the names they were pinned by.
+    pinned: Arc<Mutex<BTreeMap<String, u32>>>,
 }
 
 impl Ctx {
@@ -60,8 +67,9 @@ impl Ctx {
     pub fn of_job(job: &GuestJob, test: &GuestTest, reporter: Reporter) -> Self {
         Self {
             name: test.test.clone(),
-            topo: TestTopology::of_shape(job.topology),
+            topo: TestTopology::from_vm_topology(job.topology),
             duration: Duration::from_millis(test.duration_ms),
+            settle: Duration::ZERO,
             assert: test.assert,
             seed: job.seed,
             workers_per_cgroup: Self::WORKERS_PER_CGROUP,
@@ -73,6 +81,8 @@ impl Ctx {
             reporter,
             step: Arc::default(),
             began_ns: Arc::default(),
+            failed: Arc::new(Mutex::new(AssertResult::nothing())),
+            pinned: Arc::default(),
         }
     }
 
@@ -82,6 +92,25 @@ impl Ctx {
         Self { duration, ..self.clone() }
     }
 
+    /// The same context with other time for what each step starts to settle.
+    #[must_use]
+    pub fn settling(&self, settle: Duration) -> Self {
+        Self { settle, ..self.clone() }
+    }
+
+    /// The scheduler's process, in a guest while one is attached that has a process.
+    pub fn sched_pid(&self) -> Option<u32> {
+        let pids = std::fs::read_dir("/proc").ok()?.flatten();
+        let mut pids: Vec<u32> = pids.filter_map(|item| item.file_name().to_str()?.parse().ok()).collect();
+        pids.sort_unstable();
+        let staged = staged_path(0);
+        let staged = staged.trim_end_matches('0');
+        pids.into_iter().find(|pid| {
+            let exe = std::fs::read_link(format!("/proc/{pid}/exe")).unwrap_or_default();
+            exe == Path::new(SCHEDULER_PATH) || exe.to_string_lossy().starts_with(staged)
+        })
+    }
+
     /// A context on the running system, whatever schedules it: nothing is told to anybody, and cgroups
     /// lie below one of this process's own.
     pub fn on_host(name: &str, duration: Duration, seed: u64) -> std::io::Result<Self> {
@@ -89,6 +118,7 @@ impl Ctx {
             name: name.into(),
             topo: TestTopology::from_system(Path::new("/sys/devices/system"))?,
             duration,
+            settle: Duration::ZERO,
             assert: Assert::default_checks(),
             seed,
             workers_per_cgroup: Self::WORKERS_PER_CGROUP,
@@ -100,6 +130,8 @@ impl Ctx {
             reporter: Reporter::nobody(),
             step: Arc::default(),
             began_ns: Arc::default(),
+            failed: Arc::new(Mutex::new(AssertResult::nothing())),
+            pinned: Arc::default(),
         })
     }
 
@@ -135,6 +167,29 @@ impl Ctx {
     /// When the first scenario began, guest `CLOCK_MONOTONIC`, nanoseconds.
     pub(crate) fn began(&self) -> Option<u64> {
         self.began_ns.get().copied()
+    }
+
+    /// Keeps what failed, for a test that ends without returning it.
+    pub(crate) fn remember(&self, result: &AssertResult) {
+        if result.is_fail() {
+            self.failed.lock().unwrap_or_else(PoisonError::into_inner).merge(result.clone());
+        }
+    }
+
+    /// What a test comes to that meets something no run like this one can do: not run, unless a scenario of it
+    /// had failed before.
+    pub fn not_here(&self, reason: String) -> AssertResult {
+        let mut result = self.failed.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        result.push(DetailKind::Note, Outcome::NotRun, reason);
+        result
+    }
+
+    pub(super) fn keep_pinned(&self, name: &str, id: u32) {
+        self.pinned.lock().unwrap_or_else(PoisonError::into_inner).insert(name.into(), id);
+    }
+
+    pub(super) fn pinned_as(&self, name: &str) -> Option<u32> {
+        self.pinned.lock().unwrap_or_else(PoisonError::into_inner).get(name).copied()
     }
 
     /// Marks a station of the run.

@@ -128,6 +128,8 @@ pub(super) struct Engine<'a> {
     pub phases: Phases,
     /// Workers that were ever started.
     pub order: usize,
+    /// When the step that runs began.
+    step_began: Instant,
     done: Vec<(usize, Group)>,
     /// What programs came to, and remarks; not run until a program was.
     found: AssertResult,
@@ -152,18 +154,21 @@ pub(super) fn run(
         offline: BTreeSet::new(),
         phases: Phases::begin(),
         order: 0,
+        step_began: Instant::now(),
         done: Vec::new(),
-        found: AssertResult { outcome: Outcome::NotRun, ..AssertResult::pass() },
+        found: AssertResult::nothing(),
         measured: Vec::new(),
     };
-    match engine.carry_out(&plan) {
+    let result = match engine.carry_out(&plan) {
         Ok(()) => engine.conclude(assert),
         // What no run like this one can do was not tested.
         Err(ScenarioError::Host { place, source: HostError::NotHere(reason) }) => {
-            Ok(AssertResult::skip(format!("{place}: {reason}")))
+            engine.cut_short(assert, format!("{place}: {reason}"))
         }
         Err(error) => Err(error),
-    }
+    }?;
+    ctx.remember(&result);
+    Ok(result)
 }
 
 /// Says of each gap in which phase it ended.
@@ -195,6 +200,7 @@ impl Engine<'_> {
     }
 
     fn step(&mut self, number: usize, step: &PlannedStep) -> Result<(), ScenarioError> {
+        self.step_began = Instant::now();
         self.enter(number as u32 + 1, format!("Step[{number}]"));
         let place = |at: usize, op: &Op| format!("step {number}, operation {at} ({:?})", op.kind());
         let looping = match step.hold {
@@ -207,6 +213,7 @@ impl Engine<'_> {
             }
         }
         self.populate(&step.defs, Layer::Step)?;
+        sleep_until(Instant::now() + self.ctx.settle);
         self.note(format!(
             "step {number} holds for {} ms ({} cgroups, {} workers)",
             step.time.as_millis(),
@@ -375,6 +382,22 @@ impl Engine<'_> {
         Ok(self.ctx.stimulus(what, self.iterations())?)
     }
 
+    /// The end of a scenario of which the rest cannot be carried out. What failed before has failed; beyond that
+    /// the scenario was not run. Who began with the step that was cut short has shown nothing.
+    fn cut_short(mut self, assert: &Assert, reason: String) -> Result<AssertResult, ScenarioError> {
+        let step_began = self.step_began;
+        self.stop_workers(|worker| worker.started.is_some_and(|started| started < step_began));
+        self.workers.clear();
+        self.programs.retain_mut(|program| program.handle.has_ended());
+        self.ctx.phase(guest::Phase::ScenarioEnded)?;
+        let mut result = self.conclude(assert)?;
+        if !result.is_fail() {
+            result.outcome = Outcome::NotRun;
+        }
+        result.push(DetailKind::Note, Outcome::NotRun, reason);
+        Ok(result)
+    }
+
     fn conclude(mut self, assert: &Assert) -> Result<AssertResult, ScenarioError> {
         for program in std::mem::take(&mut self.programs) {
             let ended = program.handle.stop();
@@ -441,18 +464,4 @@ fn sleep_until(until: Instant) {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_cpu_counts_by_what_was_allowed_when_the_worker_was_there() {
-        let set = |cpus: &[u32]| cpus.iter().copied().collect::<BTreeSet<u32>>();
-        let (wide, narrow) = (set(&[0, 1, 2]), set(&[1]));
-        let moved = [Some(&wide), Some(&narrow)];
-        assert_eq!(places(&moved, &[vec![0, 2], vec![1]]), (vec![0, 1, 2], vec![]));
-        assert_eq!(places(&moved, &[vec![0], vec![1, 2]]), (vec![0, 1, 2], vec![2]));
-        // Unrestricted for a while: that says nothing about the time before and after.
-        assert_eq!(places(&[Some(&narrow), None], &[vec![1], vec![0, 3]]), (vec![], vec![]));
-        assert_eq!(places(&[None, Some(&narrow)], &[vec![3], vec![3]]), (vec![], vec![3]));
-    }
-}
+mod tests;

@@ -1,9 +1,10 @@
 //! What a test asks of the host while it runs: captures, and values in the maps of the scheduler's programs.
+//! Those of the kernel are in [`super::kernel`].
 //!
 //! The host does it from outside, through guest memory; the caller waits for the answer. Under `det`, where
 //! nothing on the host reaches the guest, captures are taken without waiting and maps are out of reach.
 
-use ktstr_proto::guest::{HostRefusal, HostRequest};
+use ktstr_proto::guest::{HostRefusal, HostRequest, SchedulerRequest};
 use serde_json::Value;
 
 use super::Ctx;
@@ -11,6 +12,8 @@ use crate::report::ReportError;
 
 /// Longest name of a capture.
 const MAX_NAME: usize = 64;
+/// What the name of a map begins with that was pinned by what follows.
+pub(super) const PINNED: &str = "pinned:";
 /// What names of captures begin with that nobody asked for by name.
 const RESERVED: [&str; 4] = ["periodic_", "seen_", "asked_", "watched_"];
 
@@ -94,18 +97,37 @@ impl Ctx {
 
     /// Has the host read the value at `path` in the BPF map `map`, which may be the end of its name (`.bss`).
     pub fn read_map(&self, map: &str, path: &str) -> Result<MapValue, HostError> {
-        let (map, path) = (map.to_owned(), path.to_owned());
+        let (map, path) = (self.map_named(map)?, path.to_owned());
         let json = self.ask_host(HostRequest::ReadMap { map, path })?;
         serde_json::from_str(&json).map(MapValue).map_err(HostError::Answer)
     }
 
     /// Has the host set the number at `path` in the BPF map `map`.
     pub fn write_map(&self, map: &str, path: &str, value: i64) -> Result<(), HostError> {
-        let (map, path) = (map.to_owned(), path.to_owned());
+        let (map, path) = (self.map_named(map)?, path.to_owned());
         self.ask_host(HostRequest::WriteMap { map, path, value }).map(drop)
     }
 
-    fn ask_host(&self, request: HostRequest) -> Result<String, HostError> {
+    /// Keeps a BPF map of the scheduler when the scheduler goes. From now on [`Self::read_map`] and
+    /// [`Self::write_map`] find it as `pinned:NAME`, whatever other maps of its name there are. `name` may be the end of
+    /// the map's name; of several of one name it is the running scheduler's. The map's number, which it has for good.
+    pub fn pin_bpf_map(&self, name: &str) -> Result<u32, HostError> {
+        let pinned = self.reporter.ask(SchedulerRequest::PinMap(name.into()))?.map_err(HostError::Refused)?;
+        let id: u32 = pinned.parse().map_err(|_| {
+            HostError::Refused(format!("PID 1 answered `{pinned}`, which is no number of a map"))
+        })?;
+        self.keep_pinned(name, id);
+        Ok(id)
+    }
+
+    /// The name by which the host finds a map: a pinned one by its number.
+    fn map_named(&self, map: &str) -> Result<String, HostError> {
+        let Some(pinned) = map.strip_prefix(PINNED) else { return Ok(map.to_owned()) };
+        let number = self.pinned_as(pinned).map(|id| format!("#{id}"));
+        number.ok_or_else(|| HostError::Refused(format!("no BPF map was pinned as `{pinned}`")))
+    }
+
+    pub(super) fn ask_host(&self, request: HostRequest) -> Result<String, HostError> {
         self.reporter.ask_host(request)?.map_err(|HostRefusal { not_here, reason }| match not_here {
             true => HostError::NotHere(reason),
             false => HostError::Refused(reason),

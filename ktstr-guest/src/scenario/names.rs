@@ -1,13 +1,13 @@
 //! Goes through a scenario before anything is created and refuses what cannot work: names that are not
 //! there at that point, names used twice, cgroups that still hold others, CPUs that cannot go offline.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     CgroupDef, Ctx, HoldSpec, Op, ScenarioError,
     engine::Plan,
     host::{self, HostError},
-    nearest,
+    kernel, nearest,
     op::Placement,
 };
 
@@ -26,6 +26,8 @@ struct Names {
     cgroups: BTreeMap<String, Layer>,
     /// Names of running programs; a program may be running several times.
     payloads: BTreeMap<String, Layer>,
+    /// Names by which BPF maps were pinned.
+    pinned: BTreeSet<String>,
 }
 
 /// Refuses a scenario that cannot work.
@@ -144,7 +146,27 @@ impl Names {
                 let reason = "a BPF map and a path in it are needed".into();
                 Err(ScenarioError::Impossible { place: place.into(), reason })
             }
-            Op::ReadMap { .. } | Op::WriteMap { .. } => Ok(()),
+            Op::ReadMap { map, .. } | Op::WriteMap { map, .. } => match map.strip_prefix(host::PINNED) {
+                // It may also have been pinned by the test itself, before the scenario.
+                Some(name) if !self.pinned.contains(name) && ctx.pinned_as(name).is_none() => {
+                    Err(unknown(place, "pinned map", name, self.pinned.iter().map(String::as_str)))
+                }
+                _ => Ok(()),
+            },
+            Op::PinBpfMap { name } if name.is_empty() => {
+                let reason = "a BPF map needs a name, or the end of one".into();
+                Err(ScenarioError::Impossible { place: place.into(), reason })
+            }
+            Op::PinBpfMap { name } => {
+                self.pinned.insert(name.clone());
+                Ok(())
+            }
+            Op::ReadKernelHot { width, .. } | Op::ReadKernelCold { width, .. } => {
+                kernel::check_width(*width).map_err(|source| impossible(place, &source))
+            }
+            Op::WriteKernelHot { writes } | Op::WriteKernelCold { writes } => {
+                kernel::check_writes(writes).map_err(|source| impossible(place, &source))
+            }
             Op::SteerIrq { cpu, .. } if *cpu < 1 => Ok(()),
             Op::SteerIrq { cpu, .. } => check_cpu(ctx, place, *cpu),
             Op::RunPayload { payload, placement, .. } => {
@@ -203,6 +225,10 @@ fn unknown<'a>(
         near: nearest(name, &known).map(Into::into),
         known: known.into_iter().map(Into::into).collect(),
     }
+}
+
+fn impossible(place: &str, why: &HostError) -> ScenarioError {
+    ScenarioError::Impossible { place: place.into(), reason: why.to_string() }
 }
 
 fn exists(place: &str, what: &'static str, name: &str) -> ScenarioError {

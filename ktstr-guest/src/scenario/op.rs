@@ -1,5 +1,10 @@
 //! Single operations of a scenario.
 
+mod kind;
+
+use ktstr_proto::kernel_place::{KernelTarget, KernelWidth, KernelWrite};
+
+pub use self::kind::OpKind;
 use super::{AffinityIntent, CgroupDef, CpusetSpec, Payload, WorkSpec};
 use crate::cgroup::Limits;
 
@@ -150,6 +155,40 @@ pub enum Op {
         /// The number.
         value: i64,
     },
+    /// Keeps a BPF map of the scheduler when the scheduler goes: from now on `pinned:NAME` is that map, whatever other
+    /// maps of its name there are.
+    PinBpfMap {
+        /// The map's name, or the end of it: `.bss`.
+        name: String,
+    },
+    /// Has the host read a place of the kernel while the guest runs, and notes it in the timeline and among the findings.
+    ReadKernelHot {
+        /// Under which name.
+        tag: String,
+        /// The place.
+        target: KernelTarget,
+        /// How much of it.
+        width: KernelWidth,
+    },
+    /// As [`Op::ReadKernelHot`], while all CPUs stand.
+    ReadKernelCold {
+        /// Under which name.
+        tag: String,
+        /// The place.
+        target: KernelTarget,
+        /// How much of it.
+        width: KernelWidth,
+    },
+    /// Has the host write values at places of the kernel while the guest runs, all or, where one is not found, none.
+    WriteKernelHot {
+        /// What, and where.
+        writes: Vec<KernelWrite>,
+    },
+    /// As [`Op::WriteKernelHot`], while all CPUs stand: they see all of it at once.
+    WriteKernelCold {
+        /// What, and where.
+        writes: Vec<KernelWrite>,
+    },
     /// From now on captures the guest's state at each write to a place, without cost until then. Found
     /// on the host once it is there; not under `det`.
     WatchSnapshot {
@@ -186,40 +225,6 @@ pub enum Op {
         /// Its name.
         name: String,
     },
-}
-
-/// An [`Op`] without its particulars, for statistics.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
-#[expect(missing_docs, reason = "each variant is documented at the variant of Op it is named after")]
-pub enum OpKind {
-    AddCgroup,
-    AddCgroupDef,
-    RemoveCgroup,
-    StopCgroup,
-    SetCpuset,
-    ClearCpuset,
-    SwapCpusets,
-    SetLimits,
-    Spawn,
-    SetAffinity,
-    MoveAllTasks,
-    FreezeCgroup,
-    UnfreezeCgroup,
-    OfflineCpu,
-    OnlineCpu,
-    SteerIrq,
-    CaptureCgroupProcs,
-    CaptureSnapshot,
-    ReadMap,
-    WriteMap,
-    WatchSnapshot,
-    RunPayload,
-    WaitPayload,
-    KillPayload,
-    AttachScheduler,
-    DetachScheduler,
-    RestartScheduler,
-    ReplaceScheduler,
 }
 
 impl Op {
@@ -318,6 +323,31 @@ impl Op {
         Self::WriteMap { map: map.into(), path: path.into(), value }
     }
 
+    /// Keeps a BPF map of the scheduler when the scheduler goes.
+    pub fn pin_bpf_map(name: impl Into<String>) -> Self {
+        Self::PinBpfMap { name: name.into() }
+    }
+
+    /// Has the host read a place of the kernel while the guest runs.
+    pub fn read_kernel_hot(tag: impl Into<String>, target: KernelTarget, width: KernelWidth) -> Self {
+        Self::ReadKernelHot { tag: tag.into(), target, width }
+    }
+
+    /// Has the host read a place of the kernel while all CPUs stand.
+    pub fn read_kernel_cold(tag: impl Into<String>, target: KernelTarget, width: KernelWidth) -> Self {
+        Self::ReadKernelCold { tag: tag.into(), target, width }
+    }
+
+    /// Has the host write values at places of the kernel while the guest runs.
+    pub fn write_kernel_hot(writes: impl IntoIterator<Item = KernelWrite>) -> Self {
+        Self::WriteKernelHot { writes: writes.into_iter().collect() }
+    }
+
+    /// Has the host write values at places of the kernel while all CPUs stand.
+    pub fn write_kernel_cold(writes: impl IntoIterator<Item = KernelWrite>) -> Self {
+        Self::WriteKernelCold { writes: writes.into_iter().collect() }
+    }
+
     /// Captures the guest's state at each write to a place: a kernel symbol, `scx_root->member`,
     /// `map.path` or a scheduler's global variable.
     pub fn watch_snapshot(what: impl Into<String>) -> Self {
@@ -348,39 +378,5 @@ impl Op {
     /// Ends the scheduler that runs and starts another.
     pub fn replace_scheduler(name: impl Into<String>) -> Self {
         Self::ReplaceScheduler { name: name.into() }
-    }
-
-    /// Which operation it is.
-    pub const fn kind(&self) -> OpKind {
-        match self {
-            Self::AddCgroup { .. } => OpKind::AddCgroup,
-            Self::AddCgroupDef { .. } => OpKind::AddCgroupDef,
-            Self::RemoveCgroup { .. } => OpKind::RemoveCgroup,
-            Self::StopCgroup { .. } => OpKind::StopCgroup,
-            Self::SetCpuset { .. } => OpKind::SetCpuset,
-            Self::ClearCpuset { .. } => OpKind::ClearCpuset,
-            Self::SwapCpusets { .. } => OpKind::SwapCpusets,
-            Self::SetLimits { .. } => OpKind::SetLimits,
-            Self::Spawn { .. } => OpKind::Spawn,
-            Self::SetAffinity { .. } => OpKind::SetAffinity,
-            Self::MoveAllTasks { .. } => OpKind::MoveAllTasks,
-            Self::FreezeCgroup { .. } => OpKind::FreezeCgroup,
-            Self::UnfreezeCgroup { .. } => OpKind::UnfreezeCgroup,
-            Self::OfflineCpu { .. } => OpKind::OfflineCpu,
-            Self::OnlineCpu { .. } => OpKind::OnlineCpu,
-            Self::SteerIrq { .. } => OpKind::SteerIrq,
-            Self::CaptureCgroupProcs { .. } => OpKind::CaptureCgroupProcs,
-            Self::CaptureSnapshot { .. } => OpKind::CaptureSnapshot,
-            Self::ReadMap { .. } => OpKind::ReadMap,
-            Self::WriteMap { .. } => OpKind::WriteMap,
-            Self::WatchSnapshot { .. } => OpKind::WatchSnapshot,
-            Self::RunPayload { .. } => OpKind::RunPayload,
-            Self::WaitPayload { .. } => OpKind::WaitPayload,
-            Self::KillPayload { .. } => OpKind::KillPayload,
-            Self::AttachScheduler => OpKind::AttachScheduler,
-            Self::DetachScheduler => OpKind::DetachScheduler,
-            Self::RestartScheduler => OpKind::RestartScheduler,
-            Self::ReplaceScheduler { .. } => OpKind::ReplaceScheduler,
-        }
     }
 }

@@ -254,7 +254,8 @@ impl<'a> PayloadRun<'a> {
         self
     }
 
-    /// Ends it after so long, if it is waited for by [`Self::run`].
+    /// How long it may take from its start: one that does not end by then has failed. It is ended when it is waited
+    /// for that long, or found running later by [`PayloadHandle::stop`].
     pub fn timeout(mut self, timeout: Duration) -> Self {
         self.timeout = Some(timeout);
         self
@@ -262,13 +263,14 @@ impl<'a> PayloadRun<'a> {
 
     /// Starts it and returns at once.
     pub fn spawn(self) -> Result<PayloadHandle, PayloadError> {
-        PayloadHandle::spawn(self.ctx, self.payload, &self.args, self.cgroup.as_deref())
+        let mut handle = PayloadHandle::spawn(self.ctx, self.payload, &self.args, self.cgroup.as_deref())?;
+        handle.limit = self.timeout;
+        Ok(handle)
     }
 
     /// Runs it to its end.
     pub fn run(self) -> Result<(AssertResult, PayloadMetrics), PayloadError> {
-        let timeout = self.timeout;
-        self.spawn()?.wait(timeout)
+        self.spawn()?.wait(None)
     }
 }
 
@@ -281,6 +283,8 @@ pub struct PayloadHandle {
     stdout: File,
     stderr: File,
     started: Instant,
+    /// How long it may take from then on.
+    limit: Option<Duration>,
     reaped: bool,
 }
 
@@ -317,7 +321,8 @@ impl PayloadHandle {
             source,
         })?;
         let cgroup = cgroup.unwrap_or_default().into();
-        Ok(Self { payload, cgroup, child, stdout, stderr, started: Instant::now(), reaped: false })
+        let started = Instant::now();
+        Ok(Self { payload, cgroup, child, stdout, stderr, started, limit: None, reaped: false })
     }
 
     /// The payload's name.
@@ -330,11 +335,16 @@ impl PayloadHandle {
         self.child.id()
     }
 
-    /// Waits for its end, at most `timeout`, and judges it.
+    /// Whether it is over.
+    pub(super) fn has_ended(&mut self) -> bool {
+        matches!(self.child.try_wait(), Ok(Some(_)))
+    }
+
+    /// Waits for its end and judges it; at most `timeout` from its start, and no longer than [`PayloadRun::timeout`].
     pub fn wait(mut self, timeout: Option<Duration>) -> Result<(AssertResult, PayloadMetrics), PayloadError> {
         let name = self.payload.name;
         let system = |source| PayloadError::System { action: "wait for", name, source };
-        let Some(limit) = timeout else {
+        let Some(limit) = timeout.into_iter().chain(self.limit).min() else {
             let status = self.child.wait().map_err(system)?;
             return self.conclude(status, None);
         };
@@ -348,15 +358,19 @@ impl PayloadHandle {
         self.conclude(status, Some(limit))
     }
 
-    /// Ends it, keeps what it measured and judges that. That it was ended is no failure, and what it then did not
-    /// come to report is in doubt.
+    /// Ends it, keeps what it measured and judges that. That it was ended is no failure unless it had outlived
+    /// [`PayloadRun::timeout`], and what it then did not come to report is in doubt.
     pub fn stop(mut self) -> Result<(AssertResult, PayloadMetrics), PayloadError> {
         let name = self.payload.name;
         let system = |source| PayloadError::System { action: "end", name, source };
         match self.child.try_wait().map_err(system)? {
             Some(status) => self.conclude(status, None),
             None => {
-                self.end().map_err(system)?;
+                let late = self.limit.filter(|limit| self.started.elapsed() >= *limit);
+                let status = self.end().map_err(system)?;
+                if late.is_some() {
+                    return self.conclude(status, late);
+                }
                 self.reaped = true;
                 let metrics = self.measured(None)?;
                 let mut result = AssertResult::pass();
@@ -581,6 +595,21 @@ mod tests {
         let (result, metrics) = run(SHELL, &["sleep 60"], Some(Duration::from_millis(50)));
         assert!(messages(&result)[0].contains("did not end within 50ms"), "{result:?}");
         assert_eq!(metrics.exit_code, None);
+    }
+
+    #[test]
+    fn a_program_that_was_only_started_has_its_limit_too() {
+        let ctx = Ctx::on_host("t", Duration::from_secs(1), 1).unwrap();
+        let sleeper = Payload::binary("sleeper", "sleep").with_default_args(&["60"]);
+        let limited = |limit| ctx.payload(&sleeper).timeout(limit).spawn().unwrap();
+        let limit = Duration::from_millis(20);
+        let waited = limited(limit).wait(None).unwrap().0;
+        assert!(messages(&waited)[0].contains("did not end within 20ms"), "{waited:?}");
+        let late = limited(limit);
+        std::thread::sleep(limit);
+        let stopped = late.stop().unwrap().0;
+        assert!(messages(&stopped)[0].contains("did not end within 20ms"), "{stopped:?}");
+        assert!(limited(Duration::from_secs(600)).stop().unwrap().0.is_pass(), "it was in time");
     }
 
     #[test]

@@ -2,7 +2,11 @@
 //!
 //! In a guest it follows from the shape that was asked for; on a host it is read from sysfs.
 
-use std::{collections::BTreeMap, fs, io, path::Path};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    path::{Path, PathBuf},
+};
 
 use ktstr_proto::Topology;
 
@@ -17,6 +21,17 @@ pub struct TestTopology {
     llcs: Vec<Vec<u32>>,
     nodes: Vec<Vec<u32>>,
     name: String,
+    /// Where the kernel describes it, if it is that of a running one.
+    system: Option<PathBuf>,
+}
+
+/// What the kernel says of a NUMA node's memory, KiB.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct NodeMeminfo {
+    /// All of it.
+    pub total_kib: u64,
+    /// What is free.
+    pub free_kib: u64,
 }
 
 impl TestTopology {
@@ -32,7 +47,13 @@ impl TestTopology {
             llcs: groups(shape.cpus_per_llc()),
             nodes: groups(shape.cpus_per_llc() * shape.llcs_per_node()),
             name: shape.to_string(),
+            system: None,
         }
+    }
+
+    /// As [`Self::of_shape`], for the guest that runs: what its kernel says of its nodes is known, too.
+    pub fn from_vm_topology(shape: Topology) -> Self {
+        Self { system: Some("/sys/devices/system".into()), ..Self::of_shape(shape) }
     }
 
     /// The running system as `root`, usually `/sys/devices/system`, describes it. A system that
@@ -86,7 +107,7 @@ impl TestTopology {
             nodes = vec![cpus.clone()];
         }
         let name = format!("{} CPUs, {} LLCs, {} NUMA nodes", cpus.len(), llcs.len(), nodes.len());
-        Ok(Self { cpus, cores, llcs, nodes, name })
+        Ok(Self { cpus, cores, llcs, nodes, name, system: Some(root.to_owned()) })
     }
 
     /// Number of CPUs.
@@ -97,6 +118,19 @@ impl TestTopology {
     /// All CPUs, ascending.
     pub fn all_cpus(&self) -> &[u32] {
         &self.cpus
+    }
+
+    /// CPUs for workloads, ascending: all but the last, which is left to everybody else, where there are more than two.
+    pub fn usable_cpus(&self) -> &[u32] {
+        match &self.cpus[..] {
+            [first @ .., _] if self.cpus.len() > 2 => first,
+            all => all,
+        }
+    }
+
+    /// [`Self::usable_cpus`] as a set.
+    pub fn usable_cpuset(&self) -> BTreeSet<u32> {
+        self.usable_cpus().iter().copied().collect()
     }
 
     /// Number of last-level caches.
@@ -127,6 +161,54 @@ impl TestTopology {
     /// CPUs of one last-level cache; empty when there is no such.
     pub fn cpus_in_llc(&self, llc: u32) -> &[u32] {
         self.llcs.get(llc as usize).map_or(&[], Vec::as_slice)
+    }
+
+    /// CPUs of one last-level cache as a set; empty when there is no such.
+    pub fn llc_aligned_cpuset(&self, llc: u32) -> BTreeSet<u32> {
+        self.cpus_in_llc(llc).iter().copied().collect()
+    }
+
+    /// CPUs of one NUMA node as a set; empty when there is no such, or when it has memory alone.
+    pub fn numa_aligned_cpuset(&self, node: u32) -> BTreeSet<u32> {
+        self.nodes.get(node as usize).into_iter().flatten().copied().collect()
+    }
+
+    /// NUMA nodes that a set of CPUs belongs to.
+    pub fn numa_nodes_for_cpuset(&self, cpus: &BTreeSet<u32>) -> BTreeSet<u32> {
+        self.nodes_of(&cpus.iter().copied().collect::<Vec<_>>()).into_iter().collect()
+    }
+
+    /// How far a NUMA node's memory is from another's CPUs, as ACPI counts: 10 is near. Where no kernel says it, 10 for
+    /// the node itself and 20 for others; 255 where there is no such node.
+    pub fn numa_distance(&self, from: u32, to: u32) -> u32 {
+        const UNKNOWN: u32 = 255;
+        let said = self.of_node(from, "distance");
+        let said = said.map(|text| text.split_whitespace().map_while(|word| word.parse().ok()).collect());
+        match said {
+            Some::<Vec<u32>>(distances) => distances.get(to as usize).copied().unwrap_or(UNKNOWN),
+            None if from.max(to) as usize >= self.nodes.len() => UNKNOWN,
+            None => [20, 10][usize::from(from == to)],
+        }
+    }
+
+    /// What the kernel says of a NUMA node's memory; none where no kernel was asked or there is no such node.
+    pub fn node_meminfo(&self, node: u32) -> Option<NodeMeminfo> {
+        let text = self.of_node(node, "meminfo")?;
+        let kib = |key: &str| {
+            let (_, rest) = text.lines().find_map(|line| line.split_once(key))?;
+            rest.split_whitespace().next()?.parse().ok()
+        };
+        Some(NodeMeminfo { total_kib: kib("MemTotal:")?, free_kib: kib("MemFree:")? })
+    }
+
+    /// Whether a NUMA node has memory and no CPU.
+    pub fn is_memory_only(&self, node: u32) -> bool {
+        self.numa_aligned_cpuset(node).is_empty()
+            && self.node_meminfo(node).is_some_and(|memory| memory.total_kib > 0)
+    }
+
+    fn of_node(&self, node: u32, file: &str) -> Option<String> {
+        fs::read_to_string(self.system.as_ref()?.join(format!("node/node{node}/{file}"))).ok()
     }
 
     /// NUMA nodes that `cpus` belong to, ascending.
@@ -170,6 +252,14 @@ mod tests {
         assert_eq!(topo.cores()[1], [2, 3]);
         assert_eq!(topo.nodes_of(&[3, 4]), [0, 1]);
         assert!(topo.has_smt() && topo.cpus_in_llc(4).is_empty());
+        assert_eq!((topo.usable_cpus().len(), topo.usable_cpuset().last()), (7, Some(&6)));
+        assert_eq!(topo.llc_aligned_cpuset(1), BTreeSet::from([2, 3]));
+        assert_eq!(topo.numa_aligned_cpuset(1), BTreeSet::from([4, 5, 6, 7]));
+        assert_eq!(topo.numa_nodes_for_cpuset(&BTreeSet::from([3, 4])), BTreeSet::from([0, 1]));
+        let distances = [(0, 0), (0, 1), (1, 0), (0, 2), (9, 9)].map(|(a, b)| topo.numa_distance(a, b));
+        assert_eq!(distances, [10, 20, 20, 255, 255]);
+        assert!(topo.node_meminfo(0).is_none() && !topo.is_memory_only(0));
+        assert_eq!(TestTopology::of_shape(Topology::new(1, 1, 2, 1).unwrap()).usable_cpus(), [0, 1]);
     }
 
     #[test]
@@ -193,6 +283,11 @@ mod tests {
         assert_eq!((topo.cores().len(), topo.num_numa_nodes()), (2, 3));
         assert_eq!(topo.nodes(), [vec![0, 1, 2], vec![], vec![]], "nodes go by the kernel's numbers");
         assert_eq!(topo.to_string(), "3 CPUs, 2 LLCs, 3 NUMA nodes");
+        write("node/node0/distance", "10 20 30\n");
+        write("node/node2/meminfo", "\nNode 2 MemTotal:      2048 kB\nNode 2 MemFree:       1024 kB\n");
+        assert_eq!([0, 2, 3].map(|to| topo.numa_distance(0, to)), [10, 30, 255]);
+        assert_eq!(topo.node_meminfo(2), Some(NodeMeminfo { total_kib: 2048, free_kib: 1024 }));
+        assert!(topo.is_memory_only(2) && !topo.is_memory_only(0) && !topo.is_memory_only(1));
         write("cpu/online", "0-x\n");
         assert!(TestTopology::from_system(root.path()).unwrap_err().to_string().contains("0-x"));
     }

@@ -79,7 +79,7 @@ const CATALOGUE: [(&str, Make); 44] = [
 ];
 
 /// Names of earlier versions.
-const ALIASES: [(&str, &str); 2] = [("CpuSpin", "SpinWait"), ("IoSync", "IoSyncWrite")];
+pub(super) const ALIASES: [(&str, &str); 2] = [("CpuSpin", "SpinWait"), ("IoSync", "IoSyncWrite")];
 
 /// The names only.
 const fn names() -> [&'static str; CATALOGUE.len()] {
@@ -257,6 +257,7 @@ impl WorkType {
     pub fn metric_names(&self) -> &'static [&'static str] {
         match self {
             Self::ProducerConsumerImbalance { .. } => &["deepest_queue"],
+            Self::PriorityInversion { .. } => &["medium_rounds_while_high_waited"],
             Self::CgroupAttachStorm { .. } => &["children_gone_before_the_move"],
             Self::Schbench(_) => &["requests_per_s", "worker_threads"],
             Self::Taobench(_) => &["requests_per_s", "hit_pct"],
@@ -396,7 +397,7 @@ impl WorkType {
                 members("producers", producers),
                 members("consumers", consumers),
                 ("produce_rate_hz", *produce_rate_hz, 1, 1_000_000),
-                steps("consume_iters", consume_iters),
+                ("consume_iters", *consume_iters, 0, 4_000_000),
                 ("queue_depth_target", *queue_depth_target, 1, u64::from(u32::MAX / 2)),
             ],
             Self::SignalStorm { signals_per_iter, work_iters } => vec![

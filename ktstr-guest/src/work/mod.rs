@@ -18,6 +18,8 @@ mod kinds;
 mod life;
 mod meter;
 mod not_run;
+#[cfg(test)]
+mod reference;
 mod region;
 mod report;
 mod rng;

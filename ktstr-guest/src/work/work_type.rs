@@ -298,7 +298,8 @@ pub enum WorkType {
         /// Steps without it.
         work_iters: u64,
     },
-    /// High and low real-time priorities share a lock while medium ones keep the CPU busy, all on one CPU.
+    /// High and low real-time priorities share a lock; medium ones, which do not, run whenever a high one must wait for
+    /// it, all on one CPU: with a plain lock before its holder can let it go, so that the high one waits for them, too.
     /// Presses on priority inversion and, with [`PiMode::Pi`], on `rt_mutex_setprio`.
     PriorityInversion {
         /// Workers of high priority (FIFO 30).
@@ -314,9 +315,9 @@ pub enum WorkType {
         /// Kind of lock.
         pi_mode: PiMode,
     },
-    /// Producers fill a bounded queue at a rate, consumers empty it. Presses on wakes of one side by the other:
-    /// of consumers while it runs dry, of producers while it stays full, which is where an item takes longer than
-    /// the time between two of them.
+    /// Producers fill a bounded queue at a rate, consumers empty it and cannot keep up unless an item is made cheaper.
+    /// Presses on wakes of one side by the other: of producers once the queue has grown full, of consumers where
+    /// it runs dry.
     ProducerConsumerImbalance {
         /// Producers of a queue.
         producers: u32,
@@ -324,7 +325,7 @@ pub enum WorkType {
         consumers: u32,
         /// Items a second of each producer.
         produce_rate_hz: u64,
-        /// Steps for an item.
+        /// CPU time of an item, in steps of 250 ns.
         consume_iters: u64,
         /// Items the queue holds.
         queue_depth_target: u64,
@@ -549,7 +550,8 @@ impl WorkType {
         }
     }
 
-    /// Two producers of 1000 items a second each, one consumer of 4096 steps an item, a queue of 1024.
+    /// Two producers of 1000 items a second each, one consumer that takes about a millisecond of CPU time for an
+    /// item, a queue of 1024, which is full after a second.
     pub const fn producer_consumer_imbalance() -> Self {
         Self::ProducerConsumerImbalance {
             producers: 2,

@@ -186,6 +186,18 @@ impl<'a> Worker<'a> {
         true
     }
 
+    /// Waits once, no longer than `most`, for the word of `line` to become another than `seen`.
+    pub fn await_change(&mut self, line: &Line, seen: u32, most: Duration) {
+        let own = self.member(self.place.position);
+        own.stamp.store(0, SeqCst);
+        own.waiting.store(1, SeqCst);
+        let slept = self.meter.blocking(|| sys::futex_wait(&line.word, seen, most));
+        own.waiting.store(0, SeqCst);
+        if slept {
+            self.meter.woken(own.stamp.load(SeqCst));
+        }
+    }
+
     /// Waits on its own line until [`Self::call`] chooses it, for a moment at most, unless there is no need any more
     /// once it has said that it waits. The condition is the caller's to look at again. False when told to stop.
     ///

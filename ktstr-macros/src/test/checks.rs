@@ -27,6 +27,7 @@ pub(super) const EXCLUDE: &[(&str, &str, &str)] = &[
     ("host_only", "llcs", "the host has the shape it has"),
     ("host_only", "cores", "the host has the shape it has"),
     ("host_only", "threads", "the host has the shape it has"),
+    ("host_only", "absent_llcs", "the host has the shape it has"),
     ("host_only", "memory_mb", "the host has the memory it has"),
     ("host_only", "memory_mib", "the host has the memory it has"),
     ("host_only", "kaslr", "no kernel is booted"),
@@ -41,6 +42,8 @@ pub(super) const EXCLUDE: &[(&str, &str, &str)] = &[
     ("host_only", "max_numa_nodes", "it is run on no preset"),
     ("host_only", "disk", "there is no machine that could have one"),
     ("host_only", "networks", "there is no machine that could have them"),
+    ("expect_err", "auto_repro", "a failure that is meant to be is not looked into"),
+    ("host_only", "auto_repro", "there is no machine that could run a second time"),
     ("expect_err", "post_vm", "it is not called after a failure; use `post_vm_unconditional`"),
 ];
 
@@ -60,6 +63,7 @@ pub(super) const NEED: &[(&str, &str, &str)] = &[
     ("bpf_map_write", "scheduler", "there must be a scheduler whose maps are written"),
     ("watch_bpf_maps", "scheduler", "there must be a scheduler whose maps are watched"),
     ("survives_storm", "scheduler", "there must be a scheduler that can survive"),
+    ("auto_repro", "scheduler", "there must be a scheduler that can crash"),
     ("extra_sched_args", "scheduler", "there must be a scheduler that takes them"),
     ("staged_schedulers", "scheduler", "there must be a scheduler that they take over from"),
     ("config", "scheduler", "there must be a scheduler that reads it"),
@@ -121,7 +125,8 @@ fn snapshots(attributes: &Attributes) -> Result<()> {
 
 /// Whether an attribute is there, and, if it is a flag, true.
 fn on(attributes: &Attributes, key: &str) -> Result<bool> {
-    const FLAGS: &[&str] = &["performance_mode", "no_perf_mode", "survives_storm", "expect_err", "host_only"];
+    const FLAGS: &[&str] =
+        &["performance_mode", "no_perf_mode", "survives_storm", "expect_err", "host_only", "auto_repro"];
     if FLAGS.contains(&key) {
         return Ok(attributes.flag(key)?.unwrap_or(false));
     }

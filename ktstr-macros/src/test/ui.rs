@@ -196,6 +196,12 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "3 LLCs cannot be divided evenly among 2 NUMA nodes; `llcs` counts the whole machine",
         "llcs",
     ),
+    (
+        "scheduler = S, expect_err, auto_repro",
+        "`expect_err` and `auto_repro` cannot stand together: a failure that is meant to be is not looked into",
+        "auto_repro",
+    ),
+    ("auto_repro", "`auto_repro` needs `scheduler`: there must be a scheduler that can crash", "auto_repro"),
 ];
 
 /// What a test on this host cannot ask for, how it is named there, and why.
@@ -211,6 +217,7 @@ const NOT_ON_HOST: &[(&str, &str, &str)] = &[
     ("llcs = 1", "llcs", "the host has the shape it has"),
     ("cores = 1", "cores", "the host has the shape it has"),
     ("threads = 1", "threads", "the host has the shape it has"),
+    ("absent_llcs = 1", "absent_llcs", "the host has the shape it has"),
     ("memory_mb = 512", "memory_mb", "the host has the memory it has"),
     ("memory_mib = 512", "memory_mib", "the host has the memory it has"),
     ("kaslr = false", "kaslr", "no kernel is booted"),
@@ -226,6 +233,7 @@ const NOT_ON_HOST: &[(&str, &str, &str)] = &[
     ("min_numa_nodes = 2", "min_numa_nodes", "it is run on no preset"),
     ("max_numa_nodes = 2", "max_numa_nodes", "it is run on no preset"),
     ("requires_smt", "requires_smt", "it is run on no preset"),
+    ("auto_repro", "auto_repro", "there is no machine that could run a second time"),
 ];
 
 #[test]

@@ -102,7 +102,7 @@ impl PageTable {
             let low = shift + per_level * (u32::from(level) - 1);
             // The top table may be shorter than a page: what is above its index is no address bit.
             let index = (within >> low) & ((1 << per_level) - 1);
-            let at = table.checked_add(index * 8).unwrap_or(u64::MAX);
+            let at = table.saturating_add(index * 8);
             let descriptor =
                 mem.read_u64(Gpa(at)).map_err(|source| PageError::TableUnreadable { kva, level, source })?;
             if descriptor & VALID == 0 {
@@ -236,7 +236,7 @@ mod tests {
             let high = if wide { 0xf_0000_0000_0000u64 } else { 0 } | 0x7a00_0000_0000 & !(block - 1);
             tables.map(base, page * 40, 1);
             tables.map(base + 3 * block, high, 2);
-            tables.map(u64::MAX - page + 1, page * 41 | high, 1);
+            tables.map(u64::MAX - page + 1, (page * 41) | high, 1);
             let mem = tables.mem();
             let at = |kva: u64| tables.table.translate(&mem, Kva(kva));
             assert_eq!(at(base + 5), Ok(Mapped { gpa: Gpa(page * 40 + 5), left: page - 5 }), "{what}");
@@ -247,7 +247,7 @@ mod tests {
             );
             assert_eq!(
                 at(u64::MAX),
-                Ok(Mapped { gpa: Gpa((page * 41 | high) + page - 1), left: 1 }),
+                Ok(Mapped { gpa: Gpa(((page * 41) | high) + page - 1), left: 1 }),
                 "{what}"
             );
             assert_eq!(at(base + page), Err(PageError::NotPresent { kva: Kva(base + page), level: 1 }));
@@ -287,7 +287,7 @@ mod tests {
             // At the lowest level a descriptor without the table bit is reserved.
             tables.map(base, page * 9, 1);
             let entry = tables.bytes.chunks(8).rposition(|word| word != [0; 8]).unwrap() * 8;
-            *tables.word(entry as u64) = (page * 9 | VALID).to_le_bytes();
+            *tables.word(entry as u64) = ((page * 9) | VALID).to_le_bytes();
             // And too high up.
             let top = tables.table.root.0 + 8;
             *tables.word(top) = VALID.to_le_bytes();

@@ -34,6 +34,8 @@ pub struct BpfState {
     pub maps: Vec<MapDump>,
     /// Numbers that programs use as pointers: the place, and what it points at.
     pub casts: Vec<(String, String)>,
+    /// Allocators of slots in arenas: the variable, and what is known of it.
+    pub allocators: Vec<(String, String)>,
     /// What could not be read at all.
     pub damage: Vec<String>,
 }
@@ -74,12 +76,18 @@ pub struct DumpOptions {
 impl BpfState {
     /// Reads everything. The guest should be stopped.
     pub fn read(reader: &Reader<'_>, options: DumpOptions) -> Self {
-        let mut state =
-            Self { programs: Vec::new(), maps: Vec::new(), casts: Vec::new(), damage: Vec::new() };
+        let mut state = Self {
+            programs: Vec::new(),
+            maps: Vec::new(),
+            casts: Vec::new(),
+            allocators: Vec::new(),
+            damage: Vec::new(),
+        };
         let programs = state.walk(reader.programs());
         let maps = state.walk(reader.maps());
         let follow = follow_all(reader, &programs, &maps);
         state.casts = follow.told();
+        state.allocators = follow.allocators();
         let own = of_scheduler(reader, &maps, &programs);
         let mut nodes = MAX_NODES;
         for map in maps {
@@ -149,6 +157,9 @@ impl BpfState {
         for (place, target) in &self.casts {
             writeln!(text, "cast {place} {target}").expect("writing to a string");
         }
+        for (name, told) in &self.allocators {
+            writeln!(text, "allocator {name}: {told}").expect("writing to a string");
+        }
         for damage in &self.damage {
             writeln!(text, "! {damage}").expect("writing to a string");
         }
@@ -157,6 +168,8 @@ impl BpfState {
 
     /// For machines.
     pub fn to_json(&self) -> Json {
+        let allocators: Vec<Json> =
+            self.allocators.iter().map(|(name, told)| json!({"name": name, "told": told})).collect();
         let programs: Vec<Json> = self.programs.iter().map(|program| program_json(&program.info)).collect();
         let maps: Vec<Json> = self.maps.iter().map(MapDump::to_json).collect();
         let casts: Vec<Json> =
@@ -166,6 +179,7 @@ impl BpfState {
             "programs": programs,
             "maps": maps,
             "casts": casts,
+            "allocators": allocators,
             "damage": self.damage,
         })
     }
@@ -244,6 +258,7 @@ pub fn follow_all<'r, 'a>(
     for (set, casts) in all {
         follow.add_casts(&set, casts);
     }
+    follow.find_allocators(maps);
     follow
 }
 

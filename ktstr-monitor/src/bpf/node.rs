@@ -75,10 +75,14 @@ pub fn state_node(state: &BpfState) -> Node {
     let cast = |(place, target): &(String, String)| {
         Node::map([("place", Node::Text(place.clone())), ("target", Node::Text(target.clone()))])
     };
+    let allocator = |(name, told): &(String, String)| {
+        Node::map([("name", Node::Text(name.clone())), ("told", Node::Text(told.clone()))])
+    };
     Node::map([
         ("programs", Node::List(state.programs.iter().map(|program| program_node(&program.info)).collect())),
         ("maps", Node::List(state.maps.iter().map(map_node).collect())),
         ("casts", Node::List(state.casts.iter().map(cast).collect())),
+        ("allocators", Node::List(state.allocators.iter().map(allocator).collect())),
         ("damage", texts(&state.damage)),
     ])
 }
@@ -193,7 +197,11 @@ fn pointer_node(pointer: &Pointer) -> Node {
     }
     let head = || {
         let node = Node::map([("address", Node::Hex(pointer.raw)), ("to", Node::Text(pointer.to.clone()))]);
-        if pointer.cast { node.with("cast", Node::Bool(true)) } else { node }
+        let node = if pointer.cast { node.with("cast", Node::Bool(true)) } else { node };
+        match &pointer.slot {
+            Some(slot) => node.with("sdt_alloc", Node::Text(slot.clone())),
+            None => node,
+        }
     };
     match &pointer.target {
         Target::None if pointer.cast => head(),

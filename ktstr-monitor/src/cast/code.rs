@@ -35,6 +35,8 @@ pub struct CodeFunction {
     pub start: usize,
     /// What its arguments point at; only where the compiler could not have changed them.
     pub takes: Vec<Option<TypeRef>>,
+    /// What the source of a static function says of its arguments: see [`super::signature`].
+    pub static_takes: Vec<Option<TypeRef>>,
     /// Of an entry point: the types of its context's words, the arguments of the kernel's function.
     pub context: Vec<Option<TypeRef>>,
 }
@@ -54,6 +56,13 @@ pub struct CodeMap {
     pub pointers: Option<u64>,
     /// How far from a hash's element its value is.
     pub in_element: Option<u64>,
+}
+
+impl Callee {
+    /// A function of the kernel that gives a pointer to this.
+    pub fn returning(to: TypeRef) -> Self {
+        Self::Kernel { takes: Vec::new(), returns: Some(to) }
+    }
 }
 
 /// What a 64-bit constant means.
@@ -83,8 +92,17 @@ pub enum Callee {
     HashElement,
     /// Stores the third argument's bytes as a value of the map in the first.
     MapUpdate,
-    /// A pointer into the kernel.
-    Kernel(TypeRef),
+    /// A function of the kernel that takes and returns pointers to these.
+    Kernel {
+        /// Arguments.
+        takes: Vec<Option<TypeRef>>,
+        /// What it gives.
+        returns: Option<TypeRef>,
+    },
+    /// Puts the pointer in the second argument where the first one leads, and gives what was there.
+    Exchange,
+    /// Says that the first argument points at the kernel's type whose number the second one is.
+    KernelCast(Arc<TypeSet>),
     /// Nothing that matters, and it writes to no memory of the program's stack.
     Reader,
     /// Anything.

@@ -11,6 +11,9 @@
 //!
 //! Two types, a computed number stored into it, arithmetic that no pointer survives: each of them
 //! drops the slot. So does an interior pointer, whose type says nothing about the start.
+//!
+//! A structure and its first member are not two types: who is handed the member's address may have the
+//! whole. See [`Believed`] for which of them is said.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::sync::Arc;
@@ -38,12 +41,39 @@ pub struct Evidence {
     in_arena: BTreeSet<TypeId>,
 }
 
-/// A pointer's type, where it leads, and whether it came out of a map.
-type Typed = (TypeRef, Space, bool);
+/// Different types of one slot that are kept, at most; with more it is dropped.
+const MAX_TYPES: usize = 6;
+
+/// What a pointer in a slot points at, by one witness.
+#[derive(Clone, Debug)]
+pub struct Told {
+    to: TypeRef,
+    space: Space,
+    /// It came out of a map.
+    of_map: bool,
+    /// A pointer of that type was put there; otherwise what was there went where such pointers go.
+    stored: bool,
+}
+
+impl Told {
+    /// A pointer to `to` was stored.
+    pub fn stored(to: &TypeRef, space: Space, of_map: bool) -> Self {
+        Self { to: to.clone(), space, of_map, stored: true }
+    }
+
+    /// What was there went where only pointers to `to` go.
+    pub fn used(to: &TypeRef) -> Self {
+        Self { to: to.clone(), space: Space::Arena, of_map: false, stored: false }
+    }
+
+    fn is_same(&self, other: &Self) -> bool {
+        self.to == other.to && self.stored == other.stored
+    }
+}
 
 #[derive(Debug, Default)]
 struct Seen {
-    types: Vec<Typed>,
+    types: Vec<Told>,
     places: BTreeSet<(u64, u64)>,
     in_arena: bool,
     /// It holds numbers, too.
@@ -53,8 +83,21 @@ struct Seen {
 /// What speaks for and against a slot, its own and what was copied into it.
 #[derive(Clone, Debug, Default)]
 struct Heard {
-    types: Vec<(Cast, Ground)>,
+    types: Vec<Believed>,
     number: bool,
+}
+
+/// What one witness said, as it counts.
+///
+/// Where pointers to a structure and to its first member were stored, only the member is certain to be
+/// there. Where nobody saw them stored and they went to places for both, it is the whole: somebody knew.
+#[derive(Clone, Debug)]
+struct Believed {
+    cast: Cast,
+    ground: Ground,
+    stored: bool,
+    /// It cannot be that, only something that begins with it.
+    doubtful: bool,
 }
 
 /// Why a slot was or was not called a pointer.
@@ -68,16 +111,13 @@ pub enum Ground {
 
 impl Evidence {
     /// A pointer to `to` was stored, or what it held went where such pointers go.
-    pub fn typed(&mut self, slot: Slot, to: &TypeRef, space: Space, of_map: bool) {
-        let Some(to) = to.strip() else { return };
+    pub fn typed(&mut self, slot: Slot, told: Told) {
+        let Some(to) = told.to.strip() else { return };
         // `void *` and pointers to numbers say nothing that could be shown.
         if !matches!(to.set.ty(to.id), Some(Ty::Composite(_) | Ty::Forward { .. })) {
             return;
         }
-        let seen = self.slots.entry(slot).or_default();
-        if !seen.types.iter().any(|(known, ..)| *known == to) {
-            seen.types.push((to, space, of_map));
-        }
+        self.slots.entry(slot).or_default().hear(Told { to, ..told });
     }
 
     /// Such an object is in the arena.
@@ -111,11 +151,7 @@ impl Evidence {
             own.places.extend(seen.places);
             own.in_arena |= seen.in_arena;
             own.number |= seen.number;
-            for typed in seen.types {
-                if !own.types.iter().any(|(known, ..)| *known == typed.0) {
-                    own.types.push(typed);
-                }
-            }
+            seen.types.into_iter().for_each(|told| own.hear(told));
         }
         self.links.extend(other.links);
         self.in_arena.extend(other.in_arena);
@@ -129,24 +165,44 @@ impl Evidence {
         for (&slot, seen) in &self.slots {
             let own = heard.entry(slot).or_default();
             own.number = seen.number;
-            for (to, space, of_map) in &seen.types {
+            for Told { to, space, of_map, stored } in &seen.types {
                 // A program's own structure in a map is not the kernel's of the same name, and which one is
                 // meant cannot be said where it is shown.
-                let name = to.set.get(to.id).map_or("", |entry| entry.name.as_str());
-                let unclear = *of_map && is_kernels(name) && Arc::ptr_eq(&to.set, set);
-                own.number |= unclear || !fits(to, &seen.places);
-                own.types.push((Cast { to: to.clone(), space: *space }, Ground::Flow));
+                let kernels = is_kernels(plain_name(to)) && Arc::ptr_eq(&to.set, set);
+                own.number |= kernels && *of_map;
+                let space = if kernels && !self.in_arena.contains(&to.id) { Space::Kernel } else { *space };
+                let cast = Cast { to: to.clone(), space };
+                // Accessed beyond its end: it is not that, though it may begin with it.
+                let doubtful = !fits(to, &seen.places);
+                own.hear(Believed { cast, ground: Ground::Flow, stored: *stored, doubtful });
             }
             if seen.types.is_empty() && !seen.number && seen.in_arena && shapes < MAX_SHAPES {
                 shapes += 1;
                 let to = self.by_shape(set, slot, &seen.places, is_kernels);
-                own.types.extend(to.map(|to| (Cast { to, space: Space::Arena }, Ground::Shape)));
+                let cast = to.map(|to| Cast { to, space: Space::Arena });
+                own.types.extend(cast.map(|cast| Believed {
+                    cast,
+                    ground: Ground::Shape,
+                    stored: false,
+                    doubtful: false,
+                }));
             }
         }
-        self.spread(&mut heard);
-        let sure = |(slot, heard): (Slot, Heard)| match <[_; 1]>::try_from(heard.types) {
-            Ok([only]) if !heard.number => Some((slot, only)),
-            _ => None,
+        // Memory that is used for this and that says nothing of where it is copied to.
+        let mixed = |(slot, own): (&Slot, &Heard)| {
+            let disagree = !own.types.is_empty() && decide(&own.types, is_kernels).is_none();
+            disagree.then_some(*slot)
+        };
+        let mixed: BTreeSet<Slot> = heard.iter().filter_map(mixed).collect();
+        self.spread(&mut heard, &mixed);
+        let sure = |(slot, heard): (Slot, Heard)| {
+            let owner = TypeRef::new(set, slot.owner);
+            if heard.number || is_kernels(plain_name(&owner)) {
+                return None;
+            }
+            let Believed { cast, ground, .. } = decide(&heard.types, is_kernels)?.clone();
+            let places = self.slots.get(&slot).is_none_or(|seen| fits(&cast.to, &seen.places));
+            places.then_some((slot, (cast, ground)))
         };
         Resolved { found: heard.into_iter().filter_map(sure).collect() }
     }
@@ -154,8 +210,8 @@ impl Evidence {
     /// What is copied from a pointer is a pointer, what is copied from a number is a number: all that was
     /// heard of one slot holds for those that it is copied to. Not the other way round: where pointers go,
     /// numbers may be copied to as well. Only then is it decided, so that no slot hands on what it is not.
-    fn spread(&self, heard: &mut BTreeMap<Slot, Heard>) {
-        // Each pass but the last adds something; types of one slot are few, and two are as bad as more.
+    fn spread(&self, heard: &mut BTreeMap<Slot, Heard>, mixed: &BTreeSet<Slot>) {
+        // Each pass but the last adds something; types of one slot are few.
         loop {
             let mut grew = false;
             for (from, to) in &self.links {
@@ -163,11 +219,8 @@ impl Evidence {
                 let own = heard.entry(*to).or_default();
                 grew |= given.number && !own.number;
                 own.number |= given.number;
-                for typed in given.types {
-                    if own.types.len() < 2 && !own.types.iter().any(|(known, _)| known.to == typed.0.to) {
-                        own.types.push(typed);
-                        grew = true;
-                    }
+                for believed in given.types.into_iter().filter(|_| !mixed.contains(from)) {
+                    grew |= own.hear(believed);
                 }
             }
             if !grew {
@@ -210,6 +263,63 @@ impl Evidence {
         let mut budget = MAX_SCALARS;
         (places.len() * 2 >= scalars(&only, 0, &mut budget)?).then_some(only)
     }
+}
+
+impl Seen {
+    fn hear(&mut self, told: Told) {
+        if !self.types.iter().any(|known| known.is_same(&told)) {
+            self.number |= self.types.len() >= MAX_TYPES;
+            self.types.push(told);
+            self.types.truncate(MAX_TYPES);
+        }
+    }
+}
+
+impl Heard {
+    /// Whether that was new.
+    fn hear(&mut self, believed: Believed) -> bool {
+        let same = |own: &Believed| {
+            let flags = (own.stored, own.doubtful) == (believed.stored, believed.doubtful);
+            flags && own.cast.to == believed.cast.to
+        };
+        if self.number || self.types.iter().any(same) {
+            return false;
+        }
+        self.number = self.types.len() >= MAX_TYPES;
+        self.types.push(believed);
+        true
+    }
+}
+
+/// What they all agree on.
+fn decide<'h>(all: &'h [Believed], is_kernels: &dyn Fn(&str) -> bool) -> Option<&'h Believed> {
+    let begins = |part: &Believed, whole: &Believed| is_beginning(&part.cast.to, &whole.cast.to, is_kernels);
+    let (stored, used): (Vec<_>, Vec<_>) = all.iter().partition(|believed| believed.stored);
+    // Among equals the kernel's own description comes first, whatever the order of programs.
+    let surest = |of: &[&'h Believed], best: &dyn Fn(&Believed) -> bool| {
+        let good = of.iter().copied().filter(|believed| !believed.doubtful && best(believed));
+        good.max_by_key(|believed| believed.cast.to.size().unwrap_or(0))
+    };
+    if stored.is_empty() {
+        return surest(&used, &|whole| used.iter().all(|part| begins(part, whole)));
+    }
+    let certain = surest(&stored, &|part| stored.iter().all(|whole| begins(part, whole)))?;
+    let comparable = |other: &&&Believed| begins(other, certain) || begins(certain, other);
+    (used.iter().filter(comparable).count() == used.len()).then_some(certain)
+}
+
+/// Whether an object of type `whole` begins with one of type `part`, or is one. The kernel's structures are the
+/// same whoever describes them.
+fn is_beginning(part: &TypeRef, whole: &TypeRef, is_kernels: &dyn Fn(&str) -> bool) -> bool {
+    let name = plain_name(part);
+    let by_name = !name.is_empty() && is_kernels(name);
+    whole.beginnings().any(|here| here == *part || by_name && plain_name(&here) == name)
+}
+
+/// A structure's name without what CO-RE ignores: what follows the last three underscores.
+fn plain_name(ty: &TypeRef) -> &str {
+    let name = ty.set.get(ty.id).map_or("", |entry| entry.name.as_str());
+    name.rsplit_once("___").map_or(name, |(name, _)| name)
 }
 
 /// The outcome for one object.

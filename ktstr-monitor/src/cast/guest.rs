@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use super::code::{Callee, Code, CodeFunction, CodeMap, Meaning};
 use super::insn::{CALL, Insn, LD_IMM64, PSEUDO_CALL, PSEUDO_KFUNC};
+use super::signature;
 use crate::addr::Kva;
 use crate::bpf::{Casts, MapInfo, MapKind, ProgramInfo, Reader};
 use crate::types::{Ty, TypeId, TypeRef, TypeSet};
@@ -91,6 +92,7 @@ impl<'r, 'a> Guest<'r, 'a> {
             .map(|function| CodeFunction {
                 start: function.start as usize,
                 takes: takes(&function.ty),
+                static_takes: signature::of_static(&function.ty).unwrap_or_default(),
                 context: Vec::new(),
             })
             .collect();
@@ -119,6 +121,7 @@ impl<'r, 'a> Guest<'r, 'a> {
                 code.calls.insert(at, callee);
             }
         }
+        signature::believe(&mut code);
         Some(code)
     }
 
@@ -138,10 +141,7 @@ impl<'r, 'a> Guest<'r, 'a> {
 
     fn callee(&self, program: &ProgramInfo, code: &Code, at: usize, insn: Insn) -> Callee {
         match insn.src {
-            PSEUDO_CALL if program.jited => {
-                let function = usize::try_from(insn.imm).ok().and_then(|nth| code.functions.get(nth));
-                function.map_or(Callee::Unknown, |function| Callee::Function(function.start))
-            }
+            PSEUDO_CALL if program.jited => called_after_jit(code, at, insn),
             PSEUDO_CALL => {
                 let start = usize::try_from(at as i64 + 1 + i64::from(insn.imm)).unwrap_or(usize::MAX);
                 match code.functions.iter().any(|function| function.start == start) {
@@ -151,8 +151,11 @@ impl<'r, 'a> Guest<'r, 'a> {
             }
             PSEUDO_KFUNC if insn.off == 0 => {
                 let kernel = self.reader.kernel_types();
-                let id = TypeId(insn.imm as u32);
-                returned(&TypeRef::new(kernel, id)).map_or(Callee::Unknown, Callee::Kernel)
+                let function = TypeRef::new(kernel, TypeId(insn.imm as u32));
+                match kernel.get(function.id).is_some_and(|entry| entry.name == "bpf_rdonly_cast") {
+                    true => Callee::KernelCast(Arc::clone(kernel)),
+                    false => kernel_function(&function),
+                }
             }
             0 => {
                 let at = self.call_base.map(|base| base.wrapping_add(insn.imm as i64 as u64));
@@ -179,6 +182,22 @@ impl<'r, 'a> Guest<'r, 'a> {
     }
 }
 
+/// The function that a call leads to after the program was compiled. The kernel leaves the function's number and
+/// its distance in the instruction; which is where has changed between versions, so both must agree.
+fn called_after_jit(code: &Code, at: usize, insn: Insn) -> Callee {
+    let start = |nth: i64| Some(code.functions.get(usize::try_from(nth).ok()?)?.start);
+    let away = |start: usize| start as i64 - at as i64 - 1;
+    let (off, imm) = (i64::from(insn.off), i64::from(insn.imm));
+    // The offset has room for the lower half of a distance only.
+    let by_imm = start(imm).filter(|start| away(*start) as i16 == insn.off);
+    let by_off = start(off).filter(|start| away(*start) == imm);
+    match (by_imm, by_off) {
+        (Some(start), None) | (None, Some(start)) => Callee::Function(start),
+        (Some(one), Some(other)) if one == other => Callee::Function(one),
+        _ => Callee::Unknown,
+    }
+}
+
 /// What a pointer to a structure points at.
 pub(super) fn pointee(ty: &TypeRef) -> Option<TypeRef> {
     let (_, Ty::Ptr(to)) = ty.set.strip(ty.id)? else { return None };
@@ -193,11 +212,17 @@ pub(super) fn takes(function: &TypeRef) -> Vec<Option<TypeRef>> {
     takes.iter().take(5).map(|(_, ty)| pointee(&function.with(*ty))).collect()
 }
 
-/// What a function of the kernel returns a pointer to.
-pub(super) fn returned(function: &TypeRef) -> Option<TypeRef> {
-    let Some(Ty::Func { proto, .. }) = function.set.ty(function.id) else { return None };
-    let (_, Ty::Proto { returns, .. }) = function.set.strip(*proto)? else { return None };
-    pointee(&function.with(*returns))
+/// What a function of the kernel takes and returns.
+pub(super) fn kernel_function(function: &TypeRef) -> Callee {
+    let proto = || {
+        let Some(Ty::Func { proto, .. }) = function.set.ty(function.id) else { return None };
+        function.set.strip(*proto)
+    };
+    let Some((_, Ty::Proto { returns, takes })) = proto() else { return Callee::Unknown };
+    Callee::Kernel {
+        takes: takes.iter().take(5).map(|(_, ty)| pointee(&function.with(*ty))).collect(),
+        returns: pointee(&function.with(*returns)),
+    }
 }
 
 /// What a helper's name means here.
@@ -211,7 +236,8 @@ pub(super) fn helper(name: &str, task: Option<&TypeRef>) -> Option<Callee> {
         _ if is_map && name.ends_with("map_delete_elem") => Callee::Reader,
         "bpf_task_storage_get" | "bpf_task_storage_get_recur" => Callee::MapValue,
         "bpf_cgrp_storage_get" | "bpf_inode_storage_get" | "bpf_sk_storage_get" => Callee::MapValue,
-        "bpf_get_current_task_btf" => Callee::Kernel(task?.clone()),
+        "bpf_get_current_task_btf" => Callee::returning(task?.clone()),
+        "bpf_kptr_xchg" => Callee::Exchange,
         "bpf_ktime_get_ns" | "bpf_get_smp_processor_id" | "bpf_get_prandom_u32" => Callee::Reader,
         "bpf_ringbuf_output" | "bpf_trace_printk" => Callee::Reader,
         _ => return None,

@@ -20,6 +20,7 @@ mod guest;
 pub mod insn;
 pub mod object;
 pub mod place;
+mod signature;
 mod state;
 
 use std::sync::Arc;

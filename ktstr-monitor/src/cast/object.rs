@@ -14,8 +14,9 @@ use object::{SectionIndex, SectionKind, SymbolKind};
 use thiserror::Error;
 
 use super::code::{Callee, Code, CodeFunction, CodeMap, Meaning};
-use super::guest::{pointee, returned, takes};
+use super::guest::{kernel_function, pointee, takes};
 use super::insn::{CALL, Insn, LD_IMM64, PSEUDO_CALL};
+use super::signature;
 use crate::btf::BtfError;
 use crate::types::{Ty, TypeId, TypeRef, TypeSet};
 
@@ -100,6 +101,7 @@ pub fn parse(name: &str, bytes: &[u8]) -> Result<Code, ObjectFileError> {
     reader.functions(&mut code);
     reader.relocations(&mut code);
     reader.calls(&mut code);
+    signature::believe(&mut code);
     Ok(code)
 }
 
@@ -150,6 +152,7 @@ impl Reader<'_, '_> {
                     true => Vec::new(),
                     false => function.as_ref().map(takes).unwrap_or_default(),
                 },
+                static_takes: function.as_ref().and_then(signature::of_static).unwrap_or_default(),
                 context: operations.get(name).cloned().unwrap_or_default(),
             });
         }
@@ -238,7 +241,7 @@ impl Reader<'_, '_> {
 
     fn kfunc(&self, name: &str) -> Callee {
         let name = name.rsplit_once("___").map_or(name, |(name, _)| name);
-        self.function_type(name).and_then(|ty| returned(&ty)).map_or(Callee::Unknown, Callee::Kernel)
+        self.function_type(name).map_or(Callee::Unknown, |ty| kernel_function(&ty))
     }
 
     /// Calls without relocation: within a section, and helpers by their uapi numbers.
@@ -257,7 +260,8 @@ impl Reader<'_, '_> {
                 // map_lookup_elem, map_lookup_percpu_elem, {sk,inode,task,cgrp}_storage_get
                 (0, 1 | 195 | 107 | 145 | 156 | 210) => Callee::MapValue,
                 (0, 2) => Callee::MapUpdate,
-                (0, 158) => task.clone().map_or(Callee::Unknown, Callee::Kernel),
+                (0, 158) => task.clone().map_or(Callee::Unknown, Callee::returning),
+                (0, 194) => Callee::Exchange,
                 // map_delete_elem, ktime_get_ns, get_prandom_u32, get_smp_processor_id, ringbuf_output
                 (0, 3 | 5 | 7 | 8 | 130) => Callee::Reader,
                 _ => Callee::Unknown,

@@ -2,8 +2,13 @@
 //!
 //! Where two branches join, both are kept instead of forgetting both. A set that grows beyond a
 //! bound becomes "anything", which says nothing about anything: evidence is lost then, not invented.
+//!
+//! Most values are the same before and after a block and on both sides of a branch: states share them, and a
+//! value of one's own is made only where it changes.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::rc::Rc;
 use std::sync::Arc;
 
 use super::code::CodeMap;
@@ -11,7 +16,7 @@ use super::place::Slot;
 use crate::types::TypeRef;
 
 /// Possibilities kept for one value, at most.
-const MAX_ATOMS: usize = 6;
+const MAX_ATOMS: usize = 12;
 
 /// What memory a typed pointer leads into.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -149,6 +154,12 @@ impl Val {
         grew
     }
 
+    /// Whether [`join`](Self::join)ing `other` would change nothing.
+    fn covers(&self, other: &Self) -> bool {
+        let has_all = || other.atoms.iter().all(|atom| self.atoms.contains(atom));
+        self.wide || ((self.anything || !other.anything) && !other.wide && has_all())
+    }
+
     /// As `f` makes of each possibility; `None` from it means that nothing is known of the outcome.
     pub fn map(&self, mut f: impl FnMut(&Atom) -> Option<Atom>) -> Self {
         let mut out = Self { anything: self.anything, ..Self::default() };
@@ -168,9 +179,9 @@ impl Val {
 #[derive(Clone, Debug, Default)]
 pub struct State {
     /// r0 to r10.
-    pub regs: [Val; 11],
+    pub regs: [Rc<Val>; 11],
     /// Words of the stack by offset from the frame's end; what is not there is unknown.
-    pub stack: BTreeMap<i64, Val>,
+    pub stack: Rc<BTreeMap<i64, Rc<Val>>>,
     /// Times that other states were joined into it.
     pub visits: usize,
 }
@@ -179,8 +190,8 @@ impl State {
     /// With nothing known but the frame.
     pub fn entry() -> Self {
         let mut state = Self::default();
-        state.regs.fill(Val::unknown());
-        state.regs[10] = Val::one(Atom::Stack(0));
+        state.regs.fill(Rc::new(Val::unknown()));
+        state.regs[10] = Rc::new(Val::one(Atom::Stack(0)));
         state
     }
 
@@ -188,20 +199,94 @@ impl State {
     pub fn join(&mut self, other: &Self) -> bool {
         let mut grew = false;
         for (own, other) in self.regs.iter_mut().zip(&other.regs) {
-            grew |= own.join(other);
+            grew |= join(own, other);
         }
-        // A word unknown on one side is unknown.
-        let before = self.stack.len();
-        self.stack.retain(|at, _| other.stack.contains_key(at));
-        grew |= before != self.stack.len();
-        for (at, own) in &mut self.stack {
-            grew |= own.join(&other.stack[at]);
+        if !Rc::ptr_eq(&self.stack, &other.stack) {
+            grew |= self.join_stack(&other.stack);
+        }
+        grew
+    }
+
+    fn join_stack(&mut self, other: &BTreeMap<i64, Rc<Val>>) -> bool {
+        // A word that was not written on one side may be anything there.
+        let unwritten = Rc::new(Val::unknown());
+        let there = |at: &i64| other.get(at).unwrap_or(&unwritten);
+        let covered = self.stack.iter().all(|(at, own)| own.covers(there(at)));
+        if covered && other.keys().all(|at| self.stack.contains_key(at)) {
+            return false;
+        }
+        let mut grew = false;
+        let stack = Rc::make_mut(&mut self.stack);
+        for (at, own) in stack.iter_mut() {
+            grew |= join(own, there(at));
+        }
+        for (at, other) in other {
+            if let Entry::Vacant(place) = stack.entry(*at) {
+                let own = place.insert(Rc::new(Val { anything: true, ..Val::clone(other) }));
+                grew |= !own.atoms.is_empty();
+            }
         }
         grew
     }
 
     /// Forgets the words that a write of `len` bytes at `at` touches.
     pub fn clobber(&mut self, at: i64, len: i64) {
-        self.stack.retain(|word, _| *word + 8 <= at || *word >= at + len);
+        let stays = |word: &i64| *word + 8 <= at || *word >= at + len;
+        if !self.stack.keys().all(stays) {
+            Rc::make_mut(&mut self.stack).retain(|word, _| stays(word));
+        }
+    }
+}
+
+/// Adds the possibilities of `other`, to a value of its own where there are new ones.
+fn join(own: &mut Rc<Val>, other: &Rc<Val>) -> bool {
+    !Rc::ptr_eq(own, other) && !own.covers(other) && Rc::make_mut(own).join(other)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn values() -> Vec<Val> {
+        let atoms = [Atom::Const(0), Atom::Const(5), Atom::Const(9), Atom::Number(1), Atom::Stack(-8)];
+        let sets = (0..1 << atoms.len()).map(|set: u32| {
+            let chosen = atoms.iter().enumerate().filter(|(nth, _)| set & 1 << nth != 0);
+            chosen.map(|(_, atom)| atom.clone()).collect::<Vec<_>>()
+        });
+        let either = |atoms: Vec<Atom>| {
+            [false, true].map(|anything| Val { anything, atoms: atoms.clone(), wide: false })
+        };
+        let too_many = Val { anything: true, atoms: Vec::new(), wide: true };
+        sets.flat_map(either).chain([too_many]).collect()
+    }
+
+    #[test]
+    fn what_is_covered_changes_nothing() {
+        let values = values();
+        let (mut covered, mut grown) = (0, 0);
+        for own in &values {
+            for other in &values {
+                let mut joined = own.clone();
+                let grew = joined.join(other);
+                assert!(!own.covers(other) || (!grew && joined == *own), "{own:?} {other:?}");
+                covered += usize::from(own.covers(other));
+                grown += usize::from(grew);
+            }
+        }
+        assert!(covered > 100 && grown > 100, "{covered} {grown}");
+    }
+
+    #[test]
+    fn a_shared_stack_is_changed_for_oneself_alone() {
+        let mut one = State::entry();
+        Rc::make_mut(&mut one.stack).insert(-8, Rc::new(Val::number()));
+        let mut two = one.clone();
+        two.clobber(-64, 8);
+        assert!(Rc::ptr_eq(&one.stack, &two.stack), "nothing was there");
+        two.clobber(-4, 4);
+        assert!(two.stack.is_empty() && one.stack.len() == 1);
+        // What one side did not write may be anything.
+        assert!(one.join(&two) && one.stack[&-8].anything);
+        assert!(!one.join(&two), "and stays so");
     }
 }

@@ -38,6 +38,9 @@ pub fn attach(run: Option<&str>, watched: &[String], rw: bool) -> Result<()> {
     let run = find(run)?;
     let mut channel = connect(&run)?;
     let mut screen = Screen::new(&run.0, watched);
+    if rw {
+        screen.said.push_str(", w write");
+    }
     look(&mut channel, &mut screen)?;
     let mut terminal = ratatui::try_init()?;
     let outcome = show(&mut terminal, &mut channel, &mut screen, rw);
@@ -55,11 +58,11 @@ fn show(
     loop {
         terminal.draw(|frame| draw(frame, screen))?;
         let limit = next.saturating_duration_since(Instant::now());
-        if screen.typed.is_some() {
-            if let Some(code) = pressed(limit)? {
-                type_on(channel, screen, code);
-                continue;
-            }
+        if screen.typed.is_some()
+            && let Some(code) = pressed(limit)?
+        {
+            type_on(channel, screen, code);
+            continue;
         }
         match key(limit)? {
             Some(Key::Leave) => return Ok(()),
@@ -163,7 +166,7 @@ fn look(channel: &mut Channel<ClientLink>, screen: &mut Screen) -> Result<()> {
     for path in &screen.watched {
         // What leads nowhere now may lead somewhere once the scheduler is loaded.
         let value = super::question(std::slice::from_ref(path), 0).and_then(&mut ask);
-        values.push(value.map_or_else(|error| error.to_string(), |(value, _)| value.to_string()));
+        values.push(value.map_or_else(|error| format!("{error:#}"), |(value, _)| value.to_string()));
     }
     screen.update(Instant::now(), cpus, dsqs, scx, tasks, values, stood);
     Ok(())

@@ -26,6 +26,6 @@ pub fn query(core: &Path, kernel: &Path, question: &Question, json: bool) -> Res
         .context("no such kernel runs in the core file: is it the right kernel file?")?;
     let (node, _) = kernel.answer(question)?;
     let shown = if json { serde_json::to_string(&node)? } else { node.text() };
-    println!("{}", shown.trim_start_matches('\n'));
+    super::say(shown.trim_start_matches('\n'))?;
     Ok(())
 }

@@ -27,9 +27,9 @@ pub fn query(run: Option<&str>, question: Question, freeze: bool, json: bool) ->
     let call = Query { run: None, question, freeze };
     let (answer, _) = channel.call(call, Fds::default(), PATIENCE, |_, _| ())?;
     if json {
-        println!("{}", answer.json);
+        super::say(answer.json)?;
     } else {
-        println!("{}", answer.text.trim_start_matches('\n'));
+        super::say(answer.text.trim_start_matches('\n'))?;
         let stood = answer.stood_us.map_or(String::new(), |us| format!(", the guest stood for {us} us"));
         eprintln!("read in {} us{stood}", answer.read_us);
     }
@@ -41,7 +41,7 @@ pub fn write(run: Option<&str>, map: &str, path: &str, value: i64) -> Result<()>
     let mut channel = connect(&find(run)?)?;
     let wanted = SetNumber { run: None, map: map.to_owned(), path: path.to_owned(), value };
     let (set, _) = channel.call(wanted, Fds::default(), PATIENCE, |_, _| ())?;
-    println!("{}", set.what);
+    super::say(set.what)?;
     eprintln!("the guest stood for {} us", set.stood_us);
     Ok(())
 }
@@ -51,10 +51,10 @@ pub fn capture(run: Option<&str>, vmcore: bool, json: bool) -> Result<()> {
     let mut channel = connect(&find(run)?)?;
     let (taken, _) = channel.call(TakeCapture { run: None, vmcore }, Fds::default(), PATIENCE, |_, _| ())?;
     if json {
-        println!("{}", serde_json::to_string(&taken)?);
+        super::say(serde_json::to_string(&taken)?)?;
         return Ok(());
     }
-    println!("{}", taken.path.display());
+    super::say(taken.path.display())?;
     eprintln!(
         "{} tasks, {} DSQs, {} bytes copied, {} bytes of core file; copied in {} us, the guest stood for {} us",
         taken.read.tasks,

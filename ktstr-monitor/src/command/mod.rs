@@ -9,6 +9,8 @@ mod core;
 mod live;
 mod screen;
 
+use std::fmt::Display;
+use std::io::{self, ErrorKind, Write};
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -52,6 +54,14 @@ struct Options {
     watch: Vec<String>,
     rw: bool,
     follow: u8,
+}
+
+/// Prints an answer. Who has read enough of it gets no more, and no complaint.
+fn say(what: impl Display) -> Result<()> {
+    match writeln!(io::stdout(), "{what}") {
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        printed => printed.context("cannot print"),
+    }
 }
 
 /// Runs a command. Exit codes: see the usage.
@@ -109,10 +119,7 @@ fn run(args: &[String]) -> Result<()> {
             let (map, path, value) = assignment(words)?;
             live::write(run, map, path, value)
         }
-        "--help" | "-h" => {
-            println!("{USAGE}");
-            Ok(())
-        }
+        "--help" | "-h" => say(USAGE),
         _ => bail!("{USAGE}"),
     }
 }

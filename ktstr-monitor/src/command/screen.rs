@@ -177,8 +177,9 @@ fn event_table(screen: &Screen) -> Table<'_> {
 }
 
 fn task_table(screen: &Screen) -> Table<'_> {
+    // Of who does not wait the age is null, or absent with a reason.
     let mut tasks: Vec<&Value> =
-        items(&screen.tasks).iter().filter(|t| !t["runnable_age_jiffies"].is_null()).collect();
+        items(&screen.tasks).iter().filter(|t| t["runnable_age_jiffies"].is_i64()).collect();
     tasks.sort_by_key(|task| std::cmp::Reverse(number(task, "/runnable_age_jiffies")));
     let row = |task: &Value| {
         let name = format!("{}[{}]", text(task, "/comm"), text(task, "/pid"));
@@ -221,14 +222,15 @@ mod tests {
         let start = Instant::now();
         for (second, count) in [(0, 10), (2, 30)] {
             let now = start + Duration::from_secs(second);
-            let tasks = json!([idle, task]);
+            let never = json!({"comm": "idling", "runnable_age_jiffies": {"absent": "sched_ext is off"}});
+            let tasks = json!([idle, task, never]);
             screen.update(now, cpus.clone(), dsqs.clone(), scx(count), tasks, vec!["42".into()], None);
         }
         let text = shown(&screen);
         for part in ["demo-1", "enabled ktstr", "sh[7]", "0x6b74", "late[9]", "250", "10.0", "jiffies = 42"] {
             assert!(text.contains(part), "{part} in\n{text}");
         }
-        assert!(!text.contains("asleep"), "{text}");
+        assert!(!text.contains("asleep") && !text.contains("idling"), "{text}");
     }
 
     #[test]

@@ -35,6 +35,8 @@ pub struct Found {
     pub ty: TypeRef,
     /// In what memory.
     pub space: Space,
+    /// The slot of an allocator that it lies in.
+    pub slot: Option<String>,
 }
 
 /// Where pointers lead.
@@ -270,7 +272,8 @@ impl<'d> Renderer<'d> {
     }
 
     fn pointer(&mut self, raw: u64, to: &TypeRef, cast: bool, space: Option<Space>, depth: usize) -> Value {
-        let shown = |space, target| Value::Pointer(Pointer { raw, to: to.name(), space, cast, target });
+        let shown =
+            |space, target| Value::Pointer(Pointer { raw, to: to.name(), space, cast, slot: None, target });
         if raw == 0 {
             return shown(space, Target::None);
         }
@@ -284,7 +287,10 @@ impl<'d> Renderer<'d> {
             Err(_) if self.options.follow == 0 => return shown(space, Target::None),
             Err(why) => return shown(space, Target::Lost(why)),
         };
-        let space = Some(found.space);
+        let (space, slot) = (Some(found.space), found.slot);
+        let shown = |space, target| {
+            Value::Pointer(Pointer { raw, to: to.name(), space, cast, slot: slot.clone(), target })
+        };
         let wanted = self.options.follow_kernel || found.space != Space::Kernel;
         if !wanted || self.options.follow == 0 {
             return shown(space, Target::None);
@@ -310,7 +316,7 @@ impl<'d> Renderer<'d> {
         let value = self.value(&found.ty, &bytes, depth + 1);
         self.followed.pop();
         let to = found.ty.name();
-        Value::Pointer(Pointer { raw, to, space, cast, target: Target::Value(Box::new(value)) })
+        Value::Pointer(Pointer { raw, to, space, cast, slot, target: Target::Value(Box::new(value)) })
     }
 }
 

@@ -46,7 +46,7 @@ pub fn to_json(value: &Value) -> Json {
 }
 
 fn pointer_json(pointer: &Pointer) -> Json {
-    let Pointer { raw, to, space, cast, target } = pointer;
+    let Pointer { raw, to, space, cast, slot, target } = pointer;
     let space = space.map(|space| match space {
         Space::Arena => "arena",
         Space::Kernel => "kernel",
@@ -64,6 +64,7 @@ fn pointer_json(pointer: &Pointer) -> Json {
         "to": to,
         "space": space,
         "cast": cast,
+        "sdt_alloc": slot,
         "target": target,
     })
 }

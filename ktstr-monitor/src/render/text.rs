@@ -76,7 +76,7 @@ fn element(run: &Run, runs: &[Run], indent: usize) -> String {
 }
 
 fn pointer_text(pointer: &Pointer, indent: usize) -> String {
-    let Pointer { raw, to, space, cast, target } = pointer;
+    let Pointer { raw, to, space, cast, slot, target } = pointer;
     if *raw == 0 {
         return "NULL".to_owned();
     }
@@ -87,7 +87,8 @@ fn pointer_text(pointer: &Pointer, indent: usize) -> String {
         (false, Some(Space::Arena)) => " (arena)",
         (false, _) => "",
     };
-    let head = format!("({to} *) {raw:#x}{tag}");
+    let slot = slot.as_ref().map_or_else(String::new, |slot| format!(" (sdt_alloc {slot})"));
+    let head = format!("({to} *) {raw:#x}{tag}{slot}");
     match target {
         Target::None => head,
         Target::Symbol(name) => format!("{head} <{name}>"),

@@ -72,6 +72,8 @@ pub struct Pointer {
     pub space: Option<Space>,
     /// Its declared type is a number: what programs do with it showed that it is a pointer.
     pub cast: bool,
+    /// The slot of an arena's allocator that it leads into.
+    pub slot: Option<String>,
     /// What is there.
     pub target: Target,
 }

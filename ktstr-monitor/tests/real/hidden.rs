@@ -9,11 +9,12 @@
 use std::collections::{BTreeMap, HashSet};
 use std::fs;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use ktstr_monitor::btf::KernelTypes;
 use ktstr_monitor::cast::object;
 use ktstr_monitor::image::KernelImage;
-use ktstr_monitor::types::TypeSet;
+use ktstr_monitor::types::{TypeRef, TypeSet};
 use object_file::{Object, ObjectSection};
 
 use crate::guest::{executable, stored_kernel};
@@ -140,10 +141,10 @@ struct Score {
 }
 
 /// Whether a pointer to `truth` is one to `found`, too: it is the same, or its first member.
-fn agrees(set: &TypeSet, truth: &str, found: &str) -> bool {
-    let first = || set.composite(truth)?.1.members.first().filter(|member| member.bit == 0);
-    let named = || Some(set.get(set.strip(first()?.ty)?.0)?.name == found);
-    truth == found || named().unwrap_or(false)
+fn agrees(set: &Arc<TypeSet>, truth: &str, found: &str) -> bool {
+    let is_found = |ty: TypeRef| set.get(ty.id).is_some_and(|entry| entry.name == found);
+    let whole = set.composite(truth).map(|(id, _)| TypeRef::new(set, id));
+    truth == found || whole.is_some_and(|whole| whole.beginnings().any(is_found))
 }
 
 /// Whether the declared type of that number is found when only it is hidden.
@@ -205,10 +206,12 @@ fn kernel_structures() -> Option<HashSet<String>> {
 
 /// Numbers in the sources of these schedulers that lead somewhere, each looked at by a person in the source.
 /// Anything else that is found in a number is taken for wrong.
-const REVIEWED: [&str; 4] = [
+const REVIEWED: [&str; 6] = [
     "plant_casts.task -> task_struct",
     "arena_topology_node_init_args.bitmap -> scx_bitmap",
     "cpu_ctx.cached_task -> task_struct",
+    "cpu_ctx.cached_taskc_raw -> task_ctx",
+    "scx_task_map_val.data -> task_ctx",
     "scx_task_map_val.tptr -> task_struct",
 ];
 

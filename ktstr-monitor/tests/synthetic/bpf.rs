@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use ktstr_monitor::bpf::{BpfLayout, BpfState, Entries, Limits, Reader};
 use ktstr_monitor::cast;
 use ktstr_monitor::cast::code::{Callee, Code, CodeFunction, CodeMap, Meaning};
-use ktstr_monitor::cast::evidence::Evidence;
+use ktstr_monitor::cast::evidence::{Evidence, Told};
 use ktstr_monitor::cast::insn::Insn;
 use ktstr_monitor::cast::place::{Slot, leaf_at, repeats};
 use ktstr_monitor::freeze::Freeze;
@@ -142,8 +142,8 @@ fn a_slot_that_disagrees_with_what_is_copied_hands_nothing_on() {
     };
     // 1 holds one type, 4 another, both are copied to 2, and that to 3: neither 2 nor 3 has a type.
     let mixed = resolved(&|evidence| {
-        evidence.typed(slot(1), one, Space::Arena, false);
-        evidence.typed(slot(4), other, Space::Arena, false);
+        evidence.typed(slot(1), Told::stored(one, Space::Arena, false));
+        evidence.typed(slot(4), Told::stored(other, Space::Arena, false));
         for (from, to) in [(1, 2), (2, 3), (4, 2)] {
             evidence.link(slot(from), slot(to));
         }
@@ -152,13 +152,13 @@ fn a_slot_that_disagrees_with_what_is_copied_hands_nothing_on() {
     // A number that is copied is a number where it comes to.
     let number = resolved(&|evidence| {
         evidence.number(slot(1));
-        evidence.typed(slot(2), one, Space::Arena, false);
+        evidence.typed(slot(2), Told::stored(one, Space::Arena, false));
         evidence.link(slot(1), slot(2));
         evidence.link(slot(2), slot(3));
     });
     assert!(number.is_empty(), "{number:?}");
     let plain = resolved(&|evidence| {
-        evidence.typed(slot(1), one, Space::Arena, false);
+        evidence.typed(slot(1), Told::stored(one, Space::Arena, false));
         evidence.link(slot(1), slot(2));
     });
     assert_eq!(plain, [1, 2]);
@@ -263,11 +263,11 @@ proptest! {
             in_element: Some(40),
         });
         let insns: Vec<Insn> = raw.iter().copied().map(Insn::decode).collect();
-        let mut functions = vec![CodeFunction { start: 0, takes: vec![Some(item.clone())], context: vec![Some(item.clone()), None] }];
+        let mut functions = vec![CodeFunction { start: 0, takes: vec![Some(item.clone())], static_takes: Vec::new(), context: vec![Some(item.clone()), None] }];
         let mut starts: Vec<usize> = starts.into_iter().filter(|start| *start < insns.len() && *start > 0).collect();
         starts.sort_unstable();
         starts.dedup();
-        functions.extend(starts.iter().map(|&start| CodeFunction { start, takes: Vec::new(), context: Vec::new() }));
+        functions.extend(starts.iter().map(|&start| CodeFunction { start, takes: Vec::new(), static_takes: Vec::new(), context: Vec::new() }));
         let mut code = Code {
             name: "any".into(),
             functions,

@@ -294,6 +294,7 @@ pub fn cast(data: &[u8]) {
     let mut functions = vec![CodeFunction {
         start: 0,
         takes: vec![Some(item.clone())],
+        static_takes: Vec::new(),
         context: vec![Some(item.clone()), None],
     }];
     let mut starts: Vec<usize> =
@@ -303,6 +304,7 @@ pub fn cast(data: &[u8]) {
     functions.extend(starts.iter().map(|&start| CodeFunction {
         start,
         takes: Vec::new(),
+        static_takes: Vec::new(),
         context: Vec::new(),
     }));
     let (mut constants, mut calls) = (HashMap::new(), HashMap::new());
@@ -312,7 +314,7 @@ pub fn cast(data: &[u8]) {
             0 => drop(constants.insert(at, Meaning::Map(Arc::clone(&map)))),
             1 => drop(constants.insert(at, Meaning::Global { section: item.clone(), offset: 8 })),
             2 => drop(calls.insert(at, Callee::MapValue)),
-            3 => drop(calls.insert(at, Callee::Kernel(item.clone()))),
+            3 => drop(calls.insert(at, Callee::returning(item.clone()))),
             4 => drop(calls.insert(at, Callee::MapUpdate)),
             _ => drop(calls.insert(at, Callee::Function(starts.first().copied().unwrap_or(0)))),
         }

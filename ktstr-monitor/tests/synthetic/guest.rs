@@ -19,7 +19,7 @@ pub const RAM: u64 = 12 << 20;
 pub const BANNER: &[u8] = b"Linux version 9.9.9 (made up for a test) #1 SMP\n\0";
 pub const COUNTERS: [&str; 3] = ["SCX_EV_SELECT_CPU_FALLBACK", "SCX_EV_DISPATCH_KEEP_LAST", "SCX_EV_MADE_UP"];
 /// Offsets of the image's variables from its start.
-pub const VARIABLES: [(&str, u64); 16] = [
+pub const VARIABLES: [(&str, u64); 18] = [
     ("_text", 0),
     ("linux_banner", 0x100),
     ("phys_base", 0x200),
@@ -33,7 +33,9 @@ pub const VARIABLES: [(&str, u64); 16] = [
     ("__per_cpu_offset", 0x300),
     ("init_task", INIT_TASK),
     ("jiffies_64", 0x268),
+    ("__per_cpu_start", PER_CPU),
     ("runqueues", PER_CPU + RQ),
+    ("__per_cpu_end", PER_CPU + 0x1000),
     ("init_top_pgt", 0x2000),
     ("_end", IMAGE),
 ];

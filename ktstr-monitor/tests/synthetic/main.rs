@@ -12,6 +12,8 @@ mod hostile_bytes;
 mod kallsyms;
 mod kallsyms_writer;
 mod kernel_file;
+mod kernel_places;
 mod planted;
 mod role;
+mod slots;
 mod walks;

@@ -84,7 +84,7 @@ fn share(detail: &Detail, given: Given<'_>) -> Option<String> {
     let before = |from_ns: u64| from_ns.saturating_sub(MADE_UP_FOR_NS);
     let between = when.and_then(|when| given.clock.on_host(before(when.from_ns), when.to_ns));
     let host = between.map_or_else(|| given.time.clone(), |between| given.time.between(between));
-    let chance = host.chance_within(host.window_ms) * host.waits_ms.len() as f64;
+    let chance = host.chance_of_share();
     (seen_ms > limit_ms && (seen_ms - limit_ms) as f64 <= chance).then(|| {
         let over = seen_ms - limit_ms;
         format!(
@@ -301,10 +301,10 @@ mod tests {
             excused(&mut found, &host(waits));
             found.outcome
         };
-        // Two vCPUs that were stopped for 40 of each 100 ms: 3·√(50·40²) = 849 ms each.
+        // Two vCPUs that were stopped for 40 of each 100 ms: 1.5·√(2·50·40²) = 600 ms.
         let busy = || vec![vec![40; 50], vec![40; 50]];
-        assert_eq!(judged(2400, 800, busy()), Outcome::Inconclusive);
-        assert_eq!(judged(3000, 800, busy()), Outcome::Fail, "more than chance can do");
+        assert_eq!(judged(1390, 800, busy()), Outcome::Inconclusive);
+        assert_eq!(judged(1410, 800, busy()), Outcome::Fail, "more than chance can do");
         assert_eq!(judged(850, 800, vec![vec![0; 50], vec![0; 50]]), Outcome::Fail, "an idle host");
     }
 
@@ -324,7 +324,7 @@ mod tests {
         };
         assert_eq!(judged(6, 9), Outcome::Inconclusive);
         assert_eq!(judged(1, 4), Outcome::Fail, "the host gave everything while it held");
-        assert_eq!(judged(4, 6), Outcome::Inconclusive, "half of it was in doubt");
+        assert_eq!(judged(4, 8), Outcome::Inconclusive, "three quarters of it were in doubt");
     }
 
     #[test]

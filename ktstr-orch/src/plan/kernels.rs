@@ -58,6 +58,7 @@ mod tests {
                 staged,
                 files: Vec::new(),
                 expect: Default::default(),
+                snapshots: 0,
             };
             let mut notes = Vec::new();
             check_kernel(&Job::Test(test), release, &mut notes).map(|()| notes)

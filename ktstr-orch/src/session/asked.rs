@@ -1,4 +1,5 @@
-//! What the test in the guest asks of the host: captures by a name of its choice, and values in BPF maps.
+//! What the test in the guest asks of the host: captures by a name of its choice, and values in
+//! BPF maps and in the kernel.
 //!
 //! The guest is trusted for nothing: names become tags of known form, there is a limit to captures, and what
 //! paths and maps mean is for the monitor to find. The answer goes back through the VMM, which does not look
@@ -11,7 +12,7 @@ use ktstr_proto::{
     capture::{Ask, Question},
     codec,
     guest::{HostRefusal, HostReply, HostRequest},
-    monitor::{MonitorRequest, WriteMap},
+    monitor::{MonitorRequest, WriteKernel, WriteMap},
     ring::{MAX_ANSWER, Mode},
     vmm::{Tell, VmmRequest},
 };
@@ -32,9 +33,10 @@ impl Session {
                 self.tell_guest(id, Err(refusal(&reason)));
             }
             HostRequest::Capture { name } => self.capture_for_test(id, name),
-            HostRequest::ReadMap { .. } | HostRequest::WriteMap { .. } => {
-                self.map_for_test(id, request.clone())
-            }
+            HostRequest::ReadMap { .. }
+            | HostRequest::WriteMap { .. }
+            | HostRequest::ReadKernel { .. }
+            | HostRequest::WriteKernel { .. } => self.value_for_test(id, request.clone()),
         }
     }
 
@@ -74,27 +76,36 @@ pub(super) fn refusal(reason: &str) -> HostRefusal {
 }
 
 /// What the monitor is asked.
-pub(super) fn map_request(
+pub(super) fn value_request(
     request: &HostRequest,
     ram: Option<&OwnedFd>,
+    frozen: bool,
     fds: &mut Fds,
 ) -> Result<MonitorRequest, String> {
+    let mut memory = || {
+        let ram = ram.ok_or("nothing may be written into this guest's memory")?;
+        Ok::<_, String>(fds.attach(ram.try_clone().map_err(|e| e.to_string())?))
+    };
     match request {
-        HostRequest::Capture { .. } => Err("a capture is no question about a map".into()),
+        HostRequest::Capture { .. } => Err("a capture is no question about a value".into()),
+        HostRequest::ReadKernel { target, width, .. } => {
+            let question = Question::Kernel(target.clone(), *width);
+            Ok(MonitorRequest::Ask(Ask { question, frozen }))
+        }
+        HostRequest::WriteKernel { writes, .. } => {
+            let (ram, writes) = (memory()?, writes.clone());
+            Ok(MonitorRequest::WriteKernel(WriteKernel { ram, writes, frozen }))
+        }
         HostRequest::ReadMap { map, path } => {
             let question = Question::Map(map.clone(), Some(path.clone()));
-            Ok(MonitorRequest::Ask(Ask { question, frozen: false }))
+            Ok(MonitorRequest::Ask(Ask { question, frozen }))
         }
-        HostRequest::WriteMap { map, path, value } => {
-            let ram = ram.ok_or("nothing may be written into this guest's memory")?;
-            let ram = fds.attach(ram.try_clone().map_err(|e| e.to_string())?);
-            Ok(MonitorRequest::WriteMap(WriteMap {
-                ram,
-                map: map.clone(),
-                path: path.clone(),
-                value: *value,
-            }))
-        }
+        HostRequest::WriteMap { map, path, value } => Ok(MonitorRequest::WriteMap(WriteMap {
+            ram: memory()?,
+            map: map.clone(),
+            path: path.clone(),
+            value: *value,
+        })),
     }
 }
 

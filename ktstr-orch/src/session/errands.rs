@@ -12,6 +12,8 @@
 //! Whatever the monitor does while the guest stands, the guest goes on at the deadline. A reply that
 //! comes after its deadline is dropped; until it comes, nothing more is asked of the monitor.
 
+mod queue;
+
 use std::{
     fs::File,
     path::PathBuf,
@@ -21,293 +23,33 @@ use std::{
 use ktstr_proto::{
     Fds, RunId,
     capture::{
-        Ask, Capture, CaptureTaken, Captured, NumberSet, PlaceWritten, Query, QueryAnswer, SetNumber,
-        TakeCapture, Thawed,
+        Ask, Capture, CaptureTaken, NumberSet, PlaceWritten, Query, QueryAnswer, SetNumber, TakeCapture,
+        Thawed,
     },
     client::ClientReply,
     guest::{HostRefusal, HostRequest, Phase},
     link::{ErrorCode, RemoteError},
     monitor::{MonitorReply, MonitorRequest},
     run::AccelKind,
-    verdict::{CaptureMark, Process},
+    scx_stats::{Stats, StatsOf, boundary},
+    verdict::Process,
     vmm::{Pause, Resume, VmmReply, VmmRequest},
 };
 
+pub(super) use self::queue::Errands;
+pub use self::queue::{Answered, Asker};
+use self::queue::{Cause, Errand, Found, GuestTime, Stage, Underway, ValueAsker};
 use super::{Session, State, Stopped, asked};
+use crate::plan::stats_asked;
 
 /// How long the VMM may take to stop all vCPUs, or to let them go on. A busy host delays threads.
 const SWITCH_LIMIT: Duration = Duration::from_secs(15);
-/// How long the guest stands for a question, at most.
-const READ_LIMIT: Duration = Duration::from_secs(5);
-/// How long it stands for a capture, at most. Some milliseconds are usual; a host may be slow.
-const CAPTURE_LIMIT: Duration = Duration::from_secs(15);
-/// How long it stands while all of its memory is written to a file, at most.
-const VMCORE_LIMIT: Duration = Duration::from_secs(120);
 /// More than this are refused: who asks so much should wait for answers.
 const MAX_WAITING: usize = 64;
 /// Captures that a run takes by itself because of what it sees, at most.
 const MAX_AUTOMATIC: u32 = 16;
 /// Captures planned for a scenario, at most.
 const MAX_PLANNED: u32 = 1000;
-
-/// Whoever waits for an answer: a connection of the server, and the number of its request.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Asker {
-    /// The connection.
-    pub connection: usize,
-    /// Its request.
-    pub request: u32,
-}
-
-/// An answer on its way out.
-pub type Answered = (Asker, Result<ClientReply, RemoteError>);
-
-/// Why a capture is taken.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Cause {
-    /// Somebody asked.
-    Asked(Asker),
-    /// The run was told to before it began.
-    Planned,
-    /// Something was seen that may not be seen again.
-    Seen,
-    /// The test asked, by this number.
-    Test(u32),
-    /// A watched place was written.
-    Written,
-}
-
-/// Who wants something of a BPF map.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum MapAsker {
-    /// The test, by this number.
-    Test(u32),
-    /// Somebody who attached for writing.
-    Client(Asker),
-}
-
-/// What is to be done.
-#[derive(Debug)]
-enum Errand {
-    Query {
-        asker: Asker,
-        query: Query,
-    },
-    Capture {
-        cause: Cause,
-        why: String,
-        vmcore: bool,
-        boundary: Option<Duration>,
-        watched: Option<PlaceWritten>,
-    },
-    /// Something in a BPF map is read or written.
-    Map {
-        by: MapAsker,
-        request: HostRequest,
-    },
-}
-
-impl Errand {
-    fn asker(&self) -> Option<Asker> {
-        match self {
-            Self::Query { asker, .. } => Some(*asker),
-            Self::Capture { cause: Cause::Asked(asker), .. } => Some(*asker),
-            Self::Map { by: MapAsker::Client(asker), .. } => Some(*asker),
-            Self::Capture { .. } | Self::Map { .. } => None,
-        }
-    }
-
-    /// The number of the test's question that it answers.
-    fn test(&self) -> Option<u32> {
-        match self {
-            Self::Capture { cause: Cause::Test(id), .. } | Self::Map { by: MapAsker::Test(id), .. } => {
-                Some(*id)
-            }
-            Self::Capture { .. } | Self::Query { .. } | Self::Map { .. } => None,
-        }
-    }
-
-    fn freezes(&self) -> bool {
-        match self {
-            Self::Query { query, .. } => query.freeze,
-            Self::Capture { .. } => true,
-            // What is found may be freed before it is written.
-            Self::Map { request, .. } => matches!(request, HostRequest::WriteMap { .. }),
-        }
-    }
-
-    fn limit(&self) -> Duration {
-        match self {
-            Self::Capture { vmcore: true, .. } => VMCORE_LIMIT,
-            // The test fails when its answer does not come.
-            Self::Capture { .. } | Self::Map { .. } => CAPTURE_LIMIT,
-            Self::Query { .. } => READ_LIMIT,
-        }
-    }
-
-    fn name(&self) -> String {
-        match self {
-            Self::Query { .. } => "a question".into(),
-            Self::Map { by: MapAsker::Test(_), .. } => "what the test asked for".into(),
-            Self::Map { .. } => "the write into a map".into(),
-            Self::Capture { why, .. } => format!("the capture ({why})"),
-        }
-    }
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Stage {
-    Stopping { request: u32 },
-    Reading { request: u32, frozen: bool },
-    Thawing { request: u32 },
-}
-
-/// What was found out so far.
-#[derive(Debug)]
-enum Found {
-    Answer(ktstr_proto::capture::Answer),
-    Captured { read: Captured, path: PathBuf },
-    Written(String),
-    Nothing(RemoteError),
-}
-
-#[derive(Debug)]
-struct Underway {
-    errand: Errand,
-    stage: Stage,
-    until: Instant,
-    /// When the guest was found standing.
-    at: Option<Instant>,
-    found: Option<Found>,
-    path: PathBuf,
-}
-
-/// Snapshots of a scenario: when each is due, and at which time of the scenario that is.
-type Planned = std::collections::VecDeque<(Instant, Duration)>;
-
-/// Errands of one run.
-#[derive(Debug, Default)]
-pub(super) struct Errands {
-    waiting: std::collections::VecDeque<Errand>,
-    underway: Option<Underway>,
-    /// A reply of the monitor that was given up on.
-    late: Option<u32>,
-    /// A capture whose files are being written while the guest runs again.
-    unwritten: Option<(Cause, CaptureTaken)>,
-    /// A capture that was given up on is being written: its files are nobody's, and the word that they are
-    /// written is not the next capture's.
-    late_files: bool,
-    /// They were written before the guest ran again.
-    written: Option<Result<(), String>>,
-    /// Captures begun: each has files of its own.
-    begun: u32,
-    automatic: u32,
-    /// For the server to deliver.
-    pub(super) answers: Vec<Answered>,
-    /// When captures were asked for in advance.
-    planned: Planned,
-    /// When the first scenario began, moved on by the time the guest has stood since.
-    began: Option<Instant>,
-    /// What became of captures.
-    marks: Vec<CaptureMark>,
-    /// The guest's own time, where the host's says nothing of it (`det`).
-    guest: Option<GuestTime>,
-}
-
-/// The guest's own time: nanoseconds of `CLOCK_MONOTONIC` or what runs like it.
-#[derive(Debug, Clone, Copy)]
-struct GuestTime {
-    /// When the first scenario began.
-    began_ns: u64,
-    /// The newest that is known.
-    now_ns: u64,
-}
-
-impl GuestTime {
-    fn since_began(self, at_ns: u64) -> i64 {
-        let span = (i128::from(at_ns) - i128::from(self.began_ns)).div_euclid(1_000_000);
-        i64::try_from(span).unwrap_or(i64::MAX)
-    }
-}
-
-impl Errands {
-    /// When something is due.
-    pub(super) fn deadline(&self, observed: bool) -> Option<Instant> {
-        // Where nobody observes nothing is taken, and waiting for it would be a busy loop.
-        // What is due by the guest's time is due when the guest is heard of.
-        let waits = observed && self.is_idle() && self.guest.is_none();
-        let planned = self.planned.front().filter(|_| waits).map(|(at, _)| *at);
-        self.underway.as_ref().map(|underway| underway.until).into_iter().chain(planned).min()
-    }
-
-    /// What became of captures, those that came to nothing too.
-    pub(super) fn marks(&self) -> Vec<CaptureMark> {
-        self.marks.clone()
-    }
-
-    /// Milliseconds after the scenario's start; before it, negative ones.
-    fn scenario_ms(&self, at: Instant) -> i64 {
-        if let Some(guest) = self.guest {
-            return guest.since_began(guest.now_ns);
-        }
-        let Some(began) = self.began else { return 0 };
-        let ms = |span: Duration| i64::try_from(span.as_millis()).unwrap_or(i64::MAX);
-        at.checked_duration_since(began).map_or_else(|| -ms(began - at), ms)
-    }
-
-    /// Whether the first planned capture is due.
-    fn is_due(&self, now: Instant) -> bool {
-        self.planned.front().is_some_and(|(at, boundary)| match self.guest {
-            Some(guest) => u128::from(guest.now_ns.saturating_sub(guest.began_ns)) >= boundary.as_nanos(),
-            None => *at <= now,
-        })
-    }
-
-    fn mark(&mut self, cause: Cause, why: &str, at: Instant, boundary: Option<Duration>) -> &mut CaptureMark {
-        let kind = match cause {
-            Cause::Asked(_) => "asked",
-            Cause::Planned => "periodic",
-            Cause::Seen => "seen",
-            Cause::Test(_) => "",
-            Cause::Written => "watched",
-        };
-        let of_kind = |mark: &&CaptureMark| mark.tag.starts_with(kind);
-        let tag = match cause {
-            Cause::Test(_) => asked::tag(why, self.marks.iter().map(|mark| mark.tag.as_str())),
-            _ => format!("{kind}_{:03}", self.marks.iter().filter(of_kind).count()),
-        };
-        let mark = CaptureMark {
-            tag,
-            why: why.to_owned(),
-            at_ms: self.scenario_ms(at),
-            boundary_ms: boundary.map(|boundary| boundary.as_millis() as u64),
-            stood_us: 0,
-            file: Err("it was not taken".to_owned()),
-        };
-        self.marks.push(mark);
-        self.marks.last_mut().expect("it was just pushed")
-    }
-
-    /// The guest's clocks show this.
-    pub(super) fn guest_time(&mut self, now_ns: Option<u64>) {
-        if let (Some(guest), Some(now_ns)) = (&mut self.guest, now_ns) {
-            guest.now_ns = guest.now_ns.max(now_ns);
-        }
-    }
-
-    fn is_idle(&self) -> bool {
-        self.underway.is_none()
-            && self.unwritten.is_none()
-            && self.late.is_none()
-            && !self.late_files
-            && self.waiting.is_empty()
-    }
-
-    /// Whether the guest stands, or may.
-    pub(super) fn stands(&self) -> bool {
-        self.underway.as_ref().is_some_and(|u| u.errand.freezes())
-    }
-}
 
 fn error(code: ErrorCode, message: impl Into<String>) -> RemoteError {
     RemoteError { code, message: message.into() }
@@ -376,9 +118,17 @@ impl Session {
     /// now: neither its first moments nor its last ones are like the rest.
     pub(super) fn plan_captures(&mut self, count: u32, length: Duration) {
         let now = Instant::now();
-        let boundary = |nth| length.mul_f64(0.1 + 0.8 * f64::from(nth + 1) / f64::from(count + 1));
-        let planned = (0..count).map(boundary).map(|boundary| (now + boundary, boundary));
+        let planned = (0..count).map(|nth| boundary(nth, count, length)).map(|due| (now + due, due));
         self.errands.planned = planned.collect();
+        self.errands.nr_planned = count;
+        let asked = self.plan.as_ref().map_or(0, |plan| stats_asked(&self.spec, plan.accel));
+        // Statistics of other moments are not those of these.
+        self.errands.told.expect(if asked == count { asked } else { 0 });
+    }
+
+    /// The guest sends what the scheduler says of itself.
+    pub(super) fn scheduler_said(&mut self, of: StatsOf, stats: &Stats) {
+        self.errands.told.hear(of, stats, &self.dir.path);
     }
 
     /// What the server is to deliver.
@@ -398,8 +148,8 @@ impl Session {
     }
 
     /// The test wants something in a BPF map.
-    pub(super) fn map_for_test(&mut self, id: u32, request: HostRequest) {
-        self.enqueue(Errand::Map { by: MapAsker::Test(id), request });
+    pub(super) fn value_for_test(&mut self, id: u32, request: HostRequest) {
+        self.enqueue(Errand::Value { by: ValueAsker::Test(id), request });
     }
 
     /// Somebody who attached for writing sets a number in a BPF map.
@@ -407,7 +157,7 @@ impl Session {
         self.record("map-write-asked", &(&wanted.map, &wanted.path, wanted.value));
         let SetNumber { map, path, value, .. } = wanted.clone();
         let request = HostRequest::WriteMap { map, path, value };
-        self.enqueue(Errand::Map { by: MapAsker::Client(asker), request });
+        self.enqueue(Errand::Value { by: ValueAsker::Client(asker), request });
     }
 
     /// How many captures were taken so far, or came to nothing.
@@ -418,7 +168,9 @@ impl Session {
     fn enqueue(&mut self, errand: Errand) {
         let refused = match &self.monitor {
             _ if self.state != State::Running => Some("the machine does not run (any more, or yet)"),
-            None => Some("no monitor observes this run (KTSTR_OBSERVE=0, or it has died)"),
+            None => Some(
+                "no monitor observes this run (KTSTR_OBSERVE=0, a shell without KTSTR_OBSERVE=1, or it has died)",
+            ),
             // The test waits for its answer; somebody who looks in from outside may ask again.
             Some(_) if !self.monitor_attached && errand.test().is_none() => {
                 Some("the monitor is still reading the kernel file")
@@ -507,7 +259,9 @@ impl Session {
                 request
                     .map(|capture| MonitorRequest::Capture(Capture { watched: watched.clone(), ..capture }))
             }
-            Errand::Map { request, .. } => asked::map_request(request, self.ram.as_ref(), &mut fds),
+            Errand::Value { request, .. } => {
+                asked::value_request(request, self.ram.as_ref(), frozen, &mut fds)
+            }
         };
         let sent = request.and_then(|request| {
             let monitor = self.monitor.as_mut().ok_or("the monitor is gone")?;
@@ -582,6 +336,7 @@ impl Session {
             Ok(MonitorReply::Ask(answer)) => Found::Answer(answer),
             Ok(MonitorReply::Capture(read)) => Found::Captured { read, path },
             Ok(MonitorReply::WriteMap(written)) => Found::Written(written.what),
+            Ok(MonitorReply::WriteKernel(written)) => Found::Written(written.what),
             Ok(_) => Found::Nothing(error(ErrorCode::Infrastructure, "the monitor answered something else")),
             Err(why) => Found::Nothing(why),
         };
@@ -736,9 +491,9 @@ impl Session {
         let cause = match underway.errand {
             Errand::Query { asker, .. } => Cause::Asked(asker),
             Errand::Capture { cause, .. } => cause,
-            Errand::Map { by: MapAsker::Client(asker), .. } => Cause::Asked(asker),
+            Errand::Value { by: ValueAsker::Client(asker), .. } => Cause::Asked(asker),
             // The test was told whatever came of it.
-            Errand::Map { .. } => return self.next_errand(),
+            Errand::Value { .. } => return self.next_errand(),
         };
         let result = match underway.found {
             Some(Found::Answer(answer)) => {

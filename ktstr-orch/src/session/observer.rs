@@ -154,6 +154,7 @@ impl Session {
     fn monitor_replied(&mut self, result: Result<MonitorReply, RemoteError>) {
         match result {
             Ok(MonitorReply::Finish(summary)) => {
+                summary.busy_places.iter().for_each(|place| self.place_was_busy(place));
                 self.evidence.monitor = Some(summary);
                 self.monitor = None;
                 if self.state == State::Finishing {
@@ -165,6 +166,7 @@ impl Session {
                 MonitorReply::Ask(_)
                 | MonitorReply::Capture(_)
                 | MonitorReply::WriteMap(_)
+                | MonitorReply::WriteKernel(_)
                 | MonitorReply::Locate(_),
             ) => {
                 self.lose_monitor("answered what nobody had asked");

@@ -17,7 +17,7 @@ use std::{
 
 use ktstr_proto::{
     Fds,
-    capture::{Locate, Located, MAX_WATCHED, PlaceWritten, WatchPoint},
+    capture::{BusyPlace, Locate, Located, MAX_WATCHED, PlaceWritten, WatchPoint},
     link::RemoteError,
     monitor::{MonitorReply, MonitorRequest},
     run::AccelKind,
@@ -212,15 +212,23 @@ impl Session {
             return self.go_on();
         };
         armed.hits += 1;
-        let (what, enough) = (armed.what.clone(), armed.hits >= MAX_HITS);
-        if enough {
+        let (what, nth, last) = (armed.what.clone(), armed.hits, armed.hits >= MAX_HITS);
+        if last {
             self.watches.armed.retain(|armed| armed.place != place);
             self.tell_vmm(None);
-            self.notice(format!("{what} was written {MAX_HITS} times and is watched no more"));
+            self.notice(format!(
+                "writes to {what} stopped the guest {MAX_HITS} times; it is watched no more, and what is \
+                 written there later is not captured"
+            ));
         }
-        if !self.capture_written_place(PlaceWritten { what, place, cpu }) {
+        if !self.capture_written_place(PlaceWritten { what, place, cpu, nth, last }) {
             self.go_on();
         }
+    }
+
+    /// What became of a place that was not watched to the end.
+    pub(super) fn place_was_busy(&mut self, place: &BusyPlace) {
+        self.notice(told(place));
     }
 
     /// A scheduler is gone, and its memory with it: its places are looked for in the next one.
@@ -251,11 +259,49 @@ impl Session {
     /// The machine is gone: what was not found will not be.
     pub(super) fn abandon_watches(&mut self) {
         for wanted in std::mem::take(&mut self.watches.wanted) {
-            // PlaceWritten in an earlier scheduler, and looked for since in vain.
+            // Written in an earlier scheduler, and looked for since in vain.
             if !self.watches.seen.contains(&wanted.what) {
                 self.not_watched(&wanted.what, &wanted.why_not);
             }
         }
         self.watches.armed.clear();
+    }
+}
+
+fn told(place: &BusyPlace) -> String {
+    let BusyPlace { what, captured, last_captured, last_read } = place;
+    let (Some(then), Some(now)) = (last_captured, last_read) else {
+        return format!("what {what} was after the {captured} captured writes could not be read");
+    };
+    match now.checked_sub(*then) {
+        Some(0) => format!("{what} was {then} at the last captured write and when it was last read"),
+        Some(more) => format!(
+            "{what} was {then} at the last captured write and {now} when it was last read: {more} more, if it \
+             counts"
+        ),
+        None => format!("{what} was {then} at the last captured write and {now} when it was last read"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_after_the_last_capture_is_told() {
+        let place =
+            |then, now| BusyPlace { what: "hits".into(), captured: 16, last_captured: then, last_read: now };
+        assert!(
+            told(&place(Some(16), Some(90))).ends_with("90 when it was last read: 74 more, if it counts")
+        );
+        assert!(
+            told(&place(Some(16), Some(16)))
+                .ends_with("was 16 at the last captured write and when it was last read")
+        );
+        assert!(
+            told(&place(Some(16), Some(2)))
+                .ends_with("16 at the last captured write and 2 when it was last read")
+        );
+        assert!(told(&place(None, Some(2))).contains("could not be read"));
     }
 }

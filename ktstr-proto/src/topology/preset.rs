@@ -1,4 +1,4 @@
-//! Machine shapes with names: the 24 that a gauntlet runs over.
+//! Machine shapes with names: the 25 that a gauntlet runs over.
 //!
 //! A name says what matters of a shape (`12cpu-3llc-smt`); the names of earlier versions
 //! (`smt-3llc`) stay valid as aliases. Next: `super::Topology` reads both wherever it reads a shape.
@@ -11,7 +11,7 @@ use crate::word::edits;
 pub struct Preset {
     /// Its name.
     pub name: &'static str,
-    /// Its name in earlier versions.
+    /// Its name in earlier versions; empty where those had no such shape.
     pub alias: &'static str,
     /// The shape.
     pub topology: Topology,
@@ -30,7 +30,7 @@ const fn preset(name: &'static str, alias: &'static str, shape: [u32; 4]) -> Pre
 }
 
 /// All of them.
-pub const PRESETS: [Preset; 24] = [
+pub const PRESETS: [Preset; 25] = [
     preset("4cpu-1llc-nosmt", "tiny-1llc", [1, 1, 4, 1]),
     preset("4cpu-2llc-nosmt", "tiny-2llc", [1, 2, 2, 1]),
     preset("9cpu-3llc-nosmt", "odd-3llc", [1, 3, 3, 1]),
@@ -55,11 +55,13 @@ pub const PRESETS: [Preset; 24] = [
     preset("2numa-128cpu-8llc-nosmt", "numa2-8llc-nosmt", [2, 8, 16, 1]),
     preset("4numa-32cpu-8llc-nosmt", "numa4-8llc", [4, 8, 4, 1]),
     preset("4numa-192cpu-12llc-smt", "numa4-12llc", [4, 12, 8, 2]),
+    preset("2numa-32cpu-2llc-smt", "", [2, 2, 8, 2]),
 ];
 
 /// The preset with this name or alias.
 pub fn find(name: &str) -> Option<&'static Preset> {
-    PRESETS.iter().find(|preset| preset.name == name || preset.alias == name)
+    let known = PRESETS.iter().filter(|_| !name.is_empty());
+    known.into_iter().find(|preset| preset.name == name || preset.alias == name)
 }
 
 /// The name or alias that `name` was most likely meant to be.
@@ -67,7 +69,7 @@ pub fn nearest(name: &str) -> &'static str {
     // Names are short; of anything longer than this the end does not matter.
     let given: String = name.chars().take(64).collect();
     let names = PRESETS.iter().flat_map(|preset| [preset.name, preset.alias]);
-    names.min_by_key(|known| edits(&given, known)).expect("there are presets")
+    names.filter(|name| !name.is_empty()).min_by_key(|known| edits(&given, known)).expect("there are presets")
 }
 
 #[cfg(test)]
@@ -87,11 +89,18 @@ mod tests {
                 name = format!("{}numa-{name}", shape.numa_nodes);
             }
             assert_eq!(preset.name, name);
-            assert!(names.insert(preset.name) && names.insert(preset.alias), "{name} names two shapes");
-            assert_eq!(preset.name.parse(), Ok(shape));
-            assert_eq!(preset.alias.parse(), Ok(shape));
+            let both = [preset.name, preset.alias].into_iter().filter(|name| !name.is_empty());
+            for name in both {
+                assert!(names.insert(name), "{name} names two shapes");
+                assert_eq!(name.parse(), Ok(shape));
+            }
         }
         assert_eq!(PRESETS.iter().filter(|preset| preset.on_aarch64()).count(), 14);
+    }
+
+    #[test]
+    fn no_name_is_no_shape() {
+        assert!(find("").is_none() && !nearest("").is_empty());
     }
 
     #[test]

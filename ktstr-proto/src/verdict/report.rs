@@ -6,7 +6,9 @@ use serde::{Deserialize, Serialize};
 use super::{AssertResult, Cause, Outcome};
 use crate::{
     monitor::MonitorSummary,
+    repro::AutoRepro,
     run::{AccelKind, RunId},
+    scx_stats::Stats,
     thresholds::Assert,
 };
 
@@ -75,6 +77,9 @@ pub struct CaptureMark {
     pub stood_us: u64,
     /// Name of its JSON in the run's directory, or why there is none.
     pub file: Result<String, String>,
+    /// Name of the file in the run's directory with what the scheduler said of itself right before, or why there
+    /// is none.
+    pub stats: Stats,
 }
 
 /// Everything a client learns of a finished run; also the sidecar.
@@ -135,6 +140,9 @@ pub struct RunReport {
     /// Whether its test takes an inconclusive run for good enough.
     #[serde(default)]
     pub allow_inconclusive: bool,
+    /// The second run, with probes, of a run whose scheduler crashed.
+    #[serde(default)]
+    pub auto_repro: Option<Box<AutoRepro>>,
 }
 
 impl RunReport {
@@ -172,6 +180,7 @@ impl RunReport {
             host_ms: (0, 0),
             boot: crate::run::Boot::default(),
             allow_inconclusive: false,
+            auto_repro: None,
         }
     }
 

@@ -6,6 +6,7 @@
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use ktstr_proto::device::NetConfig;
+use ktstr_proto::terminal::SIZE_PORT;
 
 use super::version::Version;
 use crate::machine::{Numa, Topology};
@@ -69,6 +70,8 @@ pub struct Machine<'a> {
     pub threads: Threads,
     /// CPUs and caches.
     pub topology: &'a Topology,
+    /// CPUs it may have, at least those it has.
+    pub possible: u32,
     /// Whether some CPU can only be reached in x2APIC mode.
     pub x2apic: bool,
     /// Distances and access figures.
@@ -100,8 +103,8 @@ pub struct Inherited<'a> {
     pub com2: Option<BorrowedFd<'a>>,
     /// Our end's peer of the control socket.
     pub qmp: BorrowedFd<'a>,
-    /// The interactive console: a stream socket.
-    pub console: Option<BorrowedFd<'a>>,
+    /// The interactive console and its size: stream sockets.
+    pub console: Option<[BorrowedFd<'a>; 2]>,
     /// To the server of the disk: a stream socket.
     pub disk: Option<BorrowedFd<'a>>,
     /// The places of the networks' servers.
@@ -118,7 +121,7 @@ impl<'a> Inherited<'a> {
     pub fn all(&self) -> Vec<BorrowedFd<'a>> {
         let mut fds = vec![self.ram, self.kernel, self.initrd, self.com1, self.qmp];
         fds.extend(self.com2);
-        fds.extend(self.console);
+        fds.extend(self.console.into_iter().flatten());
         fds.extend(self.disk);
         fds.extend(self.networks.iter().map(|(socket, _)| socket.as_fd()));
         fds.extend(self.state);
@@ -143,7 +146,7 @@ pub fn compose(machine: &Machine<'_>) -> Vec<String> {
     push("-name", "ktstr,debug-threads=on".to_owned());
     push("-machine", board(machine));
     push("-cpu", cpu(machine));
-    push("-smp", smp(machine.topology));
+    push("-smp", smp(machine.topology, machine.possible));
     push("-m", format!("size={}k", machine.memory >> 10));
     if machine.x2apic {
         // Without it a kernel that sees no known hypervisor starts no CPU with an id above 254.
@@ -170,10 +173,12 @@ pub fn compose(machine: &Machine<'_>) -> Vec<String> {
     if let Some(gdb) = machine.fds.gdb {
         push("-chardev", format!("socket,id={GDB},fd={}", gdb.as_raw_fd()));
     }
-    if let Some(console) = machine.fds.console {
+    if let Some([console, size]) = machine.fds.console {
         push("-chardev", format!("socket,id=hvc,fd={}", console.as_raw_fd()));
-        push("-device", "virtio-serial-pci,max_ports=1".to_owned());
-        push("-device", "virtconsole,chardev=hvc".to_owned());
+        push("-chardev", format!("socket,id=size,fd={}", size.as_raw_fd()));
+        push("-device", "virtio-serial-pci,max_ports=2".to_owned());
+        push("-device", "virtconsole,chardev=hvc,nr=0".to_owned());
+        push("-device", format!("virtserialport,chardev=size,nr=1,name={SIZE_PORT}"));
     }
     if let Some(disk) = machine.fds.disk {
         push("-chardev", format!("socket,id=disk,fd={}", disk.as_raw_fd()));
@@ -215,14 +220,11 @@ fn cpu(machine: &Machine<'_>) -> String {
 }
 
 /// One socket per LLC: the machine gives each socket one last-level cache.
-fn smp(topology: &Topology) -> String {
-    format!(
-        "{},sockets={},cores={},threads={}",
-        topology.cpus(),
-        topology.llcs,
-        topology.cores,
-        topology.threads
-    )
+fn smp(topology: &Topology, possible: u32) -> String {
+    let (cpus, Topology { cores, threads, .. }) = (topology.cpus(), topology);
+    let most = if possible > cpus { format!(",maxcpus={possible}") } else { String::new() };
+    let sockets = possible / topology.cpus_per_llc();
+    format!("{cpus}{most},sockets={sockets},cores={cores},threads={threads}")
 }
 
 fn accelerator(machine: &Machine<'_>) -> Vec<(&'static str, String)> {
@@ -252,7 +254,12 @@ fn memory(machine: &Machine<'_>) -> Vec<(&'static str, String)> {
         args.push(("-object", backend));
         if several {
             // A node with CPUs is its own initiator; the emulator knows.
+            let last = machine.topology.cpus() - 1;
             let place = match &share.cpus {
+                // The emulator wants a node for CPUs that are not there, too.
+                Some(cpus) if *cpus.end() == last => {
+                    format!("cpus={}-{}", cpus.start(), machine.possible - 1)
+                }
                 Some(cpus) => format!("cpus={}-{}", cpus.start(), cpus.end()),
                 None => format!("initiator={}", share.initiator),
             };
@@ -303,6 +310,10 @@ mod tests {
     }
 
     fn compose_for(mode: Mode, shape: &Shape, console: bool) -> String {
+        compose_with(mode, shape, 0, console)
+    }
+
+    fn compose_with(mode: Mode, shape: &Shape, absent_llcs: u32, console: bool) -> String {
         let Shape { topology, numa } = shape;
         let stdin = std::io::stdin();
         let fd = stdin.as_fd();
@@ -314,18 +325,20 @@ mod tests {
             com1: fd,
             com2: Some(fd),
             qmp: fd,
-            console: console.then_some(fd),
+            console: console.then_some([fd; 2]),
             disk: console.then_some(fd),
             networks: &[],
             state: None,
             gdb: console.then_some(fd),
         };
         let threads = Threads::choose(mode, Version { major: 10, minor: 0, micro: 2 }, topology.cpus(), 2);
-        let x2apic = ApicIds::new(*topology).unwrap().need_x2apic();
+        let ids = ApicIds::new(*topology).unwrap().with_absent(absent_llcs).unwrap();
+        let x2apic = ids.need_x2apic();
         let machine = Machine {
             mode,
             threads,
             topology,
+            possible: ids.possible(),
             x2apic,
             numa,
             memory: 1 << 30,
@@ -382,7 +395,8 @@ mod tests {
             "id=ram1,mem-path=/proc/self/fd/0,share=on,size=536870912,offset=536870912",
             "-numa node,nodeid=0,cpus=0-3,memdev=ram0",
             "-numa node,nodeid=1,cpus=4-7,memdev=ram1",
-            "-device virtconsole,chardev=hvc",
+            "-device virtio-serial-pci,max_ports=2 -device virtconsole,chardev=hvc,nr=0",
+            "-device virtserialport,chardev=size,nr=1,name=ktstr.size",
             "-device vhost-user-blk-pci,chardev=disk",
             "-chardev socket,id=gdb,fd=0",
             "hmat=on",
@@ -391,6 +405,20 @@ mod tests {
             assert!(line.contains(part), "{part} not in {line}");
         }
         assert!(!line.contains("memory-backend=ram0"), "{line}");
+    }
+
+    #[test]
+    fn absent_llcs_are_sockets_that_could_be_filled() {
+        let line = compose_with(Mode::Tcg, &SMT.into(), 1, false);
+        assert!(line.contains("-smp 8,maxcpus=12,sockets=3,cores=2,threads=2"), "{line}");
+        let line = compose_with(Mode::Tcg, &"2n2l1c1t".parse().unwrap(), 3, false);
+        for part in ["-smp 2,maxcpus=5,sockets=5", "nodeid=0,cpus=0-0", "nodeid=1,cpus=1-4"] {
+            assert!(line.contains(part), "{part} not in {line}");
+        }
+        let mut many = compose_with(Mode::Tcg, &"1n1l254c1t".parse().unwrap(), 1, false);
+        assert!(many.contains("intel-iommu"), "ids of CPUs that are not there count: {many}");
+        many = compose_with(Mode::Tcg, &"1n1l254c1t".parse().unwrap(), 0, false);
+        assert!(!many.contains("intel-iommu"), "{many}");
     }
 
     #[test]

@@ -237,7 +237,8 @@ impl Prepared {
         if nodes.len() > 1 && emulator.version < Version::BACKEND_OFFSET {
             return Err(StartError::TooOldForNodes { nodes: nodes.len(), found: emulator.version });
         }
-        let x2apic = ApicIds::new(spec.topology)?.need_x2apic();
+        let ids = ApicIds::new(spec.topology)?.with_absent(spec.absent_llcs)?;
+        let x2apic = ids.need_x2apic();
         if x2apic && emulator.version < Version::MANY_CPUS {
             return Err(StartError::TooOldForCpus { found: emulator.version });
         }
@@ -266,7 +267,7 @@ impl Prepared {
             com1: spec.com1.as_fd(),
             com2: spec.com2.as_ref().map(AsFd::as_fd),
             qmp: theirs.as_fd(),
-            console: spec.console.as_ref().map(|console| console.output.as_fd()),
+            console: spec.console.as_ref().map(|console| [console.output.as_fd(), console.size.as_fd()]),
             disk: spec.devices.disk.as_ref().map(|(socket, _)| socket.as_fd()),
             networks: &spec.devices.networks,
             state: state.as_ref().map(AsFd::as_fd),
@@ -283,6 +284,7 @@ impl Prepared {
                 emulator.host_cpus,
             ),
             topology: &spec.topology,
+            possible: ids.possible(),
             x2apic,
             numa: &spec.numa,
             memory: spec.memory,

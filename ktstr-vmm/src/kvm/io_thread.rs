@@ -11,7 +11,7 @@ use vmm_sys_util::eventfd::EventFd;
 
 use super::control::Control;
 use super::devices::Devices;
-use super::devices::console::Console;
+use super::devices::console::{Console, Direction};
 use crate::machine::Event;
 
 /// An unfinished line reaches its sink after this many milliseconds at the latest.
@@ -41,15 +41,14 @@ impl IoThread {
     /// Works until told to stop.
     pub fn run(mut self) {
         while !self.stop.load(Ordering::SeqCst) {
-            let (input, output) = self.wait();
+            let ready = self.wait();
             let _ = self.doorbell.read();
             if let (Some(console), Some(device)) = (&mut self.console, self.devices.virtio.first()) {
-                if input {
-                    console.read_input();
-                }
-                if output && let Err(error) = console.write_output() {
-                    let detail = format!("write its output: {error}; the rest is dropped");
-                    self.control.send(Event::DeviceFailed { device: "console", detail });
+                for (port, direction) in ready {
+                    if let Err((name, error)) = console.serve(port, direction) {
+                        let detail = format!("write its output: {error}; the rest is dropped");
+                        self.control.send(Event::DeviceFailed { device: name, detail });
+                    }
                 }
                 console.work(device);
             }
@@ -58,24 +57,21 @@ impl IoThread {
         self.flush_console();
     }
 
-    /// Whether the console's input and output are ready.
-    fn wait(&self) -> (bool, bool) {
+    /// What of the console's ports is ready.
+    fn wait(&self) -> Vec<(usize, Direction)> {
         let mut fds = vec![PollFd::new(event(&self.doorbell), PollFlags::POLLIN)];
-        let input = self.console.as_ref().and_then(Console::wants_input);
-        let output = self.console.as_ref().and_then(Console::wants_output);
-        fds.extend(input.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
-        fds.extend(output.map(|fd| PollFd::new(fd, PollFlags::POLLOUT)));
+        let mut whose = Vec::new();
+        for (port, direction, fd) in self.console.iter().flat_map(Console::wants) {
+            let flags = if direction == Direction::In { PollFlags::POLLIN } else { PollFlags::POLLOUT };
+            fds.push(PollFd::new(fd, flags));
+            whose.push((port, direction));
+        }
         // EINTR is the only failure with valid descriptors; then nothing is ready.
         if poll(&mut fds, PollTimeout::from(PARTIAL_LINE_MS)).is_err() {
-            return (false, false);
+            return Vec::new();
         }
-        let ready = |fd: &PollFd<'_>| fd.any().unwrap_or(false);
-        match (input, output) {
-            (Some(_), Some(_)) => (ready(&fds[1]), ready(&fds[2])),
-            (Some(_), None) => (ready(&fds[1]), false),
-            (None, Some(_)) => (false, ready(&fds[1])),
-            (None, None) => (false, false),
-        }
+        let ready = |(fd, who): (&PollFd<'_>, _)| fd.any().unwrap_or(false).then_some(who);
+        fds[1..].iter().zip(whose).filter_map(ready).collect()
     }
 
     /// A vCPU that holds a port is writing a line to it right now: then there is nothing to do.
@@ -93,11 +89,17 @@ impl IoThread {
         let (Some(console), Some(device)) = (&mut self.console, self.devices.virtio.first()) else { return };
         loop {
             console.work(device);
-            let Some(output) = console.wants_output() else { return };
-            let mut ready = [PollFd::new(output, PollFlags::POLLOUT)];
-            let room = poll(&mut ready, PollTimeout::from(PARTIAL_LINE_MS)).is_ok_and(|count| count > 0);
-            if !room || console.write_output().is_err() {
+            let printing = |(port, direction, fd)| (direction == Direction::Out).then_some((port, fd));
+            let (ports, fds): (Vec<_>, Vec<_>) = console.wants().filter_map(printing).unzip();
+            let mut ready: Vec<_> = fds.into_iter().map(|fd| PollFd::new(fd, PollFlags::POLLOUT)).collect();
+            if ready.is_empty() || !poll(&mut ready, PollTimeout::from(PARTIAL_LINE_MS)).is_ok_and(|n| n > 0)
+            {
                 return;
+            }
+            let room: Vec<_> = ready.iter().map(|fd| fd.any().unwrap_or(false)).collect();
+            for port in ports.into_iter().zip(room).filter_map(|(port, room)| room.then_some(port)) {
+                // What fails is not asked again: it has no output any more.
+                let _ = console.serve(port, Direction::Out);
             }
         }
     }

@@ -189,7 +189,7 @@ impl KvmMachine {
         threads: Option<GuestThreads>,
     ) -> Result<Self, StartError> {
         let state = snapshot.as_ref().map(saved_state).transpose()?;
-        let ids = ApicIds::new(spec.topology)?;
+        let ids = ApicIds::new(spec.topology)?.with_absent(spec.absent_llcs)?;
         let regions = layout::ram_regions(spec.memory)?;
         // SAFETY: the descriptor is owned and given away here.
         let kvm_fd = unsafe { Kvm::from_raw_fd(kvm_fd.into_raw_fd()) };

@@ -82,6 +82,7 @@ mod tests {
             scheduler: None,
             task: GuestTask::Exec("true".into()),
             disk: None,
+            probing: None,
         };
         let file = File::from(job_archive(&job).unwrap());
         let mut bytes = vec![0; file.metadata().unwrap().len() as usize];

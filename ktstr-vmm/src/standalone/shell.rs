@@ -10,14 +10,15 @@ use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use ktstr_proto::AccelKind;
 use ktstr_proto::guest::{GuestFrame, GuestJob, GuestTask, LogSource, ProcessEnd};
 use ktstr_proto::ring::{FrameDecoder, FrameError, Mode as RingMode, RingRegion};
 use ktstr_proto::run::{Jail, Term};
+use ktstr_proto::terminal::WindowSize;
 use nix::poll::{PollFd, PollFlags, poll};
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM, SIGWINCH};
 
 use super::archive::{ArchiveError, job_archive};
 use super::options::ShellOptions;
@@ -136,7 +137,8 @@ pub fn run(options: &ShellOptions, jail: Jail) -> Result<u8, ShellError> {
         return Err(TerminalError::NotATerminal.into());
     }
     let signals = Signals::register()?;
-    let (session, console) = boot(options, accel, jail)?;
+    let (session, sockets) = boot(options, accel, jail)?;
+    let (console, size) = sockets.map(|[console, size]| (console, size)).unzip();
     let terminal = match &console {
         Some(_) => {
             eprintln!("ktstr-vmm: Ctrl-] ends the machine");
@@ -147,6 +149,7 @@ pub fn run(options: &ShellOptions, jail: Jail) -> Result<u8, ShellError> {
     let mut shell = Shell {
         session,
         console,
+        size,
         typed: VecDeque::new(),
         frames: FrameDecoder::default(),
         channel_lost: None,
@@ -165,7 +168,7 @@ fn boot(
     options: &ShellOptions,
     accel: AccelKind,
     jail: Jail,
-) -> Result<(Session, Option<UnixStream>), ShellError> {
+) -> Result<(Session, Option<[UnixStream; 2]>), ShellError> {
     let backend = backend(options, accel, jail)?;
     let mode = if accel == AccelKind::Det { RingMode::Linear } else { RingMode::Wrap };
     let ring =
@@ -184,22 +187,21 @@ fn boot(
             None => GuestTask::Shell(Some(term())),
         },
         disk: None,
+        probing: None,
     };
-    let (console, ours) = match &options.exec {
-        Some(_) => (None, None),
-        None => {
-            let (theirs, ours) = UnixStream::pair().map_err(io("make the console socket"))?;
-            ours.set_nonblocking(true).map_err(io("make the console socket non-blocking"))?;
-            let input = theirs.try_clone().map_err(io("duplicate the console socket"))?.into();
-            (Some(ConsoleFds { input, output: theirs.into() }), Some(ours))
-        }
-    };
+    let console = options.exec.is_none().then(ConsoleFds::sockets).transpose();
+    let (console, ours) = console.map_err(io("make the console's sockets"))?.unzip();
+    let ours = ours.map(|sockets| sockets.map(UnixStream::from));
+    for socket in ours.iter().flatten() {
+        socket.set_nonblocking(true).map_err(io("make the console's sockets non-blocking"))?;
+    }
     let (com1, com1_sink) = PortOutput::new("com1")?;
     let (com2, com2_sink) = PortOutput::new("com2")?;
     let loglevel = if options.dmesg { "loglevel=7" } else { "quiet" };
     let spec = MachineSpec {
         topology: options.topology.topology,
         numa: options.topology.numa.clone(),
+        absent_llcs: 0,
         memory: u64::from(options.memory_mb) << 20,
         kernel: open("the kernel", &options.kernel)?.into(),
         initrd: vec![open("the initramfs", &options.initrd)?.into(), job_archive(&job)?],
@@ -253,8 +255,11 @@ fn term() -> Term {
     }
 }
 
-/// The signals that end us, as the number that came last.
-struct Signals(Arc<AtomicUsize>);
+/// The signals that end us, as the number that came last, and whether the terminal's size has changed.
+struct Signals {
+    last: Arc<AtomicUsize>,
+    resized: Arc<AtomicBool>,
+}
 
 impl Signals {
     fn register() -> Result<Signals, ShellError> {
@@ -263,11 +268,18 @@ impl Signals {
             signal_hook::flag::register_usize(signal, Arc::clone(&last), signal as usize)
                 .map_err(io("handle signals"))?;
         }
-        Ok(Signals(last))
+        let resized = Arc::new(AtomicBool::new(false));
+        signal_hook::flag::register(SIGWINCH, Arc::clone(&resized)).map_err(io("handle signals"))?;
+        Ok(Signals { last, resized })
     }
 
     fn arrived(&self) -> Option<usize> {
-        Some(self.0.load(Ordering::Relaxed)).filter(|signal| *signal != 0)
+        Some(self.last.load(Ordering::Relaxed)).filter(|signal| *signal != 0)
+    }
+
+    /// Since this was asked last.
+    fn resized(&self) -> bool {
+        self.resized.swap(false, Ordering::Relaxed)
     }
 }
 
@@ -309,6 +321,8 @@ impl Tail {
 struct Shell {
     session: Session,
     console: Option<UnixStream>,
+    /// Takes the terminal's size.
+    size: Option<UnixStream>,
     typed: VecDeque<u8>,
     frames: FrameDecoder,
     channel_lost: Option<String>,
@@ -323,6 +337,9 @@ impl Shell {
         loop {
             if let Some(signal) = signals.arrived() {
                 return Ok(End::Signal(signal));
+            }
+            if signals.resized() {
+                self.tell_size();
             }
             while let Some(output) = self.session.next_output()? {
                 if let Some(exit) = self.handle(output)? {
@@ -363,6 +380,16 @@ impl Shell {
         let hang_up = buffer[..n].contains(&HANG_UP);
         self.typed.extend(&buffer[..n]);
         Ok(hang_up)
+    }
+
+    /// A guest that has not taken thousands of sizes does not need another.
+    fn tell_size(&mut self) {
+        let Some(socket) = &mut self.size else { return };
+        let Term { rows, cols, .. } = term();
+        let told = socket.write(WindowSize { rows, cols }.line().as_bytes());
+        if told.is_err_and(|error| error.kind() != ErrorKind::WouldBlock) {
+            self.size = None;
+        }
     }
 
     /// Moves bytes between terminal and guest, as far as both sides go.

@@ -95,9 +95,10 @@ pub fn initramfs(script: &str) -> OwnedFd {
         member(&mut archive, directory, 0o040_755, &[]);
     }
     member(&mut archive, "bin/busybox", 0o100_755, &busybox);
-    for tool in
-        ["sh", "mount", "cat", "echo", "poweroff", "dd", "sleep", "printf", "head", "seq", "sync", "tr"]
-    {
+    for tool in [
+        "sh", "mount", "cat", "echo", "poweroff", "dd", "sleep", "printf", "head", "seq", "sync", "tr",
+        "grep", "cut",
+    ] {
         member(&mut archive, &format!("bin/{tool}"), 0o120_777, b"busybox");
     }
     member(&mut archive, "init", 0o100_755, init.as_bytes());
@@ -159,6 +160,7 @@ impl<'a> Boot<'a> {
         let spec = MachineSpec {
             topology: self.topology,
             numa: Default::default(),
+            absent_llcs: 0,
             memory: self.memory_mib << 20,
             kernel: File::open(self.kernel).unwrap().into(),
             initrd: vec![initramfs(self.script)],

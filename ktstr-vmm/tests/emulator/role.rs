@@ -1,7 +1,7 @@
 //! The role process with a real emulator behind it; the test plays the orchestrator.
 
 use std::fs::File;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
@@ -73,6 +73,7 @@ impl Role {
             accel,
             topology: Topology::new(1, 1, 2, 1).unwrap(),
             numa: Default::default(),
+            absent_llcs: 0,
             memory_mb: 512,
             cmdline: "console=ttyS0 quiet panic=-1 rdinit=/init memmap=1M$0x8000000".into(),
             ring,
@@ -224,13 +225,24 @@ fn a_shutdown_request_reaches_the_guest_and_det_refuses_it() {
 }
 
 #[test]
-fn the_interactive_console_is_a_socket_and_det_has_none() {
+fn the_interactive_console_is_two_sockets_and_det_has_none() {
     let Some(needs) = needs() else { return };
-    let script = "exec sh -c 'echo ready; read line; echo heard $line; sleep 1; poweroff -f' \
+    // The second port's name, what it says, and an answer through it; then the terminal.
+    let script = "until grep -q ktstr.size /sys/class/virtio-ports/*/name; do sleep 0.1; done; \
+                  port=/dev/$(grep -l ktstr.size /sys/class/virtio-ports/*/name | cut -d/ -f5); \
+                  exec 4<>$port; until read said <&4; do sleep 0.1; done; echo \"port $port said $said\" >&4; \
+                  exec sh -c 'echo ready; read line; echo heard $line; sleep 1; poweroff -f' \
                   </dev/hvc0 >/dev/hvc0 2>&1";
     let mut role = Role::spawn();
     let (started, mut fds) = role.launch(&needs, AccelKind::Tcg, RING, true, script).unwrap();
-    let mut console = UnixStream::from(fds.take(started.console.unwrap(), "console").unwrap());
+    let sockets = started.console.unwrap();
+    let mut console = UnixStream::from(fds.take(sockets.terminal, "console").unwrap());
+    let mut size = UnixStream::from(fds.take(sockets.size, "terminal size").unwrap());
+    size.write_all(b"24 80\n").unwrap();
+    size.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+    let mut line = String::new();
+    BufReader::new(size).read_line(&mut line).unwrap();
+    assert!(line.starts_with("port /dev/vport") && line.ends_with("said 24 80\n"), "{line:?}");
     // What is typed before somebody listens is lost, as on any terminal.
     let mut heard = Vec::new();
     while !heard.ends_with(b"ready\r\n") {
@@ -342,6 +354,7 @@ fn what_cannot_be_started_says_why() {
         accel,
         topology: Topology { numa_nodes: 1, llcs: 1, cores: 2, threads: 1 },
         numa: Default::default(),
+        absent_llcs: 0,
         memory_mb,
         cmdline: String::new(),
         ring: RingRegion { mode, ..RING },

@@ -8,9 +8,10 @@
 mod guest;
 mod support;
 
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::fs::FileExt;
+use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 use guest::text;
@@ -199,13 +200,19 @@ fn kvm_console_carries_both_directions() {
     let name = if packed { "virtio_mmio.ko.xz" } else { "virtio_mmio.ko" };
     let script = format!(
         "cd /; {} busybox insmod /virtio_mmio.ko || poweroff -f; while [ ! -c /dev/hvc0 ]; do sleep 0.1; done; \
+         until grep -q ktstr.size /sys/class/virtio-ports/*/name; do sleep 0.1; done; \
+         port=/dev/$(grep -l ktstr.size /sys/class/virtio-ports/*/name | cut -d/ -f5); \
+         exec 4<>$port; until read said <&4; do sleep 0.1; done; echo \"port $port said $said\" >&4; \
          exec 3<>/dev/hvc0; busybox stty raw -echo <&3; echo ready >&3; read line <&3; \
          echo \"heard $line\" >&3; seq 200 >&3; sleep 1; poweroff -f",
         if packed { "busybox unxz /virtio_mmio.ko.xz;" } else { "" }
     );
     let (guest_input, mut typing) = std::io::pipe().unwrap();
     let (mut printed, guest_output) = std::io::pipe().unwrap();
-    let console = ConsoleFds { input: guest_input.into(), output: guest_output.into() };
+    let (mut size, guest_size) = UnixStream::pair().unwrap();
+    let console =
+        ConsoleFds { input: guest_input.into(), output: guest_output.into(), size: guest_size.into() };
+    size.write_all(b"24 80\n").unwrap();
     let more = vec![archive_of(name, &std::fs::read(&module).unwrap())];
     let mut guest = Boot { more, console: Some(console), ..Boot::new(&kernels[0], &script) }.start();
     // A terminal that nobody has opened may lose what is typed, so typing waits for the guest.
@@ -227,6 +234,10 @@ fn kvm_console_carries_both_directions() {
     let seen = reader.join().unwrap();
     assert!(seen.contains("ready") && seen.contains("heard every word"), "{seen}");
     assert!(seen.lines().any(|line| line.trim() == "200"), "{seen}");
+    let mut line = String::new();
+    BufReader::new(size).read_line(&mut line).unwrap();
+    println!("{}", line.trim());
+    assert!(line.starts_with("port /dev/vport") && line.ends_with("said 24 80\n"), "{line:?}");
 }
 
 /// Counts on one CPU while the other is busy; each line names the time on two clocks and who prints it.

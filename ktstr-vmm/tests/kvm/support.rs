@@ -102,6 +102,7 @@ pub struct Boot<'a> {
     pub kernel: &'a Path,
     pub topology: Topology,
     pub numa: Numa,
+    pub absent_llcs: u32,
     pub memory_mib: u64,
     pub ring: Option<RingRegion>,
     pub cmdline: &'a str,
@@ -124,6 +125,7 @@ impl<'a> Boot<'a> {
             kernel,
             topology: TWO,
             numa: Default::default(),
+            absent_llcs: 0,
             memory_mib: 512,
             ring: None,
             cmdline: "",
@@ -150,6 +152,7 @@ impl<'a> Boot<'a> {
         let spec = MachineSpec {
             topology: self.topology,
             numa: self.numa.clone(),
+            absent_llcs: self.absent_llcs,
             memory: self.memory_mib << 20,
             kernel: File::open(self.kernel).unwrap().into(),
             initrd,

@@ -25,8 +25,8 @@
  *   attached_at_ns       .bss     u64       CLOCK_MONOTONIC at init
  *   exit_record          .bss     struct    struct ktstr_exit_record
  *   exit_dump            .bss.dump char[]   the kernel's debug dump, zero-terminated
- *   stall_after_ns, crash_after_ns, slow_ns, fail_verify, race, unfair, wrong_cpu, nr_cpus,
- *   loader_tgid, slice_ns
+ *   stall_after_ns, crash_after_ns, slow_ns, fail_verify, fail_init, race, unfair, wrong_cpu,
+ *   nr_cpus, loader_tgid, slice_ns
  *                        .rodata            the command line
  *
  * Maps: task_vtime (task storage, struct ktstr_task). DSQ: KTSTR_DSQ_ID, ordered by virtual time;

@@ -21,6 +21,7 @@ const volatile u64 crash_after_ns = 0;
 const volatile u64 slow_ns = 0;
 const volatile u64 slice_ns = SCX_SLICE_DFL;
 const volatile u32 fail_verify = 0;
+const volatile u32 fail_init = 0;
 const volatile u32 race = 0;
 const volatile u64 unfair_ns = 0;
 const volatile u32 wrong_cpu = 0;
@@ -71,7 +72,7 @@ static bool vtime_before(u64 a, u64 b)
  * has waited for unfair_ns.
  */
 #define FULL_SLICES 10
-/* Where there are no queues of our own, with so small a part of a slice. */
+/* What it gets when it runs before that, for lack of others: so small a part of a slice. */
 #define LATE_SLICE_DIVISOR 20
 
 /* Ends the scheduler with an error of its own, where the kernel's BTF shows the kfunc for that. */
@@ -238,7 +239,7 @@ void BPF_PROG(ktstr_enqueue, struct task_struct *p, u64 enq_flags)
 	}
 	if (is_starved(p)) {
 		late_since_ns = bpf_ktime_get_ns();
-		insert(p, KTSTR_LATE_DSQ_ID, slice_ns, enq_flags);
+		insert(p, KTSTR_LATE_DSQ_ID, slice_ns / LATE_SLICE_DIVISOR, enq_flags);
 		return;
 	}
 	task = bpf_task_storage_get(&task_vtime, p, 0, 0);
@@ -273,8 +274,12 @@ static void dispatch_late(struct task_struct *prev)
 {
 	bool goes_on = prev && (prev->scx.flags & SCX_TASK_QUEUED);
 
-	if (goes_on && bpf_ktime_get_ns() - late_since_ns < unfair_ns)
+	if (goes_on && bpf_ktime_get_ns() - late_since_ns < unfair_ns) {
+		/* The kernel would give the one to starve a whole slice more: the others are on their way. */
+		if (is_starved(prev))
+			prev->scx.slice = slice_ns / LATE_SLICE_DIVISOR;
 		return;
+	}
 	if (move_to_local(KTSTR_LATE_DSQ_ID))
 		COUNT(nr_dispatched);
 }
@@ -380,6 +385,8 @@ void BPF_PROG(ktstr_exit_task, struct task_struct *p, struct scx_exit_task_args 
 SEC("struct_ops.s/ktstr_init")
 s32 BPF_PROG(ktstr_init)
 {
+	if (fail_init)
+		return -95; /* EOPNOTSUPP */
 	attached_at_ns = bpf_ktime_get_ns();
 	phase = KTSTR_ATTACHED;
 	if (bpf_ksym_exists(scx_bpf_create_dsq)) {

@@ -1,6 +1,6 @@
 //! Why a snapshot has no such value.
 
-use ktstr_proto::word::edits;
+use ktstr_proto::{scx_stats::MissingStatsReason, word::edits};
 use thiserror::Error;
 
 /// Names that are listed in place of one that is not there.
@@ -16,6 +16,14 @@ pub enum SnapshotError {
         tag: String,
         /// Why not.
         why: String,
+    },
+    /// The scheduler said nothing of itself before this capture.
+    #[error("{tag} has no statistics of the scheduler: {why}")]
+    MissingStats {
+        /// Its tag.
+        tag: String,
+        /// Why not.
+        why: MissingStatsReason,
     },
     /// No capture has this tag.
     #[error("no snapshot `{tag}`{there}")]

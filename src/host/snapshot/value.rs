@@ -14,6 +14,8 @@ const MAX_HOPS: u32 = 16;
 pub struct Field<'s> {
     place: String,
     json: &'s Json,
+    /// JSON that means nothing but itself: what the scheduler said, not what the monitor rendered.
+    plain: bool,
 }
 
 /// A BPF map.
@@ -72,7 +74,12 @@ fn pointee(json: &Json) -> Option<&Json> {
 
 impl<'s> Field<'s> {
     pub(super) fn new(place: String, json: &'s Json) -> Self {
-        Self { place, json }
+        Self { place, json, plain: false }
+    }
+
+    /// JSON that nobody has rendered: `null` is no pointer, an object with an address no pointee.
+    pub(super) fn plain(json: &'s Json) -> Self {
+        Self { place: String::new(), json, plain: true }
     }
 
     /// Where it is: its map and its path.
@@ -90,11 +97,11 @@ impl<'s> Field<'s> {
         let mut here = self.clone();
         let mut hops = 0;
         for step in steps(path)? {
-            while let Some(to) = pointee(here.json).filter(|_| hops < MAX_HOPS) {
+            while let Some(to) = pointee(here.json).filter(|_| hops < MAX_HOPS && !here.plain) {
                 here.json = to;
                 hops += 1;
             }
-            if let Some(why) = missing(here.json) {
+            if let Some(why) = here.missing() {
                 return Err(SnapshotError::NoRendered { of: here.place, why: why.to_owned() });
             }
             here = match step {
@@ -105,14 +112,23 @@ impl<'s> Field<'s> {
         Ok(here)
     }
 
+    fn missing(&self) -> Option<&'s str> {
+        if self.plain { None } else { missing(self.json) }
+    }
+
+    /// The member of that name, in which dots and brackets mean nothing.
+    pub fn key(&self, name: &str) -> Result<Self, SnapshotError> {
+        self.clone().member(name)
+    }
+
     fn member(self, name: &str) -> Result<Self, SnapshotError> {
         let Some(object) = self.json.as_object() else {
             let found = brief(self.json);
             return Err(SnapshotError::NotAStruct { of: self.place, field: name.to_owned(), found });
         };
         match object.get(name) {
-            Some(json) if self.place.is_empty() => Ok(Self { place: name.to_owned(), json }),
-            Some(json) => Ok(Self { place: format!("{}.{name}", self.place), json }),
+            Some(json) if self.place.is_empty() => Ok(Self { place: name.to_owned(), json, ..self }),
+            Some(json) => Ok(Self { place: format!("{}.{name}", self.place), json, ..self }),
             None => {
                 let there = near(name, object.keys().map(String::as_str));
                 Err(SnapshotError::FieldNotFound { field: name.to_owned(), of: self.place, there })
@@ -129,7 +145,9 @@ impl<'s> Field<'s> {
                 let item = usize::try_from(index).ok().and_then(|index| items.get(index));
                 item.ok_or_else(|| out(items.len() as u64))?
             }
-            Json::Object(runs) if runs.keys().all(|name| name.starts_with('[') || name == "left_off") => {
+            Json::Object(runs)
+                if !self.plain && runs.keys().all(|name| name.starts_with('[') || name == "left_off") =>
+            {
                 let ranges = || runs.iter().filter_map(|(name, value)| Some((range(name)?, value)));
                 let holds = |((first, last), _): &((u64, u64), &Json)| (*first..=*last).contains(&index);
                 let len = || ranges().map(|((_, last), _)| last + 1).max().unwrap_or(0);
@@ -140,11 +158,11 @@ impl<'s> Field<'s> {
                 return Err(SnapshotError::TypeMismatch { of: self.place, wanted: "array", found });
             }
         };
-        Ok(Self { place, json: found })
+        Ok(Self { place, json: found, plain: self.plain })
     }
 
     fn scalar<T>(&self, wanted: &'static str, read: impl Fn(&Json) -> Option<T>) -> Result<T, SnapshotError> {
-        if let Some(why) = missing(self.json) {
+        if let Some(why) = self.missing() {
             return Err(SnapshotError::NoRendered { of: self.place.clone(), why: why.to_owned() });
         }
         read(self.json).ok_or_else(|| SnapshotError::TypeMismatch {
@@ -157,6 +175,7 @@ impl<'s> Field<'s> {
     /// A number without sign; a pointer's address.
     pub fn as_u64(&self) -> Result<u64, SnapshotError> {
         self.scalar("u64", |json| match json {
+            json if self.plain => json.as_u64(),
             // Only pointers are written so: what has no value says why.
             Json::Null => Some(0),
             Json::Object(object) => address(object.get("address")?.as_str()?),

@@ -85,17 +85,6 @@ fn computing(all: &mut Vec<Claim>) {
         ensure!(seen.not_run() == Some("no two allowed CPUs are SMT siblings"), "{:?}", seen.not_run());
         Ok(String::new())
     }));
-    let ipc = WorkType::IpcVariance { hot_iters: 20_000, cold_iters: 1024, period_iters: 4 };
-    all.push(claim(Run::of(ipc), |seen| {
-        some("page faults", seen.reports[0].minor_faults, 100)?;
-        never_sleeps(seen)?;
-        Ok("touched its 512 KiB, never slept".into())
-    }));
-    all.push(claim(Run::of(WorkType::cache_pressure()), |seen| {
-        some("page faults", seen.reports[0].minor_faults, 8)?;
-        never_sleeps(seen)?;
-        Ok("touched its 32 KiB, never slept".into())
-    }));
     all.push(claim(Run::of(WorkType::cache_yield()), yields));
     all.push(claim(Run::of(WorkType::page_fault_churn()), |seen| {
         let report = &seen.reports[0];
@@ -301,16 +290,25 @@ fn waking(all: &mut Vec<Claim>) {
         in_futex(seen)?;
         Ok(format!("{hand_overs} hand-overs to a sleeping contender"))
     }));
-    all.push(claim(Run::of(WorkType::producer_consumer_imbalance()), |seen| {
-        let fed: u64 = (0..2).map(|producer| seen.wakes(producer, 2)).sum();
+    // As its defaults, with a queue that fills within the run.
+    let imbalance = WorkType::ProducerConsumerImbalance {
+        producers: 2,
+        consumers: 1,
+        produce_rate_hz: 1000,
+        consume_iters: 4096,
+        queue_depth_target: 64,
+    };
+    all.push(claim(Run::of(imbalance), |seen| {
+        let relieved: u64 = (0..2).map(|producer| seen.wakes(2, producer)).sum();
         let (made, taken) =
             (seen.reports[0].iterations + seen.reports[1].iterations, seen.reports[2].iterations);
         some("items", made, 10)?;
         ensure!(taken <= made, "{taken} items taken of {made}");
         let deepest = seen.reports[0].metrics[0].1;
-        ensure!(deepest >= 1.0, "the queue was never filled: {:?}", seen.reports[0].metrics);
+        ensure!(deepest >= 32.0, "the queue did not grow: {:?}", seen.reports[0].metrics);
+        some("wakes of producers that waited for room", relieved, 1)?;
         Ok(format!(
-            "{made} items made, {taken} taken, deepest queue {deepest:.0}, consumer woken {fed} times"
+            "{made} items made, {taken} taken, deepest queue {deepest:.0} of 64, producers woken {relieved} times"
         ))
     }));
 }
@@ -432,16 +430,26 @@ fn prioritised(all: &mut Vec<Claim>) {
             let cpus = &seen.reports[0].cpus_used;
             ensure!(cpus.len() == 1 && seen.reports.iter().all(|r| r.cpus_used == *cpus), "not on one CPU");
             let boosts = seen.counts.of(Event::PiBoost, &[seen.tid(2)]);
+            let delayed = seen.reports[0].metrics[0].1;
             match &seen.run.work_type {
                 WorkType::PriorityInversion { pi_mode: PiMode::Pi, .. } => {
                     some("boosts of the low one", boosts, 3)?;
-                    Ok(format!("the low one is boosted {boosts} times (PI)"))
+                    // Each boost is followed by the end of it.
+                    ensure!(delayed * 20.0 <= boosts as f64, "{delayed} rounds of the medium one meanwhile");
+                    Ok(format!(
+                        "the low one is boosted {boosts} times (PI), the medium one then has {delayed} rounds"
+                    ))
                 }
                 _ => {
                     ensure!(boosts == 0, "boosted {boosts} times without PI");
                     let wakes = seen.wakes(2, 0);
                     some("hand-overs to the high one", wakes, 3)?;
-                    Ok(format!("the high one waits for the low one {wakes} times, no boost (plain)"))
+                    // Who waits lets it go first; sometimes it is on its way already.
+                    some("rounds of the medium one meanwhile", delayed as u64, (wakes / 8).max(1))?;
+                    Ok(format!(
+                        "the high one waits for the low one {wakes} times, and for {delayed} rounds of the medium one \
+                         (plain)"
+                    ))
                 }
             }
         }));

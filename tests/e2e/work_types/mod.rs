@@ -10,7 +10,7 @@ mod claims;
 mod registers;
 mod trace;
 
-use std::{collections::BTreeSet, fs, path::Path};
+use std::{collections::BTreeSet, fs, os::unix::fs::FileExt, path::Path};
 
 use ktstr::prelude::*;
 use ktstr_proto::{Accel, verdict::Outcome};
@@ -39,6 +39,7 @@ fn every_kind_of_work(ctx: &Ctx) -> Result<AssertResult> {
         }
     }
     modes(ctx, &tracer, &mut failures)?;
+    caches(ctx, &tracer, &mut failures)?;
     #[cfg(target_arch = "x86_64")]
     widths(ctx, &tracer, &mut failures)?;
     group.remove()?;
@@ -85,6 +86,55 @@ fn modes(ctx: &Ctx, tracer: &trace::Tracer, failures: &mut Vec<String>) -> Resul
     Ok(())
 }
 
+/// KiB of a process's own memory that were written since they were last asked about
+/// (Documentation/admin-guide/mm/soft-dirty.rst).
+fn written_kib(pid: u32) -> Result<u64> {
+    const PAGE: u64 = 4096;
+    const SOFT_DIRTY: u64 = 1 << 55;
+    let pagemap = fs::File::open(format!("/proc/{pid}/pagemap"))?;
+    let mut written = 0;
+    for line in fs::read_to_string(format!("/proc/{pid}/maps"))?.lines() {
+        let mut words = line.split(' ');
+        let (Some(range), Some("rw-p")) = (words.next(), words.next()) else { continue };
+        let (from, to) = range.split_once('-').context("a range")?;
+        let pages = |text| u64::from_str_radix(text, 16).map(|address| address / PAGE);
+        let (from, to) = (pages(from)?, pages(to)?);
+        let mut entries = vec![0; ((to - from) * 8) as usize];
+        pagemap.read_exact_at(&mut entries, from * 8)?;
+        let entries = entries.chunks_exact(8).filter_map(|entry| entry.try_into().ok());
+        written += entries.filter(|entry| u64::from_le_bytes(*entry) & SOFT_DIRTY != 0).count() as u64;
+    }
+    fs::write(format!("/proc/{pid}/clear_refs"), "4")?;
+    Ok(written * PAGE / 1024)
+}
+
+/// What works on memory comes back to all of it, over and over.
+fn caches(ctx: &Ctx, tracer: &trace::Tracer, failures: &mut Vec<String>) -> Result<()> {
+    // Multiplications for a few microseconds only: several cold phases fit between two looks of a slow machine.
+    let ipc = WorkType::IpcVariance { hot_iters: 256, cold_iters: 1024, period_iters: 4 };
+    for (kind, kib) in [(WorkType::CachePressure { size_kib: 1024, stride: 64 }, 1024), (ipc, 512)] {
+        let mut looks = Vec::new();
+        let seen = bench::run(ctx, tracer, bench::Run::of(kind), |handle| {
+            looks.push(written_kib(handle.tids()[0])?);
+            Ok(())
+        })?;
+        // Before the first look everything was new.
+        let looks = looks.split_off(1.min(looks.len()));
+        let whole = looks.iter().filter(|written| **written >= kib).count();
+        let (of, slept) = (looks.len(), seen.reports[0].voluntary_switches);
+        // Each look holds the lock that faults of the worker wait for.
+        if slept <= 2 * of as u64 + 5 && whole * 2 > of {
+            let evidence =
+                format!("wrote all its {kib} KiB between {whole} of {of} looks, never slept otherwise");
+            println!("{ROW}{}", seen.row(&evidence));
+        } else {
+            let label = seen.run.label();
+            failures.push(format!("{label}: gave up the CPU {slept} times, wrote KiB {looks:?}"));
+        }
+    }
+    Ok(())
+}
+
 /// The registers of `AluHot` are as wide as asked for.
 #[cfg(target_arch = "x86_64")]
 fn widths(ctx: &Ctx, tracer: &trace::Tracer, failures: &mut Vec<String>) -> Result<()> {
@@ -98,7 +148,7 @@ fn widths(ctx: &Ctx, tracer: &trace::Tracer, failures: &mut Vec<String>) -> Resu
     ] {
         let mut vectors = Vec::new();
         let seen = bench::run(ctx, tracer, bench::Run::of(WorkType::AluHot { width }), |handle| {
-            vectors.push(registers::vector4(handle.tids()[0])?);
+            vectors.push(registers::vector4(handle.tids()[0])?.0);
             Ok(())
         })?;
         let count = |found: fn(&registers::Vector) -> [u32; 4], wanted| {
@@ -116,6 +166,44 @@ fn widths(ctx: &Ctx, tracer: &trace::Tracer, failures: &mut Vec<String>) -> Resu
         }
     }
     Ok(())
+}
+
+/// The emulated CPU has no AVX-512; the one under it may.
+#[cfg(target_arch = "x86_64")]
+#[test]
+fn on_a_host_with_avx512_the_registers_are_512_bits_wide() {
+    if !is_x86_feature_detected!("avx512f") {
+        println!("NOT RUN: this CPU lacks vectors of that width");
+        return;
+    }
+    for width in [SimdWidth::Vec512, SimdWidth::Widest] {
+        let work_type = WorkType::AluHot { width };
+        let config = WorkloadConfig { workers: 1, work_type, ..WorkloadConfig::default() };
+        let mut handle = WorkloadHandle::spawn(config).expect("a worker");
+        handle.start().expect("it starts");
+        let mut looks = Vec::new();
+        while looks.len() < 16 {
+            std::thread::sleep(Duration::from_millis(5));
+            match registers::vector4(handle.tids()[0]) {
+                Ok(look) => looks.push(look),
+                Err(error) if error.downcast_ref() == Some(&nix::errno::Errno::EPERM) => {
+                    println!("NOT RUN: this host does not let a process look at its child's registers");
+                    return;
+                }
+                Err(error) => panic!("{error:#}"),
+            }
+        }
+        let lane = |lane: u32| 0x9e37_79b1u32 + 2 * lane;
+        let full = |look: &&(registers::Vector, [u32; 8])| {
+            look.0 == ([0, 1, 2, 3].map(lane), [4, 5, 6, 7].map(lane))
+                && look.1 == [8, 9, 10, 11, 12, 13, 14, 15].map(lane)
+        };
+        let wide = looks.iter().filter(full).count();
+        let report = &handle.stop_and_collect()[0];
+        assert!(report.iterations > 0 && report.not_run.is_none(), "{report:?}");
+        // Between two units of work the clock is read; then the register may hold something else.
+        assert!(wide * 2 > looks.len(), "512 bits in {wide} of {} looks: {looks:x?}", looks.len());
+    }
 }
 
 #[ktstr_test(

@@ -21,8 +21,9 @@ const XMM4: usize = 160 + 4 * 16;
 /// Vector register 4, its first 128 bits and the next.
 pub type Vector = ([u32; 4], [u32; 4]);
 
-/// Looks at a running worker's vector register 4 once.
-pub fn vector4(tid: u32) -> Result<Vector> {
+/// Looks at a running worker's vector register 4 once; the words after its first 256 bits are none where the CPU has
+/// no wider ones.
+pub fn vector4(tid: u32) -> Result<(Vector, [u32; 8])> {
     let pid = Pid::from_raw(tid as i32);
     ptrace::seize(pid, ptrace::Options::empty())?;
     ptrace::interrupt(pid)?;
@@ -31,13 +32,15 @@ pub fn vector4(tid: u32) -> Result<Vector> {
     ptrace::detach(pid, None)?;
     let state = state?;
     let upper = __cpuid_count(0xd, 2).ebx as usize + 4 * 16;
-    let words = |at: usize| -> [u32; 4] {
-        std::array::from_fn(|word| {
-            let bytes = state.get(at + 4 * word..at + 4 * word + 4).and_then(|b| b.try_into().ok());
-            u32::from_le_bytes(bytes.unwrap_or_default())
-        })
+    let word = |at: usize| -> u32 {
+        let bytes = state.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+        u32::from_le_bytes(bytes.unwrap_or_default())
     };
-    Ok((words(XMM4), words(upper)))
+    let words = |at: usize| -> [u32; 4] { std::array::from_fn(|n| word(at + 4 * n)) };
+    // Its upper 256 bits, component 6 of the state (13.5.6).
+    let highest = __cpuid_count(0xd, 6);
+    let beyond = |n: usize| if highest.eax == 0 { 0 } else { word(highest.ebx as usize + 4 * 32 + 4 * n) };
+    Ok(((words(XMM4), words(upper)), std::array::from_fn(beyond)))
 }
 
 fn extended_state(pid: Pid) -> Result<Vec<u8>> {

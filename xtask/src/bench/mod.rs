@@ -1,13 +1,20 @@
 //! `cargo xtask bench`: what ktstr costs on top of the emulator and the kernel.
 //!
-//! Three pairs, each interleaved in one run so that both halves see the same
-//! machine: `ktstr shell --accel tcg --exec true` against bare QEMU (q35, or
-//! microvm) with a trivial init, `ktstr shell` from a snapshot of a
-//! ready machine against the same booted, up to the first word of the command in the guest, and in the KVM lab
-//! our VMM against QEMU/KVM with the same init. Same kernel, memory and vCPU count within a pair. A run that did not
+//! Pairs, each interleaved in one run so that both halves see the same
+//! machine:
+//!
+//! | `--only` | ours | against |
+//! |---|---|---|
+//! | `tcg` | `ktstr shell --accel tcg --exec true` | bare QEMU (q35, or microvm) with a trivial init |
+//! | `warm` | `ktstr shell` from a snapshot, up to the first word of the command | the same booted |
+//! | `lab` | our VMM with a trivial init, in the KVM lab | QEMU/KVM with the same init |
+//! | `warm-lab` | as `warm`, with `kvm` in the lab | the same booted |
+//!
+//! and `figures`, what is no ratio ([`figures`]). Same kernel, memory and vCPU count within a pair. A run that did not
 //! get to its end is an error, not a figure. Judges ratios of medians against
 //! the project's limits; absolute times are this machine's.
 
+mod figures;
 mod init;
 mod stations;
 
@@ -29,6 +36,9 @@ const LAB_LIMIT: f64 = 0.7;
 /// docs/decisions/2026-11-21-warm-starts.md.
 const WARM_LIMIT: f64 = 0.25;
 const WARM_GOAL: f64 = 1.0 / 40.0;
+/// The same in the lab.
+const WARM_LAB_LIMIT: f64 = 0.25;
+const WARM_LAB_GOAL: f64 = 1.0 / 20.0;
 const RUN_LIMIT: Duration = Duration::from_secs(240);
 
 /// Options of `cargo xtask bench`.
@@ -74,9 +84,16 @@ impl Machine {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 enum PairName {
+    /// A cold start under `tcg` against the bare emulator
     Tcg,
+    /// A warm start under `tcg` against a cold one
     Warm,
+    /// Our VMM against the emulator, both with KVM in the lab
     Lab,
+    /// A warm start under `kvm` in the lab against a cold one
+    WarmLab,
+    /// In the lab: what a machine costs besides its RAM, exits of an idle guest, machines made per second
+    Figures,
 }
 
 struct Case {
@@ -115,7 +132,8 @@ pub fn command(args: &BenchArgs) -> Result<u8> {
         None => build(args)?,
     };
     let initrd = work_dir()?.join("bench-init.cpio");
-    fs::write(&initrd, init::initramfs()).with_context(|| format!("writing {}", initrd.display()))?;
+    fs::write(&initrd, init::initramfs(init::Then::PowerOff))
+        .with_context(|| format!("writing {}", initrd.display()))?;
     let mut worst = Verdict::Pass;
     if wants(args, PairName::Tcg) {
         worst = worst.max(measure(&tcg_pair(args, &kernel, &bins, &initrd)?, args.rounds)?);
@@ -125,6 +143,12 @@ pub fn command(args: &BenchArgs) -> Result<u8> {
     }
     if wants(args, PairName::Lab) {
         worst = worst.max(measure(&lab_pair(args, &kernel, &bins, &initrd)?, args.rounds)?);
+    }
+    if wants(args, PairName::WarmLab) {
+        worst = worst.max(measure(&warm_lab_pair(args, &kernel, &bins)?, args.rounds)?);
+    }
+    if wants(args, PairName::Figures) {
+        worst = worst.max(figures::measure(args, &kernel, &bins)?);
     }
     Ok(match worst {
         Verdict::Pass => 0,
@@ -140,14 +164,16 @@ fn wants(args: &BenchArgs, name: PairName) -> bool {
 /// Builds what is measured; figures of unoptimised programs would mislead.
 fn build(args: &BenchArgs) -> Result<PathBuf> {
     let mut cargo_args = vec!["build", "--release", "--quiet"];
-    if wants(args, PairName::Tcg) || wants(args, PairName::Warm) {
+    if [PairName::Tcg, PairName::Warm, PairName::WarmLab].into_iter().any(|name| wants(args, name)) {
         cargo_args.extend(RUN_PACKAGES.iter().flat_map(|p| ["-p", p]));
         cargo_args.push("--bins");
     } else {
         cargo_args.extend(["-p", "ktstr-vmm"]);
     }
-    if wants(args, PairName::Lab) {
-        cargo_args.extend(["--example", "boot"]);
+    for (name, example) in [(PairName::Lab, "boot"), (PairName::Figures, "figures")] {
+        if wants(args, name) {
+            cargo_args.extend(["--example", example]);
+        }
     }
     println!("+ cargo {}", cargo_args.join(" "));
     let status = Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
@@ -165,7 +191,7 @@ fn tcg_pair(args: &BenchArgs, kernel: &LabKernel, bins: &Path, initrd: &Path) ->
     let mut baseline =
         vec!["qemu-system-x86_64".to_owned(), "-accel".into(), "tcg".into(), "-cpu".into(), "max".into()];
     baseline.extend(machine(args, &vmlinux, &text(initrd)?));
-    let ours = shell(args, &vmlinux, bins, &["--cold", "--exec", "true"])?;
+    let ours = shell(args, "tcg", &vmlinux, bins, &["--cold", "--exec", "true"])?;
     Ok(Pair {
         title: format!("tcg: kernel {}, {} vCPUs", kernel.release, args.vcpus),
         limit: TCG_LIMIT,
@@ -187,10 +213,10 @@ fn tcg_pair(args: &BenchArgs, kernel: &LabKernel, bins: &Path, initrd: &Path) ->
 }
 
 /// `ktstr shell` on the measured machine.
-fn shell(args: &BenchArgs, vmlinux: &str, bins: &Path, rest: &[&str]) -> Result<Vec<String>> {
+fn shell(args: &BenchArgs, accel: &str, vmlinux: &str, bins: &Path, rest: &[&str]) -> Result<Vec<String>> {
     let ktstr = text(&bins.join("ktstr"))?;
     let (topology, memory) = (format!("1,1,{},1", args.vcpus), args.memory_mb.to_string());
-    let mut argv = vec![ktstr.as_str(), "shell", "--accel", "tcg", "--kernel", vmlinux];
+    let mut argv = vec![ktstr.as_str(), "shell", "--accel", accel, "--kernel", vmlinux];
     argv.extend(["--topology", &topology, "--memory-mb", &memory]);
     argv.extend(rest);
     Ok(argv.into_iter().map(str::to_owned).collect())
@@ -199,15 +225,36 @@ fn shell(args: &BenchArgs, vmlinux: &str, bins: &Path, rest: &[&str]) -> Result<
 /// From the request to the first word of what runs in the guest. The first warm run, which is not
 /// measured, keeps the snapshot where there is none.
 fn warm_pair(args: &BenchArgs, kernel: &LabKernel, bins: &Path) -> Result<Pair> {
+    warm_cases(args, kernel, bins, "tcg", &[])
+}
+
+/// The same under KVM, in a lab that keeps the snapshot for as long as it runs.
+fn warm_lab_pair(args: &BenchArgs, kernel: &LabKernel, bins: &Path) -> Result<Pair> {
+    let mut lab = lab(args)?;
+    lab.retain(|arg| arg != "--no-bins");
+    let modules = kernel.vmlinux.parent().context("the kernel lies in no directory")?;
+    lab.extend(["--bin-dir".to_owned(), text(bins)?, "--file".into(), text(modules)?, "--".into()]);
+    let pair = warm_cases(args, kernel, bins, "kvm", &lab)?;
+    // What the runs say about themselves stays in the lab.
+    Ok(Pair { limit: WARM_LAB_LIMIT, goal: Some(WARM_LAB_GOAL), stations: false, ..pair })
+}
+
+fn warm_cases(
+    args: &BenchArgs,
+    kernel: &LabKernel,
+    bins: &Path,
+    accel: &str,
+    before: &[String],
+) -> Result<Pair> {
     const READY: &str = "ktstr-first-word";
     let vmlinux = text(&kernel.vmlinux)?;
     let say = format!("echo {READY}");
     let case = |label: &str, rest: &[&str]| {
-        let argv = shell(args, &vmlinux, bins, rest)?;
+        let argv = [before, &shell(args, accel, &vmlinux, bins, rest)?].concat();
         Ok::<_, anyhow::Error>(Case { label: label.into(), argv, marker: Some(READY), until_marker: true })
     };
     Ok(Pair {
-        title: format!("warm start under tcg: kernel {}, {} vCPUs", kernel.release, args.vcpus),
+        title: format!("warm start under {accel}: kernel {}, {} vCPUs", kernel.release, args.vcpus),
         limit: WARM_LIMIT,
         goal: Some(WARM_GOAL),
         baseline: case("booted, to the command's first word", &["--cold", "--exec", &say])?,
@@ -218,14 +265,7 @@ fn warm_pair(args: &BenchArgs, kernel: &LabKernel, bins: &Path) -> Result<Pair> 
 
 fn lab_pair(args: &BenchArgs, kernel: &LabKernel, bins: &Path, initrd: &Path) -> Result<Pair> {
     let (vmlinux, initrd) = (text(&kernel.vmlinux)?, text(initrd)?);
-    let mut lab = vec![
-        text(&env::current_exe().context("finding this executable")?)?,
-        "lab".to_owned(),
-        "--no-bins".into(),
-    ];
-    if let Some(dir) = &args.kernel {
-        lab.extend(["--kernel".to_owned(), text(dir)?]);
-    }
+    let mut lab = lab(args)?;
     for file in [&vmlinux, &initrd] {
         lab.extend(["--file".to_owned(), file.clone()]);
     }
@@ -234,10 +274,7 @@ fn lab_pair(args: &BenchArgs, kernel: &LabKernel, bins: &Path, initrd: &Path) ->
         .extend(["--qemu", "--", "qemu-system-x86_64", "-accel", "kvm", "-cpu", "host"].map(str::to_owned));
     baseline.extend(machine(args, &vmlinux, &initrd));
     let mut ours = lab;
-    let boot = [bins.join("examples/boot"), bins.join("boot")]
-        .into_iter()
-        .find(|path| path.is_file())
-        .with_context(|| format!("no example `boot` of ktstr-vmm in {}", bins.display()))?;
+    let boot = example(bins, "boot")?;
     ours.extend([
         "--".to_owned(),
         text(&boot)?,
@@ -265,6 +302,24 @@ fn lab_pair(args: &BenchArgs, kernel: &LabKernel, bins: &Path, initrd: &Path) ->
         },
         stations: false,
     })
+}
+
+/// The beginning of a command in the lab.
+fn lab(args: &BenchArgs) -> Result<Vec<String>> {
+    let exe = text(&env::current_exe().context("finding this executable")?)?;
+    let mut lab = vec![exe, "lab".to_owned(), "--no-bins".into()];
+    if let Some(dir) = &args.kernel {
+        lab.extend(["--kernel".to_owned(), text(dir)?]);
+    }
+    Ok(lab)
+}
+
+/// An example of ktstr-vmm.
+fn example(bins: &Path, name: &str) -> Result<PathBuf> {
+    [bins.join("examples").join(name), bins.join(name)]
+        .into_iter()
+        .find(|path| path.is_file())
+        .with_context(|| format!("no example `{name}` of ktstr-vmm in {}", bins.display()))
 }
 
 const CMDLINE: &str = "console=ttyS0 tsc=reliable no_timer_check panic=-1";

@@ -32,7 +32,7 @@ impl Stations {
             }
             self.at.entry(what).or_default().push(at);
         }
-        dirs.iter().try_for_each(|dir| fs::remove_dir_all(dir)).context("removing the run's directory")
+        dirs.iter().try_for_each(fs::remove_dir_all).context("removing the run's directory")
     }
 
     /// One line per station: the median moment, and the time since the one before.

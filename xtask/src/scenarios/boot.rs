@@ -71,7 +71,7 @@ impl Machine<'_> {
         let mut run = Command::new(self.executable);
         run.args(["--exact", self.cell, "--ignored", "--nocapture"]);
         run.env("NEXTEST", "1").env("KTSTR_ACCEL", &args.accel).env("KTSTR_BIN_DIR", workspace::bin_dir());
-        run.env("KTSTR_GUEST_ENV", guest.join(",")).env("KTSTR_RUNS_ROOT", runs);
+        run.env("KTSTR_GUEST_ENV", guest.join(",")).env("KTSTR_RUNS_ROOT", runs).env("KTSTR_AUTO_REPRO", "0");
         run.envs(args.kernel.iter().map(|kernel| ("KTSTR_KERNEL", kernel)));
         let path = std::env::var("PATH").unwrap_or_default();
         run.env("PATH", format!("{}:{path}", self.published.display()));

@@ -53,7 +53,9 @@ pub fn render(columns: &[Column], accel: &str, moment_ms: u32) -> String {
         "# The scenario catalogue under several schedulers\n\nWritten by `cargo xtask scenarios`: every scenario \
          for {} s under `{accel}`. Figures are wall time in the guest, milliseconds, with the making and \
          removing of its cgroups. Where a scheduler ends within a scenario, the next boot begins with the one \
-         after it.\n\n{}\n\n| scenario |",
+         after it.\n\n{}\n\nWhat is known of verdicts that are no PASS: [the catalogue under a published \
+         scheduler](decisions/2026-11-21-catalogue-under-a-published-scheduler.md), with the reason for which EEVDF \
+         leaves a CPU idle in `cgroup_cpuset_resize`.\n\n| scenario |",
         f64::from(moment_ms) / 1000.0,
         could_fail(moment_ms)
     );

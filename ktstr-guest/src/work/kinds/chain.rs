@@ -11,6 +11,10 @@ use crate::work::{
 /// Line of the group: what is in the queue.
 const ITEMS: usize = 0;
 
+/// CPU time of a consumer's step: an item costs the same on every machine, so that who cannot keep up on one cannot
+/// on another.
+const ITEM_STEP: Duration = Duration::from_nanos(250);
+
 /// One token goes round; who has it works and wakes the next.
 pub(super) fn wake_chain(w: &mut Worker<'_>, wake: WakeMechanism, work: Duration) -> Done {
     match wake {
@@ -62,7 +66,7 @@ pub(super) fn queue(
     if w.place.position < producers as usize {
         produce(w, producers as usize, 1_000_000_000 / rate_hz, depth as u32);
     } else {
-        consume(w, producers as usize, consume_iters);
+        consume(w, producers as usize, ITEM_STEP.saturating_mul(consume_iters as u32));
     }
     Ok(())
 }
@@ -89,7 +93,7 @@ fn produce(w: &mut Worker<'_>, producers: usize, period_ns: u64, depth: u32) {
     }
 }
 
-fn consume(w: &mut Worker<'_>, producers: usize, consume_iters: u64) {
+fn consume(w: &mut Worker<'_>, producers: usize, cost: Duration) {
     let items = w.line(ITEMS);
     while !w.stopped() {
         let since = now_ns();
@@ -99,7 +103,7 @@ fn consume(w: &mut Worker<'_>, producers: usize, consume_iters: u64) {
             }
         }
         w.call(0..producers, |_| 0);
-        w.compute(consume_iters);
+        w.burst(cost);
         w.meter.did(0, 1);
         w.meter.checkpoint();
     }

@@ -4,8 +4,9 @@ use std::{
     cell::Cell,
     sync::atomic::{
         AtomicU32,
-        Ordering::{AcqRel, Acquire},
+        Ordering::{AcqRel, Acquire, SeqCst},
     },
+    time::Duration,
 };
 
 use nix::unistd::gettid;
@@ -22,6 +23,8 @@ use crate::{
 
 /// Line of the group that holds the lock.
 const LOCK: usize = 0;
+/// Line of the group on which medium workers wait and count their rounds.
+const MEDIUM: usize = 1;
 
 const FREE: u32 = 0;
 const HELD: u32 = 1;
@@ -29,11 +32,12 @@ const CONTENDED: u32 = 2;
 
 /// The three-state futex mutex; each waits on a word of its own, so that it is known who is woken. Returns false when
 /// told to stop.
-fn lock(w: &mut Worker<'_>) -> bool {
+fn lock(w: &mut Worker<'_>, before_waiting: impl Fn(&Worker<'_>)) -> bool {
     let line = w.line(LOCK);
     if line.word.compare_exchange(FREE, HELD, Acquire, Acquire).is_ok() {
         return true;
     }
+    before_waiting(w);
     let since = now_ns();
     let mut taken = line.word.swap(CONTENDED, AcqRel) == FREE;
     while !taken {
@@ -62,7 +66,7 @@ fn unlock(w: &Worker<'_>, order: impl Fn(usize) -> usize) {
 pub(super) fn contention(w: &mut Worker<'_>, hold_iters: u64, work_iters: u64) -> Done {
     while !w.stopped() {
         w.compute(work_iters);
-        if !lock(w) {
+        if !lock(w, |_| ()) {
             break;
         }
         w.compute(hold_iters);
@@ -87,25 +91,43 @@ pub(super) fn take_priority(place: Place, high: u32, medium: u32) -> Done {
     SchedPolicy::Fifo(priority).apply(0, None).map_err(|errno| Missing::Priority.because(errno))
 }
 
+/// Who is high and must wait lets the medium ones go first, which keep a plain lock's holder, and so the high one, from
+/// the CPU; a holder that has been lent the high one's priority they do not.
 pub(super) fn inversion(
     w: &mut Worker<'_>,
     (high, medium): (u32, u32),
     (hold_iters, work_iters): (u64, u64),
     mode: PiMode,
 ) -> Done {
-    /// Pause of high and medium workers, so that lower ones get to the lock at all, nanoseconds.
-    const PAUSE_NS: u64 = 1_000_000;
+    /// Pause of high and medium workers, so that lower ones get to the lock at all.
+    const PAUSE: Duration = Duration::from_millis(1);
     let position = w.place.position as u32;
     let (is_high, is_medium) = (position < high, position >= high && position < high + medium);
+    let rounds = w.line(MEDIUM);
+    let let_go = |w: &Worker<'_>| {
+        if is_high {
+            (high..high + medium).for_each(|position| w.stamp(position as usize));
+            w.set_and_wake(rounds, rounds.word.load(SeqCst).wrapping_add(1), medium);
+        }
+    };
+    let mut delayed = 0;
     while !w.stopped() {
+        let seen = rounds.word.load(SeqCst);
         w.compute(work_iters);
-        if !is_medium {
+        if is_medium {
+            rounds.value.fetch_add(1, SeqCst);
+        } else {
+            let before = rounds.value.load(SeqCst);
             let locked = match mode {
-                PiMode::Plain => lock(w),
-                PiMode::Pi => lock_pi(w)?,
+                PiMode::Plain => lock(w, let_go),
+                PiMode::Pi => lock_pi(w, let_go)?,
             };
             if !locked {
                 break;
+            }
+            if is_high {
+                delayed += rounds.value.load(SeqCst) - before;
+                w.meter.metric(0, delayed as f64);
             }
             w.compute(hold_iters);
             match mode {
@@ -115,20 +137,26 @@ pub(super) fn inversion(
         }
         w.meter.did(0, 1);
         w.meter.checkpoint();
-        if is_high || is_medium {
-            w.sleep_until(now_ns() + PAUSE_NS);
+        if is_high {
+            w.sleep(PAUSE);
+        } else if is_medium {
+            w.await_change(rounds, seen, PAUSE);
         }
     }
     Ok(())
 }
 
 /// False when told to stop.
-fn lock_pi(w: &mut Worker<'_>) -> Result<bool, crate::work::not_run::NotRun> {
+fn lock_pi(
+    w: &mut Worker<'_>,
+    before_waiting: impl Fn(&Worker<'_>),
+) -> Result<bool, crate::work::not_run::NotRun> {
     let word = &w.line(LOCK).word;
     let own = gettid().as_raw() as u32;
     if word.compare_exchange(FREE, own, Acquire, Acquire).is_ok() {
         return Ok(true);
     }
+    before_waiting(w);
     loop {
         if w.stopped() {
             return Ok(false);

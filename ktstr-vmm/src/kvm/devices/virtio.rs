@@ -60,6 +60,8 @@ pub struct MmioTransport {
     driver_features: u64,
     status: u32,
     interrupts: u32,
+    /// How often it was reset.
+    life: u32,
     /// Serves the queues, if another process does.
     remote: Option<Remote>,
 }
@@ -93,6 +95,7 @@ impl MmioTransport {
             driver_features: 0,
             status: 0,
             interrupts: 0,
+            life: 0,
             remote: None,
         })
     }
@@ -114,6 +117,16 @@ impl MmioTransport {
 
     fn config(&self) -> &[u8] {
         self.remote.as_ref().map_or(self.kind.config, |remote| &remote.config)
+    }
+
+    /// Whether the driver took this feature.
+    pub fn accepted(&self, feature: u64) -> bool {
+        self.driver_features & feature != 0
+    }
+
+    /// Changes with every reset: what its server remembers of the driver is void then.
+    pub fn life(&self) -> u32 {
+        self.life
     }
 
     /// The queue and the memory it lies in, when the driver is up and has set it up soundly.
@@ -248,6 +261,7 @@ impl MmioTransport {
             self.queues.iter_mut().for_each(QueueT::reset);
             self.driver_features = 0;
             self.interrupts = 0;
+            self.life = self.life.wrapping_add(1);
             self.status = 0;
             return;
         }

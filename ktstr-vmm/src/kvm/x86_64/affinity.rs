@@ -14,6 +14,8 @@ use crate::nodes::Node;
 
 /// Entry is in use.
 const ENABLED: u32 = 1;
+/// The CPU is not there and might come (ACPI 6.3 and later).
+const ONLINE_CAPABLE: u32 = 2;
 /// Figures of the HMAT: latency in steps of so many picoseconds, bandwidth of so many MB/s.
 const LATENCY_STEP_PS: u64 = 1000;
 const BANDWIDTH_STEP_MBS: u64 = 1;
@@ -25,14 +27,15 @@ fn is_xapic(id: u32) -> Option<u8> {
     (id <= MAX_XAPIC_ID).then_some(id as u8)
 }
 
-/// CPUs and the I/O APIC.
+/// CPUs, those that are not there behind the others, and the I/O APIC.
 pub(super) fn madt(description: &Description<'_>) -> Sdt {
     let mut madt = Vec::new();
     madt.extend(layout::LAPIC.to_le_bytes());
     // No 8259 beside it.
     madt.extend(0u32.to_le_bytes());
-    for cpu in 0..description.topology.cpus() {
+    for cpu in 0..description.ids.possible() {
         let id = description.ids.of(cpu);
+        let flags = if cpu < description.topology.cpus() { ENABLED } else { ONLINE_CAPABLE };
         match is_xapic(id) {
             // There are no more CPUs than ids, so the number fits where the id does.
             Some(id) => madt.extend([0, 8, cpu as u8, id]),
@@ -41,7 +44,7 @@ pub(super) fn madt(description: &Description<'_>) -> Sdt {
                 madt.extend(id.to_le_bytes());
             }
         }
-        madt.extend(ENABLED.to_le_bytes());
+        madt.extend(flags.to_le_bytes());
         if is_xapic(id).is_none() {
             madt.extend(cpu.to_le_bytes());
         }

@@ -302,6 +302,7 @@ mod tests {
         let mut spec = MachineSpec {
             topology: SHAPE,
             numa: Default::default(),
+            absent_llcs: 0,
             memory: 64 << 20,
             kernel: file(&kernel(16 << 20, true)),
             initrd: vec![file(b"first"), file(b"second")],
