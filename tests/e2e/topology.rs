@@ -139,12 +139,20 @@ fn cpus_are_possible_that_never_come() {
     assert!(monitor.samples > 0 && monitor.failed_samples == 0, "{monitor:?}");
 }
 
+/// Whether the newest kernel counts them is its own affair (7.2 and 7.3 do not): the test in the guest
+/// passes only where it found all six, and a kernel that says fewer is named instead of tested.
 #[test]
 fn cpus_that_a_kernel_does_not_count_are_not_there() {
-    let report = run(RunSpec { kernel: Some("7.2".into()), ..spec("cpus_that_never_come", Accel::Tcg) });
-    assert_eq!(report.outcome, Outcome::NotRun, "{:?}", report.cause);
-    let why = report.result.expect("the test was asked").details.remove(0).message;
-    assert!(why.contains("6 CPUs should be possible and this kernel says 2"), "{why}");
+    let report = run(spec("cpus_that_never_come", Accel::Tcg));
+    let result = report.result.expect("the test was asked");
+    match report.outcome {
+        Outcome::Pass => {}
+        Outcome::NotRun => {
+            let why = &result.details[0].message;
+            assert!(why.contains("6 CPUs should be possible and this kernel says 2"), "{why}");
+        }
+        other => panic!("{other:?}: {:?} {result:?}", report.cause),
+    }
 }
 
 mod on_kvm {
