@@ -142,6 +142,8 @@ fn dsq_lines(out: &mut String, state: &KernelState, dsq: &Dsq) {
     let kind = match dsq.kind {
         DsqKind::Local(cpu) => format!("local of CPU {cpu}"),
         DsqKind::Bypass(cpu) => format!("bypass of CPU {cpu}"),
+        DsqKind::Reject(cpu) => format!("rejected on CPU {cpu}"),
+        DsqKind::Rescue(cpu) => format!("rescue of CPU {cpu}"),
         DsqKind::Global(node) => format!("global of node {node}"),
         DsqKind::User => "created by the scheduler".into(),
     };

@@ -38,9 +38,21 @@ pub enum DsqKind {
     Global(u32),
     /// `SCX_DSQ_BYPASS` of a CPU.
     Bypass(CpuId),
+    /// `rq.scx.reject_dsq` of a CPU: what a sub-scheduler had no right to put on it.
+    Reject(CpuId),
+    /// `rq.scx.rescue.dsq` of a CPU: what is run whatever the schedulers say.
+    Rescue(CpuId),
     /// Created by the BPF scheduler.
     User,
 }
+
+/// The queues within a run queue, of which every kernel has some.
+const OF_CPUS: [(&str, fn(CpuId) -> DsqKind); 4] = [
+    ("scx.local_dsq", DsqKind::Local),
+    ("scx.bypass_dsq", DsqKind::Bypass),
+    ("scx.reject_dsq", DsqKind::Reject),
+    ("scx.rescue.dsq", DsqKind::Rescue),
+];
 
 /// A dispatch queue.
 #[derive(Clone, Debug)]
@@ -60,11 +72,10 @@ pub fn all(view: &View<'_, '_>, instance: Option<Kva>) -> Walk<Dsq> {
     let mut found = Walk { items: Vec::new(), cut: None };
     for area in view.live.cpus() {
         let rq = view.live.per_cpu(view.profile.runqueues(), *area);
-        if let Ok(into) = view.offset("rq", "scx.local_dsq") {
-            found.items.push(read(view, rq.wrapping_add(into), DsqKind::Local(area.cpu)));
-        }
-        if let Ok(into) = view.offset("rq", "scx.bypass_dsq") {
-            found.items.push(read(view, rq.wrapping_add(into), DsqKind::Bypass(area.cpu)));
+        for (member, kind) in OF_CPUS {
+            if let Ok(into) = view.offset("rq", member) {
+                found.items.push(read(view, rq.wrapping_add(into), kind(area.cpu)));
+            }
         }
     }
     let Some(instance) = instance else { return found };

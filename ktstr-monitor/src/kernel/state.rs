@@ -248,6 +248,8 @@ fn dsq_node(dsq: &Dsq, shown: &impl Fn(&Kva) -> Node) -> Node {
     let (kind, of) = match dsq.kind {
         DsqKind::Local(cpu) => ("local", Some(cpu.0)),
         DsqKind::Bypass(cpu) => ("bypass", Some(cpu.0)),
+        DsqKind::Reject(cpu) => ("reject", Some(cpu.0)),
+        DsqKind::Rescue(cpu) => ("rescue", Some(cpu.0)),
         DsqKind::Global(node) => ("global", Some(node)),
         DsqKind::User => ("user", None),
     };

@@ -20,6 +20,11 @@ use crate::guest::Guest;
 const PATIENCE: Duration = Duration::from_secs(120);
 
 #[test]
+fn facts_planted_on_7_3_are_read() {
+    check("7.3");
+}
+
+#[test]
 fn facts_planted_on_7_2_are_read() {
     check("7.2");
 }

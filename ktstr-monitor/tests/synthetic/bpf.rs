@@ -310,3 +310,45 @@ fn instruction() -> impl Strategy<Value = [u8; 8]> {
         [code, regs, off0, off1, a, b, c, d]
     })
 }
+
+/// Two members of a union in one word of the stack: where paths have joined, the kernel's function takes the
+/// pointer that one of them put there, and what the other put there is a number.
+#[test]
+fn a_word_that_two_paths_fill_tells_of_neither() {
+    let found = |branch: Insn| {
+        let set = Arc::new(TypeSet::parse("object", &object()).unwrap());
+        let item = TypeRef::new(&set, TypeId(5));
+        let insn = |code, regs, off: i16, imm: i32| {
+            let ([a, b], [c, d, e, f]) = (off.to_le_bytes(), imm.to_le_bytes());
+            Insn::decode([code, regs, a, b, c, d, e, f])
+        };
+        let insns = vec![
+            // item->next into the word, and, where it is not jumped over, item->first.
+            insn(0x79, 0x13, 8, 0),
+            insn(0x7b, 0x3a, -8, 0),
+            branch,
+            insn(0x79, 0x13, 0, 0),
+            insn(0x7b, 0x3a, -8, 0),
+            insn(0x79, 0xa1, -8, 0),
+            insn(0x85, 0, 0, 1),
+            insn(0x95, 0, 0, 0),
+        ];
+        let takes = vec![Some(item)];
+        let function =
+            CodeFunction { start: 0, takes: takes.clone(), static_takes: Vec::new(), context: Vec::new() };
+        let code = Code {
+            name: "union".into(),
+            functions: vec![function],
+            types: Arc::clone(&set),
+            constants: HashMap::new(),
+            calls: HashMap::from([(6, Callee::Kernel { takes, returns: None })]),
+            cpu_pointers: HashMap::new(),
+            insns,
+        };
+        let resolved = cast::resolve(&set, &[code], &|_| false);
+        resolved.iter().map(|(slot, ..)| slot.offset).collect::<Vec<_>>()
+    };
+    // r2 != 0: two further on; and an instruction that does nothing.
+    assert!(found(Insn::decode([0x55, 2, 2, 0, 0, 0, 0, 0])).is_empty());
+    assert_eq!(found(Insn::decode([0xb7, 4, 0, 0, 0, 0, 0, 0])), [0]);
+}

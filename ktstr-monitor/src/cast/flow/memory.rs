@@ -186,11 +186,14 @@ impl Flow<'_> {
     /// `value` was stored into `slot`.
     fn filled(&mut self, slot: Slot, value: &Val) {
         let Some(evidence) = &mut self.evidence else { return };
+        // As in `went`: one pointer beside what another slot held may be there for a word's other user.
+        let shared = value.atoms.iter().any(|atom| matches!(atom, Atom::Held(..)));
         for atom in &value.atoms {
             match atom {
                 Atom::Const(0) => {}
                 // Half a pointer.
                 Atom::Pointer(_, _, Origin::Window) => {}
+                Atom::Pointer(_, 0, _) if shared => {}
                 Atom::Pointer(to, 0, origin) => {
                     let space = match origin {
                         Origin::Kernel | Origin::Program => Space::Kernel,
@@ -207,13 +210,13 @@ impl Flow<'_> {
         }
     }
 
-    /// `value` went where only pointers to `to` go.
+    /// `value` went where only pointers to `to` go. That says something of a slot only where the value cannot be
+    /// anything else: two members of a union share a word on the stack, and paths join on which one or the other
+    /// was written and later only one of them is used.
     pub(super) fn went(&mut self, value: &Val, to: &TypeRef) {
         let Some(evidence) = &mut self.evidence else { return };
-        for atom in &value.atoms {
-            if let Atom::Held(slot, 0, false) = atom {
-                evidence.typed(*slot, Told::used(to));
-            }
+        if let ([Atom::Held(slot, 0, false)], false) = (&value.atoms[..], value.anything) {
+            evidence.typed(*slot, Told::used(to));
         }
     }
 
