@@ -45,9 +45,9 @@ pub struct ProbeAccount {
     pub sites: Vec<ProbeSite>,
     /// Functions that this kernel does not have or does not let be traced.
     pub unknown: Vec<String>,
-    /// The function whose call with an error stops the recording; `None`: there is none in this kernel, and
+    /// The functions of which a call with an error stops the recording; none: this kernel has none of them, and
     /// then nothing is probed.
-    pub trigger: Option<String>,
+    pub triggers: Vec<String>,
     /// Why nothing is probed, if that is so.
     pub impossible: Option<String>,
     /// Size of the buffer, KiB for each CPU.

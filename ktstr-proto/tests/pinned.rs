@@ -107,7 +107,7 @@ fn probe_account() -> ProbeAccount {
             refused: Some("r".into()),
         }],
         unknown: vec!["u".into()],
-        trigger: Some("t".into()),
+        triggers: vec!["t".into()],
         impossible: Some("i".into()),
         buffer_kb: 2,
     }

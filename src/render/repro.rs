@@ -72,8 +72,8 @@ fn probes(out: &mut String, account: &ProbeAccount) {
             wrapped(out, "  probes: ", &text);
         }
     }
-    if let Some(trigger) = &account.trigger {
-        wrapped(out, "  trigger: ", &format!("{}, an exit with an error", printable(trigger)));
+    if !account.triggers.is_empty() {
+        wrapped(out, "  trigger: ", &format!("{}, an exit with an error", names(&account.triggers, "")));
     }
     for site in refused.iter().take(NAMES) {
         let why = site.refused.as_deref().unwrap_or_default();
@@ -197,7 +197,7 @@ mod tests {
             account: Some(ProbeAccount {
                 sites: vec![site("enqueue_task_scx", None), site("x", Some("Invalid argument"))],
                 unknown: vec!["balance_one".into()],
-                trigger: Some("scx_vexit".into()),
+                triggers: vec!["scx_vexit".into()],
                 impossible: None,
                 buffer_kb: 9,
             }),

@@ -11,8 +11,18 @@ use std::{
 use ktstr::prelude::*;
 use ktstr_proto::verdict::{Cause, RunReport};
 
-/// The series of Linux that `is_of_the_older_series` accepts, and one that it does not.
-const SERIES: [&str; 2] = ["6.18", "7.2"];
+/// The series of Linux that `is_of_the_older_series` accepts.
+const OLDER: &str = "6.18";
+
+/// The newest series in the store, which it does not accept.
+fn newest() -> String {
+    let mut list = Command::new(ktstr::executables::find_own("cargo-ktstr").unwrap());
+    let listed = list.args(["ktstr", "kernel", "list", "--json"]).output().unwrap();
+    let listed: serde_json::Value = serde_json::from_slice(&listed.stdout).unwrap();
+    let series = listed[0]["series"].as_str().expect("the store holds a kernel").to_owned();
+    assert_ne!(series, OLDER, "the store holds a newer series");
+    series
+}
 
 /// Figures alone, and nobody watches: nothing here depends on how fast the host is.
 #[ktstr_test(llcs = 1, cores = 2, threads = 1, duration_s = 1, ignore, post_vm = is_of_the_older_series)]
@@ -29,7 +39,7 @@ fn is_of_the_older_series(vm: &VmResult) -> Result<()> {
     let done = vm.stats().context("no figures")?.total_iterations();
     ensure!(done > 0, "the workers did nothing");
     let release = &vm.report.kernel;
-    ensure!(release.starts_with("6.18."), "{done} iterations were done, but on {release}");
+    ensure!(release.starts_with(&format!("{OLDER}.")), "{done} iterations were done, but on {release}");
     println!("looked at {release} after the run");
     Ok(())
 }
@@ -45,13 +55,13 @@ done
 exit $code
 "#;
 
-/// `cargo ktstr test` over both kernels with the tests that `pattern` fits, and the reports of their runs.
-fn over_both(here: &Path, pattern: &str) -> (Output, Vec<RunReport>) {
+/// `cargo ktstr test` over both series with the tests that `pattern` fits, and the reports of their runs.
+fn over_both(here: &Path, series: &[String; 2], pattern: &str) -> (Output, Vec<RunReport>) {
     let (cargo, runs) = (here.join("cargo"), here.join("runs"));
     fs::write(&cargo, ONE_EXECUTABLE).unwrap();
     fs::set_permissions(&cargo, fs::Permissions::from_mode(0o755)).unwrap();
     let mut command = Command::new(ktstr::executables::find_own("cargo-ktstr").unwrap());
-    command.args(["ktstr", "test", "--accel", "tcg", "--kernel", SERIES[0], "--kernel", SERIES[1]]);
+    command.args(["ktstr", "test", "--accel", "tcg", "--kernel", &series[0], "--kernel", &series[1]]);
     command.env("CARGO", cargo).env("EXE", std::env::current_exe().unwrap()).env("PATTERN", pattern);
     command.env("KTSTR_RUNS_ROOT", &runs).env("KTSTR_OBSERVE", "0").env_remove("KTSTR_BUDGET_SECS");
     let output = command.output().unwrap();
@@ -66,16 +76,16 @@ fn over_both(here: &Path, pattern: &str) -> (Output, Vec<RunReport>) {
 
 #[test]
 fn each_kernel_is_run_looked_at_and_recorded() {
-    let here = tempfile::tempdir().unwrap();
-    let (output, reports) = over_both(here.path(), "^ktstr/kernels::looked_at/kernel_");
+    let (here, both) = (tempfile::tempdir().unwrap(), [OLDER.to_owned(), newest()]);
+    let (output, reports) = over_both(here.path(), &both, "^ktstr/kernels::looked_at/kernel_");
     let (told, said) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
     let names: Vec<&str> = reports.iter().map(|report| report.name.as_str()).collect();
-    let expected =
-        SERIES.map(|series| format!("ktstr/kernels::looked_at/kernel_{}", series.replace('.', "_")));
+    let name = |series: &String| format!("ktstr/kernels::looked_at/kernel_{}", series.replace('.', "_"));
+    let expected = both.each_ref().map(name);
     assert_eq!(names, expected, "{told}\n{said}");
 
     let [older, newer] = &reports[..] else { panic!("{names:?}") };
-    for (report, series) in reports.iter().zip(SERIES) {
+    for (report, series) in reports.iter().zip(&both) {
         assert!(report.kernel.starts_with(&format!("{series}.")), "{}", report.kernel);
         assert!(report.result.as_ref().unwrap().stats.total_iterations() > 0);
         let repeated = "-E 'binary_id(=ktstr::e2e) & test(=kernels::looked_at)' --run-ignored all";
@@ -101,8 +111,8 @@ fn each_kernel_is_run_looked_at_and_recorded() {
 
 #[test]
 fn where_the_kernel_that_fails_is_not_run_the_code_is_zero() {
-    let here = tempfile::tempdir().unwrap();
-    let (output, reports) = over_both(here.path(), "^ktstr/kernels::looked_at/kernel_6_18$");
+    let (here, both) = (tempfile::tempdir().unwrap(), [OLDER.to_owned(), newest()]);
+    let (output, reports) = over_both(here.path(), &both, "^ktstr/kernels::looked_at/kernel_6_18$");
     let said = String::from_utf8_lossy(&output.stderr);
     assert_eq!((output.status.code(), reports.len()), (Some(0), 1), "{said}");
     assert!(said.contains("ktstr: 1 passed, 0 failed"), "{said}");

@@ -3,7 +3,7 @@
 //!
 //! Set up before the scheduler starts: the callers of its callbacks, the functions by which it acts, those
 //! of the first run's crash stack, each with its arguments and what this kernel's BTF has of the fields in
-//! `places`; scheduling events beside them. The exit with an error stops the recording
+//! `places`; scheduling events beside them. An exit with an error stops the recording
 //! (`traceoff if kind >= 1024`, `SCX_EXIT_ERROR` of kernel/sched/ext_internal.h). Where no such function can
 //! be probed nothing is, and that is said: a recording that goes on is of the clean-up, not of the crash.
 //! A field that is absent is left out and named; the kernel's refusals are passed on in its words.
@@ -65,17 +65,17 @@ impl Probes {
         let said = |what: &str, e: io::Error| format!("{TRACEFS}/{what}: {e}");
         let wanted: BTreeSet<String> = groups()
             .flat_map(|group| group.functions.iter().map(|name| (*name).to_owned()))
-            .chain(TRIGGERS.iter().map(|name| (*name).to_owned()))
+            .chain(TRIGGERS.concat().into_iter().map(str::to_owned))
             .chain(probing.stack.iter().cloned())
             .collect();
         let listed = "available_filter_functions";
         let traceable = traceable(&self.root.join(listed), &wanted).map_err(|e| said(listed, e))?;
-        let Some(trigger) = TRIGGERS.iter().find(|name| traceable.contains(**name)) else {
-            return Err(format!(
-                "no trigger in this kernel: it lets none of {} be traced",
-                TRIGGERS.join(", ")
-            ));
-        };
+        let first = |group: &&[&'static str]| group.iter().find(|name| traceable.contains(**name)).copied();
+        let triggers: Vec<&str> = TRIGGERS.iter().filter_map(first).collect();
+        if triggers.is_empty() {
+            let all = TRIGGERS.concat().join(", ");
+            return Err(format!("no trigger in this kernel: it lets none of {all} be traced"));
+        }
         self.write("tracing_on", "0").map_err(|e| said("tracing_on", e))?;
         self.write("trace_clock", "mono").map_err(|e| said("trace_clock", e))?;
         let kb = (BUFFER_KB / self.cpus.max(1)).clamp(CPU_KB.0, CPU_KB.1);
@@ -83,13 +83,15 @@ impl Probes {
         self.account.buffer_kb = kb;
         // Without it names of tasks are lost, and nothing else.
         let _ = self.write("saved_cmdlines_size", "1024");
-        self.define(trigger, Fields::None, false, false);
-        let stop = format!("events/{GROUP}/{}/trigger", event_name(trigger));
-        match self.account.sites.last().and_then(|site| site.refused.clone()) {
-            None => self.write(&stop, STOP).map_err(|e| said(&stop, e))?,
-            Some(why) => return Err(format!("no trigger in this kernel: {trigger}: {why}")),
+        for trigger in triggers {
+            self.define(trigger, Fields::None, false, false);
+            let stop = format!("events/{GROUP}/{}/trigger", event_name(trigger));
+            match self.account.sites.last().and_then(|site| site.refused.clone()) {
+                None => self.write(&stop, STOP).map_err(|e| said(&stop, e))?,
+                Some(why) => return Err(format!("no trigger in this kernel: {trigger}: {why}")),
+            }
+            self.account.triggers.push(trigger.to_owned());
         }
-        self.account.trigger = Some((*trigger).to_owned());
         self.define_all(probing, &traceable);
         for at in 0..self.account.sites.len() {
             self.enable(at);

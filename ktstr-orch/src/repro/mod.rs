@@ -131,8 +131,8 @@ pub fn told(held: &Held, second: RunReport, gathered: Gathered) -> AutoRepro {
         Some(Cause::SchedulerStall { reason } | Cause::SchedulerError { reason }) => reason.as_str(),
         _ => "",
     };
-    let trigger = account.as_ref().and_then(|account| account.trigger.as_deref());
-    let stitched = stitch::stitch(&events, trigger, reason);
+    let triggers = account.as_ref().map_or(&[][..], |account| &account.triggers);
+    let stitched = stitch::stitch(&events, triggers, reason);
     let mut notes = stitched.notes;
     if second.accel == Some(AccelKind::Det) {
         notes.push(

@@ -16,6 +16,8 @@ const LEFT_AWAY: &[&str] = &[
     "__scx_exit",
     "scx_exit",
     "scx_vexit",
+    "scx_claim_exit",
+    "scx_finish_exit",
     "scx_error",
     "entry_",
     "do_syscall_",

@@ -35,10 +35,10 @@ pub struct Stitched {
 }
 
 /// Chooses; `reason` is the kernel's.
-pub fn stitch(events: &[ProbeEvent], trigger: Option<&str>, reason: &str) -> Stitched {
+pub fn stitch(events: &[ProbeEvent], triggers: &[String], reason: &str) -> Stitched {
     let mut events: Vec<&ProbeEvent> = events.iter().collect();
     events.sort_by_key(|event| event.t_ns);
-    let is_exit = |event: &ProbeEvent| trigger == Some(event.site.as_str());
+    let is_exit = |event: &ProbeEvent| triggers.contains(&event.site);
     let exit = events.iter().rposition(|event| is_exit(event));
     // What came after it is the scheduler's removal.
     events.truncate(exit.map_or(events.len(), |at| at + 1));
@@ -199,7 +199,7 @@ pub fn bounded(account: &ProbeAccount) -> ProbeAccount {
     ProbeAccount {
         sites: account.sites.iter().take(SITES).map(site).collect(),
         unknown: words(&account.unknown),
-        trigger: account.trigger.as_ref().map(|name| clean(name, WORD)),
+        triggers: words(&account.triggers),
         impossible: account.impossible.as_ref().map(|why| clean(why, WORD)),
         buffer_kb: account.buffer_kb,
     }

@@ -94,7 +94,8 @@ fn event(t_us: u64, cpu: u32, pid: u32, site: &str, text: &str) -> ProbeEvent {
 
 fn gathered(events: Vec<ProbeEvent>) -> Gathered {
     let site = ProbeSite { name: "scx_vexit".into(), of_stack: false, absent: vec![], refused: None };
-    let account = ProbeAccount { sites: vec![site], trigger: Some("scx_vexit".into()), ..Default::default() };
+    let account =
+        ProbeAccount { sites: vec![site], triggers: vec!["scx_vexit".into()], ..Default::default() };
     let mut gathered = Gathered::default();
     assert!(gathered.take(&GuestFrame::Probes(account)));
     assert!(gathered.take(&GuestFrame::Probed(events)));
@@ -217,7 +218,7 @@ fn a_guest_that_floods_or_lies_is_cut() {
     assert_eq!((gathered.events.len(), gathered.refused), (MAX_EVENTS, 6000));
     let account = ProbeAccount {
         unknown: vec!["y".repeat(4096); 1000],
-        trigger: Some("scx_vexit".into()),
+        triggers: vec!["scx_vexit".into()],
         ..ProbeAccount::default()
     };
     gathered.take(&GuestFrame::Probes(account));
