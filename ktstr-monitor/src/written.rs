@@ -122,7 +122,10 @@ impl Written {
             }
             false => String::new(),
         };
-        format!(": {} where {} was{last}", value(self.new), value(self.old.or(self.found)))
+        match self.old.or(self.found) {
+            was if was.is_some() && was == self.new => format!(": {}, as it was{last}", value(was)),
+            was => format!(": {} where {} was{last}", value(self.new), value(was)),
+        }
     }
 }
 
@@ -144,6 +147,9 @@ mod tests {
         assert!(!places.any_busy(), "it is watched");
         places.look(|_, _| panic!("what is watched need not be read"));
         assert_eq!(places.busy(), []);
+
+        // The same value again, or a write that was captured with the one before.
+        assert_eq!(places.written(&write(2, false), Some(4)).text(), ": 4 (0x4), as it was");
 
         let last = places.written(&write(2, true), Some(5));
         assert_eq!(

@@ -1,7 +1,10 @@
 //! Captures at a write: who wrote, what was there before and after, and the guest goes on.
 
 use ktstr::prelude::*;
-use ktstr_proto::{Accel, verdict::RunReport};
+use ktstr_proto::{
+    Accel,
+    verdict::{CaptureMark, RunReport},
+};
 use serde_json::Value;
 
 use crate::harness::{not_run, run, spec};
@@ -68,18 +71,22 @@ fn each_write_is_captured(accel: Accel) {
     assert!(!counted.is_empty(), "a counter that is written all the time was captured");
     assert!(counted.len() <= 16, "a busy place is watched no more after a while");
     assert!(number(&counted[0], "/watched/found") < number(&counted[0], "/watched/new"));
-    for (nth, capture) in counted.iter().enumerate() {
+    for capture in &counted {
         let new = number(capture, "/watched/new");
-        if nth > 0 {
-            let more = new - number(capture, "/watched/old");
-            // The other one of the two CPUs may write before it stands.
-            assert!(lab || (1..=2).contains(&more), "one write, or one of each CPU: {more} more");
-        }
         assert_eq!(variable(capture, "nr_selected"), new, "what was captured is what was written");
         assert!(number(capture, "/watched/cpu") < 2);
     }
     for pair in counted.windows(2) {
-        assert_eq!(number(&pair[0], "/watched/new"), number(&pair[1], "/watched/old"), "none was missed");
+        assert_eq!(number(&pair[0], "/watched/new"), number(&pair[1], "/watched/old"), "nothing in between");
+    }
+    // Each write stops the guest. But two CPUs that write side by side may be told of as one stop, or as two of which
+    // the second finds nothing new.
+    let late =
+        |mark: &CaptureMark| mark.why.ends_with("nr_selected (the guest went on before it was looked at)");
+    let (first, newest) = (&counted[0], number(&counted[counted.len() - 1], "/watched/new"));
+    let (more, stops) = (newest - number(first, "/watched/new"), counted.len() as u64 - 1);
+    if !lab && !report.captures.iter().any(late) {
+        assert!((stops.saturating_sub(1)..=2 * stops).contains(&more), "{more} in {stops} more stops");
     }
     let busy =
         report.monitor.iter().flat_map(|monitor| &monitor.busy_places).find(|p| p.what == "nr_selected");
@@ -88,7 +95,6 @@ fn each_write_is_captured(accel: Accel) {
         let nth = |capture: &&Value| number(capture, "/watched/nth") == 16;
         let sixteenth = counted.iter().find(nth).expect("it was captured");
         assert_eq!(sixteenth["watched"]["last"], true);
-        let newest = number(&counted[counted.len() - 1], "/watched/new");
         assert_eq!((busy.captured, busy.last_captured), (16, Some(newest)));
         assert!(busy.last_read >= busy.last_captured, "a counter: {busy:?}");
         let told = |note: &String| note.starts_with("nr_selected was ");
