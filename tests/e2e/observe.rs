@@ -42,6 +42,7 @@ look() {
     sed 's/^/group /' /proc/$W/cgroup
     echo "--- end of $1"
 }
+grep '800 [TDRB] ' /proc/kallsyms | sed 's/^/symbol /'
 N=0
 while [ $N -lt 20 ]; do look $N; N=$((N+1)); sleep 1; done
 "#;
@@ -277,6 +278,32 @@ fn compare(capture: &Value, before: &Account, after: &Account) {
     assert!(shared.map(|q| int(q, "/nr")).sum::<i64>() >= 1, "{queues:?}");
 }
 
+/// Global symbols, spread over the guest's `/proc/kallsyms`, lie where the monitor takes them to lie: what it decoded
+/// from the stripped image, moved by KASLR.
+fn symbols(run: &str, printed: &str) {
+    // Modules' symbols have their module behind them.
+    let symbol = |line: &str| match line.split_whitespace().collect::<Vec<_>>()[..] {
+        ["symbol", address, _, name] => Some((u64::from_str_radix(address, 16).ok()?, name.to_owned())),
+        _ => None,
+    };
+    let told: Vec<_> = printed.lines().filter_map(symbol).collect();
+    let mut compared = 0;
+    for (address, name) in told.iter().step_by((told.len() / 48).max(1)) {
+        let output = monitor(&["query", run, "struct", "list_head", name, "--json"]);
+        // Per-CPU variables have many addresses, and what only the boot needed is there no more.
+        if !output.status.success() {
+            continue;
+        }
+        let answer: Value = serde_json::from_slice(&output.stdout).unwrap();
+        let found = at(&answer, "/at").as_str().expect("an address").trim_start_matches("0x").to_owned();
+        let found = u64::from_str_radix(&found, 16).expect("an address");
+        assert_eq!(found, *address, "{name}: the monitor has {found:#x}, the guest {address:#x}");
+        compared += 1;
+    }
+    println!("{compared} of {} symbols are compared, and lie where the guest says", told.len());
+    assert!(compared >= 16, "{compared} of {told:?}");
+}
+
 /// Whoever attaches for writing sets numbers, and nobody else.
 fn writes(run: &str) {
     let words = ["write", run, ".bss", "nr_stalled", "77"];
@@ -340,6 +367,7 @@ fn facts(kernel: Option<&str>) {
         );
     }
     structures(run, &capture);
+    symbols(run, &printed(&dir));
     writes(run);
 
     // Ten who ask at once all get their answer.
@@ -402,6 +430,45 @@ fn kernel_file(dir: &Path) -> String {
     });
     assert!(Path::new(&found).is_file(), "{found}");
     found
+}
+
+/// Sleepers beside some that spin, under a scheduler; then it waits for captures.
+const CROWD: &str = r#"
+exec 2>&1
+"/include-files/$NAME" >/dev/null &
+until [ "$(cat /sys/kernel/sched_ext/state)" = enabled ]; do sleep 0.1; done
+for i in 1 2 3 4 5 6; do sh -c 'while :; do :; done' & done
+N=0
+while [ $N -lt 1000 ]; do sleep 1000 & N=$((N+1)); done
+echo "--- crowd"
+sleep 40
+"#;
+
+/// `KTSTR_PUBLISHED_SCHEDULER=PATH`: what a full capture of at least 1,000 tasks costs under that scheduler.
+#[test]
+fn a_crowd_under_a_published_scheduler_is_captured() {
+    let Some(binary) = std::env::var_os("KTSTR_PUBLISHED_SCHEDULER").map(PathBuf::from) else {
+        println!("NOT RUN: KTSTR_PUBLISHED_SCHEDULER names no scheduler; `cargo xtask published` builds one");
+        return;
+    };
+    let name = binary.file_name().unwrap().to_string_lossy().into_owned();
+    let script = CROWD.replace("$NAME", &name);
+    let mut spec = exec(&script);
+    spec.topology = Topology::new(1, 1, 2, 1).unwrap();
+    spec.memory_mb = Some(2048);
+    spec.observe = true;
+    spec.job = Job::Shell(ShellJob { include: vec![binary], exec: Some(script), dmesg: false, term: None });
+    let root = tempfile::tempdir().unwrap();
+    let live = Live::start(spec, root.path());
+    let dir = live.dir.clone();
+    wait_for("the crowd", PATIENCE, || printed(&dir).contains("--- crowd").then_some(()));
+    for _ in 0..3 {
+        let taken = ask(&["capture", dir.to_str().unwrap(), "--json"]);
+        println!("{name}: {taken}");
+        assert!(int(&taken, "/read/tasks") >= 1000, "{taken}");
+    }
+    let (report, _) = live.end();
+    println!("on {}", report.expect("a report").kernel);
 }
 
 /// Other series, for the support matrix: `KTSTR_MATRIX_KERNEL=6.16`.
