@@ -14,10 +14,11 @@
 //!
 //! While `ready` stands there is no ring: its magic is stored when the last piece has been taken. A
 //! snapshot of the machine is taken when `ready` stands and no piece has been put: whatever is started
-//! from it is told everything anew. None is taken of a kernel to which something has happened
-//! ([`TROUBLE`]): everybody would have it. Never used under `det`: the host writes here.
+//! from it is told everything anew. None is taken when the host has said anything yet, and none of a kernel
+//! to which something has happened ([`TROUBLE`]): everybody would have it. Never used under `det`: the host
+//! writes here.
 
-use crate::ring::{DATA, RingMemory};
+use crate::ring::{ANSWERED, DATA, HOST_SIGNAL, READ_INDEX, RingMemory};
 
 /// `KTSTWAIT` in the guest's word while it waits.
 pub const READY: u64 = u64::from_le_bytes(*b"KTSTWAIT");
@@ -53,6 +54,13 @@ impl<M: RingMemory> Giver<M> {
     /// Those of [`TROUBLE`] that the guest's kernel has; says something only of a guest that waits.
     pub fn taint(&self) -> u64 {
         self.memory.load_u64(TAINT) & TROUBLE
+    }
+
+    /// Whether no slot of the host's says anything. What one says would be told to every machine that begins
+    /// from a snapshot taken now: to end at once, that a question was answered, that bytes were taken.
+    pub fn is_unspoken(&self) -> bool {
+        let words = [HOST_SIGNAL, ANSWERED, PIECE];
+        words.iter().all(|word| self.memory.load_u32(*word) == 0) && self.memory.load_u64(READ_INDEX) == 0
     }
 
     /// Longest piece in bytes.
@@ -128,7 +136,7 @@ impl<M: RingMemory> Taker<M> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::ring::tests::Shared;
+    use crate::ring::{HostSignal, Mode, RingReader, tests::Shared};
 
     #[test]
     fn an_archive_arrives_whole_however_the_sides_take_turns() {
@@ -158,6 +166,24 @@ mod tests {
             assert_eq!(got, archive);
             taker.finish();
             assert!(!giver.is_awaited());
+        }
+    }
+
+    #[test]
+    fn whatever_the_host_has_said_is_in_its_slots() {
+        let said: [fn(Shared); 4] = [
+            |region| RingReader::new(region, Mode::Wrap).signal(HostSignal::Shutdown),
+            |region| RingReader::new(region, Mode::Wrap).answer(1, b"yes").unwrap(),
+            |region| Giver::new(region).give(b"piece", 0, 7),
+            |mut region| region.store_u64(READ_INDEX, 1 << 32),
+        ];
+        for said in said {
+            let region = Shared::new(DATA as usize + 64);
+            let giver = Giver::new(region.clone());
+            let _taker = Taker::announce(region.clone(), 0);
+            assert!(giver.is_unspoken() && giver.is_awaited(), "what the guest says is not the host's");
+            said(region);
+            assert!(!giver.is_unspoken());
         }
     }
 

@@ -13,6 +13,10 @@
 //! 4096   data, `capacity` bytes
 //! ```
 //!
+//! The words outside of the data are slots: each is written by one side, seen by the other when it looks,
+//! and costs the guest no exit. [`crate::handover`] has the one in which PID 1 says that it is ready. A guest that
+//! wrote into the host's slots changes only what it reads there itself.
+//!
 //! In [`Mode::Wrap`] the producer waits while the ring is full. In [`Mode::Linear`] (accelerator
 //! `det`) nothing on the host writes into the guest, so the ring never wraps and a full ring is an
 //! error of the guest. Frame: `magic u32 | length u32 | sequence u64 | crc32 u32 | zero u32 | body`,
@@ -33,7 +37,7 @@ pub const READ_INDEX: u64 = 128;
 /// Offset of the host's signal word.
 pub const HOST_SIGNAL: u64 = 192;
 /// Offset of the number of the question that is answered.
-const ANSWERED: u64 = 2048;
+pub(crate) const ANSWERED: u64 = 2048;
 /// Offset of the answer's length.
 const ANSWER_LENGTH: u64 = 2052;
 /// Offset of the answer.

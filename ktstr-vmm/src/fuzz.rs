@@ -6,6 +6,7 @@
 //! says how many, `KTSTR_FUZZ_ONLY` to which). Nothing here is for any other use.
 
 mod channel;
+mod snapshot;
 
 use std::fs::File;
 use std::io::Write;
@@ -39,6 +40,7 @@ use crate::machine::{ConsoleFds, Gpa, MachineSpec, RamRegion};
 use crate::nodes;
 
 pub use self::channel::channel;
+pub use self::snapshot::snapshot;
 
 /// Bytes taken one after the other; at the end come zeros.
 struct Input<'a>(&'a [u8]);
@@ -315,7 +317,7 @@ mod tests {
     use super::*;
 
     type Entry = fn(&[u8]);
-    const ENTRIES: [(&str, Entry); 8] = [
+    const ENTRIES: [(&str, Entry); 9] = [
         ("devices", devices),
         ("ioapic", ioapic),
         ("tables", tables),
@@ -324,6 +326,7 @@ mod tests {
         ("channel", channel),
         ("disk", disk),
         ("net", net),
+        ("snapshot", snapshot),
     ];
 
     /// SplitMix64: the same bytes in every run.

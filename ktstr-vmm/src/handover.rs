@@ -57,6 +57,12 @@ impl Handover {
         self.giver.taint()
     }
 
+    /// Whether the host has said nothing in the guest's memory yet.
+    #[must_use]
+    pub fn is_unspoken(&self) -> bool {
+        self.giver.is_unspoken()
+    }
+
     /// The snapshot to be taken now, once.
     pub fn keep(&mut self) -> Option<Keep> {
         self.keep.take()

@@ -131,7 +131,8 @@ impl Session {
         }
         if let Some(keep) = handover.keep() {
             let saved = match handover.taint() {
-                0 => self.keep(&keep),
+                0 if handover.is_unspoken() => self.keep(&keep),
+                0 => Err("the host has told its guest something that no other guest should hear".into()),
                 taint => {
                     Err(format!("its kernel is tainted ({taint:#x}) by what happened to it while it booted"))
                 }

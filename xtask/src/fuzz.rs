@@ -3,9 +3,9 @@
 //! Targets are entries that the suite also feeds with fixed bytes. They are built by the toolchain of
 //! the workspace: libFuzzer is linked in, the compiler counts coverage, debug assertions and overflow
 //! checks stay on. No nightly compiler, no address sanitizer (what reads is safe code, but for few
-//! lines). What is found is kept: `<target dir>/fuzz/corpus`, findings in `<target dir>/fuzz/findings`.
+//! lines). The monitor's seeds are written by its tests, the VMM's are committed. What is found is kept: `<target dir>/fuzz/corpus`, findings in `<target dir>/fuzz/findings`.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -19,8 +19,13 @@ const FLAGS: &str = "-Cpasses=sancov-module -Cllvm-args=-sanitizer-coverage-leve
 /// Beside coverage, what is compared with what: a call for each comparison.
 const COMPARES: &str = " -Cllvm-args=-sanitizer-coverage-trace-compares";
 const TRIPLE: &str = "x86_64-unknown-linux-gnu";
-/// The monitor's targets.
-const TARGETS: [&str; 7] = ["btf", "kallsyms", "walk", "render", "cast", "maps", "tasks"];
+/// Targets of the monitor, then of the VMM and its device process.
+const TARGETS: [&str; 16] = [
+    "btf", "kallsyms", "walk", "render", "cast", "maps", "tasks", "devices", "ioapic", "tables", "kernel",
+    "ring", "channel", "disk", "net", "snapshot",
+];
+/// How many of them are the monitor's.
+const OF_MONITOR: usize = 7;
 
 /// Bytes that a target looks at, where it is less than the usual limit: what is behind them would only be mutated.
 const READS_AT_MOST: [(&str, u32); 1] = [("cast", 800)];
@@ -28,7 +33,7 @@ const READS_AT_MOST: [(&str, u32); 1] = [("cast", 800)];
 /// Options of `cargo xtask fuzz`.
 #[derive(Args, Debug)]
 pub struct FuzzArgs {
-    /// What reads the bytes [default: all of the monitor's]
+    /// What reads the bytes [default: all of them]
     #[arg(value_parser = TARGETS)]
     targets: Vec<String>,
     /// Executions of each
@@ -43,44 +48,70 @@ pub struct FuzzArgs {
     max_len: u32,
 }
 
+/// Whose targets are built together, and where their seeds are.
+struct Package {
+    name: &'static str,
+    targets: Vec<&'static str>,
+    seeds: PathBuf,
+}
+
+impl Package {
+    /// Builds all of its targets.
+    fn build(&self, dir: &Path, fast: bool) -> Result<()> {
+        if self.name == "ktstr-monitor" {
+            let mut write = workspace::cargo();
+            write.args(["test", "-q", "-p", "ktstr-monitor", "--test", "synthetic", "seeds_are_taken"]);
+            workspace::step("write the seeds", write.env("KTSTR_FUZZ_SEEDS", &self.seeds))?;
+        }
+        let manifest = format!("{}/fuzz/Cargo.toml", self.name);
+        let mut build = workspace::cargo();
+        build.args(["build", "--release", "--target", TRIPLE, "--manifest-path", &manifest]);
+        let flags = if fast { FLAGS.to_owned() } else { format!("{FLAGS}{COMPARES}") };
+        build.env("CARGO_TARGET_DIR", dir).env("RUSTFLAGS", flags).env("CARGO_INCREMENTAL", "0");
+        workspace::step(&format!("build the targets of {}", self.name), &mut build)
+    }
+}
+
 /// Builds the targets and runs one after the other; the first finding ends it.
 pub fn command(args: &FuzzArgs) -> Result<u8> {
     let dir = workspace::target_dir().join("fuzz");
-    let seeds = dir.join("seeds");
-    let mut write = workspace::cargo();
-    write.args(["test", "-q", "-p", "ktstr-monitor", "--test", "synthetic", "seeds_are_taken"]);
-    workspace::step("write the seeds", write.env("KTSTR_FUZZ_SEEDS", &seeds))?;
-    let mut build = workspace::cargo();
-    build.args([
-        "build",
-        "--release",
-        "--target",
-        TRIPLE,
-        "--manifest-path",
-        "ktstr-monitor/fuzz/Cargo.toml",
-    ]);
-    let flags = if args.fast { FLAGS.to_owned() } else { format!("{FLAGS}{COMPARES}") };
-    build.env("CARGO_TARGET_DIR", &dir).env("RUSTFLAGS", flags).env("CARGO_INCREMENTAL", "0");
-    workspace::step("build the targets", &mut build)?;
-    let wanted: Vec<&str> = match &args.targets[..] {
-        [] => TARGETS.to_vec(),
-        some => some.iter().map(String::as_str).collect(),
+    let wanted = |targets: &[&'static str]| -> Vec<&'static str> {
+        let asked = |target: &str| args.targets.is_empty() || args.targets.iter().any(|t| t == target);
+        targets.iter().copied().filter(|target| asked(target)).collect()
     };
-    for target in wanted {
-        let (corpus, findings) = (dir.join("corpus").join(target), dir.join("findings").join(target));
-        for path in [&corpus, &findings] {
-            std::fs::create_dir_all(path)?;
-        }
-        let mut run = std::process::Command::new(dir.join(TRIPLE).join("release").join(target));
-        let reads = READS_AT_MOST.iter().find(|(name, _)| *name == target).map_or(u32::MAX, |(_, len)| *len);
-        let max_len = args.max_len.min(reads);
-        run.arg(format!("-runs={}", args.executions)).arg(format!("-max_len={max_len}"));
-        run.args(["-timeout=60", "-rss_limit_mb=2048", "-print_final_stats=1"]);
-        run.arg(format!("-artifact_prefix={}/", findings.display()));
-        run.args([corpus, PathBuf::from(&seeds).join(target)]);
-        if !workspace::timed(&format!("{} executions of {target}", args.executions), &mut run)?.success() {
-            bail!("{target} broke: the input is in {}", findings.display());
+    let (monitor, vmm) = TARGETS.split_at(OF_MONITOR);
+    let packages = [
+        Package { name: "ktstr-monitor", targets: wanted(monitor), seeds: dir.join("seeds") },
+        Package {
+            name: "ktstr-vmm",
+            targets: wanted(vmm),
+            seeds: workspace::root().join("ktstr-vmm/fuzz/seeds"),
+        },
+    ];
+    for package in packages.iter().filter(|package| !package.targets.is_empty()) {
+        package.build(&dir, args.fast)?;
+        for target in &package.targets {
+            run(target, &package.seeds.join(target), &dir, args)?;
         }
     }
     Ok(0)
+}
+
+/// Runs one target from what is known and its seeds on.
+fn run(target: &str, seeds: &Path, dir: &Path, args: &FuzzArgs) -> Result<()> {
+    let (corpus, findings) = (dir.join("corpus").join(target), dir.join("findings").join(target));
+    for path in [&corpus, &findings] {
+        std::fs::create_dir_all(path)?;
+    }
+    let mut run = std::process::Command::new(dir.join(TRIPLE).join("release").join(target));
+    let reads = READS_AT_MOST.iter().find(|(name, _)| *name == target).map_or(u32::MAX, |(_, len)| *len);
+    let max_len = args.max_len.min(reads);
+    run.arg(format!("-runs={}", args.executions)).arg(format!("-max_len={max_len}"));
+    run.args(["-timeout=60", "-rss_limit_mb=2048", "-print_final_stats=1"]);
+    run.arg(format!("-artifact_prefix={}/", findings.display()));
+    run.args([corpus.as_path(), seeds]);
+    if !workspace::timed(&format!("{} executions of {target}", args.executions), &mut run)?.success() {
+        bail!("{target} broke: the input is in {}", findings.display());
+    }
+    Ok(())
 }

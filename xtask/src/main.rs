@@ -49,7 +49,7 @@ enum Command {
     Scenarios(scenarios::ScenariosArgs),
     /// Boot many times and look for a guest that the emulator corrupted
     Soak(soak::SoakArgs),
-    /// Look for bytes that break what reads them in the monitor
+    /// Look for bytes that break what reads them in the monitor and the VMM
     Fuzz(fuzz::FuzzArgs),
     /// Break a scheduler in known ways, many times, and count which checks notice
     Trust(trust::TrustArgs),

@@ -31,6 +31,9 @@ macro_rules! forbidden {
                 }
             }
         )*
+
+        /// Each action and the system call it makes.
+        const FORBIDDEN: &[(&str, &str)] = &[$((stringify!($name), stringify!($number)),)*];
     };
 }
 
@@ -108,6 +111,25 @@ forbidden! {
     signal_with_parents_death: libc::SYS_prctl, [libc::PR_SET_PDEATHSIG, 0, 0, 0, 0];
     executable_memory: libc::SYS_mmap, [0, 4096, libc::PROT_READ | libc::PROT_EXEC, 0x22, usize::MAX, 0];
     made_executable: libc::SYS_mprotect, [0, 0, libc::PROT_EXEC];
+}
+
+/// docs/jail.md names them all, in this order, and no other.
+#[test]
+fn the_book_names_every_forbidden_action() {
+    let page = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/jail.md");
+    let page = std::fs::read_to_string(page).expect("docs/jail.md");
+    let rows = |line: &str| {
+        let (action, call) = line.strip_prefix("| ")?.strip_suffix("` |")?.split_once(" | `")?;
+        Some((action.to_owned(), call.to_owned()))
+    };
+    let (_, list) = page.split_once("| action | system call |").expect("the list's head");
+    let named: Vec<_> = list.lines().skip(2).map_while(rows).collect();
+    let tried: Vec<_> = FORBIDDEN
+        .iter()
+        .map(|(name, number)| (name.replace('_', " "), number.replace("libc::SYS_", "")))
+        .collect();
+    let table: String = tried.iter().map(|(action, call)| format!("| {action} | `{call}` |\n")).collect();
+    assert!(tried.len() >= 60 && named == tried, "docs/jail.md should list:\n{table}");
 }
 
 /// Refused with an error instead of death: a library that asks can go on.

@@ -91,9 +91,11 @@ pub fn channel(data: &[u8]) {
                 } {}
             }
             6 if mode == Mode::Wrap && giver.is_awaited() => {
+                let unspoken = giver.is_unspoken();
                 let piece = vec![0x5a; usize::from(input.short()) % (giver.room() + 1)];
                 giver.give(&piece, u64::from(step), 0);
                 assert!(!giver.is_awaited(), "what was given has not been taken");
+                assert!(!(unspoken && giver.is_unspoken()), "a piece can be seen");
             }
             7 if mode == Mode::Wrap && step & 8 == 0 => reader.signal(HostSignal::Shutdown),
             7 if mode == Mode::Wrap => {
