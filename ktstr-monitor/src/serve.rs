@@ -227,6 +227,7 @@ struct Session {
     began: Instant,
     period: Duration,
     expected_cpus: u32,
+    absent_cpus: u32,
     was_ready: bool,
     /// All vCPUs stand, until told otherwise.
     frozen: bool,
@@ -271,6 +272,7 @@ impl Session {
             began: Instant::now(),
             period: Duration::from_millis(attach.period_ms.into()).max(MIN_PERIOD),
             expected_cpus: attach.cpus,
+            absent_cpus: attach.absent_cpus,
             was_ready: false,
             frozen: false,
             freeze: Freeze::default(),
@@ -587,7 +589,8 @@ impl Session {
     }
 
     fn compare_cpus(&mut self, channel: &mut Channel<MonitorLink>, found: usize) -> Result<(), ServeError> {
-        if found == self.expected_cpus as usize {
+        let all = self.expected_cpus.saturating_add(self.absent_cpus);
+        if [self.expected_cpus, all].contains(&u32::try_from(found).unwrap_or(u32::MAX)) {
             return Ok(());
         }
         let error = CpuCount { found, expected: self.expected_cpus };

@@ -58,8 +58,10 @@ pub struct Attach {
     pub regions: Vec<RamRegion>,
     /// The decompressed kernel, an ELF file with `.BTF`.
     pub kernel: FdSlot,
-    /// Guest CPUs.
+    /// Guest CPUs that are present.
     pub cpus: u32,
+    /// Those that may come beside them: not every kernel counts them as possible.
+    pub absent_cpus: u32,
     /// Sampling period, milliseconds.
     pub period_ms: u32,
     /// Consecutive samples that make a finding.

@@ -352,8 +352,8 @@ pins! {
     }
         from [
             MonitorRequest::Attach(Attach {
-                ram: FdSlot(0), regions: vec![region()], kernel: FdSlot(1), cpus: 4, period_ms: 100, sustained_samples: 5,
-                watchdog_ms: Some(6), watches: vec![watch()],
+                ram: FdSlot(0), regions: vec![region()], kernel: FdSlot(1), cpus: 4, absent_cpus: 7, period_ms: 100,
+                sustained_samples: 5, watchdog_ms: Some(6), watches: vec![watch()],
             }),
             MonitorRequest::Finish(Finish),
             MonitorRequest::Window(Window::Restart),

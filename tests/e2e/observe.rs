@@ -288,7 +288,7 @@ fn symbols(run: &str, printed: &str) {
     };
     let told: Vec<_> = printed.lines().filter_map(symbol).collect();
     let mut compared = 0;
-    for (address, name) in told.iter().step_by((told.len() / 48).max(1)) {
+    for (address, name) in told.iter().step_by((told.len() / 24).max(1)) {
         let output = monitor(&["query", run, "struct", "list_head", name, "--json"]);
         // Per-CPU variables have many addresses, and what only the boot needed is there no more.
         if !output.status.success() {
@@ -301,7 +301,7 @@ fn symbols(run: &str, printed: &str) {
         compared += 1;
     }
     println!("{compared} of {} symbols are compared, and lie where the guest says", told.len());
-    assert!(compared >= 16, "{compared} of {told:?}");
+    assert!(compared >= 12, "{compared} of {told:?}");
 }
 
 /// Whoever attaches for writing sets numbers, and nobody else.

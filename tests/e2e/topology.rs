@@ -137,6 +137,7 @@ fn cpus_are_possible_that_never_come() {
     assert_eq!(report.outcome, Outcome::Pass, "{:?} {:?}", report.cause, report.result);
     let monitor = report.monitor.expect("the run was observed");
     assert!(monitor.samples > 0 && monitor.failed_samples == 0, "{monitor:?}");
+    assert!(!monitor.unavailable.iter().any(|what| what.contains("possible CPUs")), "{monitor:?}");
 }
 
 /// Whether the newest kernel counts them is its own affair (7.2 and 7.3 do not): the test in the guest

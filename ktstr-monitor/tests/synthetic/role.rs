@@ -68,6 +68,7 @@ impl Monitor {
             regions: vec![RamRegion { gpa: 0, len, offset: 0 }],
             kernel: fds.attach(kernel),
             cpus: 3,
+            absent_cpus: 0,
             period_ms: 5,
             sustained_samples: 5,
             watchdog_ms: None,

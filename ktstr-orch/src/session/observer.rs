@@ -36,6 +36,7 @@ impl Session {
             regions: started.regions.clone(),
             kernel: fds.attach(plan.open_kernel().map_err(|e| chain(&e))?),
             cpus: self.spec.topology.cpus(),
+            absent_cpus: self.spec.absent_llcs * self.spec.topology.cpus_per_llc(),
             period_ms: PERIOD_MS,
             sustained_samples: self.assert().sustained_samples.unwrap_or(5),
             watchdog_ms: self.spec.watchdog_ms,
