@@ -28,17 +28,12 @@ pub struct Guest {
 }
 
 impl Guest {
-    /// Boots the newest stored kernel of that series; `None`, with the reason printed, without one.
-    pub fn boot(series: &str) -> Option<Self> {
-        let Some(vmlinux) = stored_kernel(series) else {
-            let required = std::env::var("KTSTR_REQUIRE").unwrap_or_default();
-            assert!(!required.split(',').any(|word| word == "all"), "no kernel {series} in the store");
-            println!("NOT RUN: no kernel {series} in the store");
-            return None;
-        };
+    /// Boots a [stored kernel](stored_kernel); `None`, with the reason printed, without one.
+    pub fn boot(series: Option<&str>) -> Option<Self> {
+        let (release, vmlinux) = stored_kernel(series)?;
         let scheduler = executable("scx-ktstr");
         let mut child = Command::new(executable("ktstr"))
-            .args(["shell", "--accel", "tcg", "--kernel", series, "--topology", "1,1,2,1"])
+            .args(["shell", "--accel", "tcg", "--kernel", &release, "--topology", "1,1,2,1"])
             .args(["--memory-mb", &MEMORY_MIB.to_string(), "--include-files"])
             .arg(&scheduler)
             .args(["--exec", SCRIPT])
@@ -113,19 +108,36 @@ pub fn executable(name: &str) -> PathBuf {
     path
 }
 
-/// The file of the newest stored kernel of that series.
-pub fn stored_kernel(series: &str) -> Option<PathBuf> {
+/// Release and file of the newest stored kernel, of that series if one is named. Without one the reason is printed;
+/// where `tcg` is required, that is a failure.
+pub fn stored_kernel(series: Option<&str>) -> Option<(String, PathBuf)> {
+    let found = newest_stored(series);
+    if found.is_none() {
+        let required = std::env::var("KTSTR_REQUIRE").unwrap_or_default();
+        let what = series.map_or("no kernel".to_owned(), |series| format!("no kernel {series}"));
+        assert!(!required.split(',').any(|word| word == "tcg"), "{what} in the store");
+        println!("NOT RUN: {what} in the store");
+    }
+    found
+}
+
+fn newest_stored(series: Option<&str>) -> Option<(String, PathBuf)> {
     let cache = std::env::var_os("XDG_CACHE_HOME").map(PathBuf::from);
     let cache = cache.or_else(|| Some(PathBuf::from(std::env::var_os("HOME")?).join(".cache")))?;
     let entries = fs::read_dir(cache.join("ktstr/kernels")).ok()?.flatten();
-    let prefix = format!("debian-{series}.");
-    let mut found: Vec<PathBuf> = entries
-        .filter(|entry| entry.file_name().to_string_lossy().starts_with(&prefix))
-        .map(|entry| entry.path().join("vmlinux"))
-        .filter(|vmlinux| vmlinux.exists())
-        .collect();
-    found.sort();
-    found.pop()
+    let kernel = |entry: fs::DirEntry| {
+        let name = entry.file_name().into_string().ok()?;
+        let release = name.strip_prefix("debian-")?.split(['+', '-']).next()?.to_owned();
+        let vmlinux = Some(entry.path().join("vmlinux")).filter(|vmlinux| vmlinux.exists())?;
+        Some((release, vmlinux))
+    };
+    let fits = |(release, _): &(String, PathBuf)| {
+        series.is_none_or(|series| release.strip_prefix(series).is_some_and(|rest| rest.starts_with('.')))
+    };
+    let number = |(release, _): &(String, PathBuf)| -> Vec<u32> {
+        release.split('.').filter_map(|part| part.parse().ok()).collect()
+    };
+    entries.filter_map(kernel).filter(fits).max_by_key(number)
 }
 
 /// The descriptor of the guest's memory, in the process that holds it.
