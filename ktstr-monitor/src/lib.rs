@@ -17,6 +17,7 @@ pub mod bpf;
 pub mod btf;
 pub mod cast;
 mod command;
+pub mod cross_check;
 pub mod dump;
 pub mod freeze;
 pub mod guest_kernel;

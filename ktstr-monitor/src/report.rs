@@ -78,6 +78,7 @@ pub fn summary(summary: Summary, reasons: &Reasons) -> wire::MonitorSummary {
         median_sample_us: micros(summary.median_took),
         watched: Vec::new(),
         busy_places: Vec::new(),
+        symbols: None,
     }
 }
 

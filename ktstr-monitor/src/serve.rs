@@ -26,7 +26,7 @@ use ktstr_proto::channel::{Channel, ChannelError, Filled, Message};
 use ktstr_proto::link::{ErrorCode, FdSlot, Fds, MissingFd, RemoteError, chain};
 use ktstr_proto::monitor::{
     Attach, Attached, KernelWritten, MapWritten, MonitorEvent, MonitorLink, MonitorReply, MonitorRequest,
-    MonitorSummary, VcpuTimeNoted, Window, Windowed, WriteKernel, WriteMap,
+    MonitorSummary, SymbolsNoted, VcpuTimeNoted, Window, Windowed, WriteKernel, WriteMap,
 };
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -34,6 +34,7 @@ use thiserror::Error;
 
 use crate::addr::{CpuId, Gpa};
 use crate::bpf;
+use crate::cross_check::CrossCheck;
 use crate::freeze::Freeze;
 use crate::image::{ImageError, KernelImage};
 use crate::judge::{Observation, Use};
@@ -236,6 +237,7 @@ struct Session {
     patience: Option<Patience>,
     last_obstacle: Option<String>,
     watches: MapWatches,
+    cross_check: CrossCheck,
     /// Guest memory for writing, once something was to be written.
     writable: Option<GuestMemMut>,
     places: WatchedPlaces,
@@ -280,6 +282,7 @@ impl Session {
             patience,
             last_obstacle: None,
             watches: MapWatches::new(&attach.watches),
+            cross_check: CrossCheck::default(),
             writable: None,
             places: WatchedPlaces::default(),
         };
@@ -303,6 +306,14 @@ impl Session {
                 Some((id, MonitorRequest::VcpuTime(time), _)) => {
                     self.vcpu_time.note(&time.ran_ns);
                     channel.queue_reply(id, Ok(MonitorReply::VcpuTime(VcpuTimeNoted)), Fds::default())?;
+                }
+                Some((id, MonitorRequest::CompareSymbols(told), _)) => {
+                    self.cross_check.hear(told.0);
+                    channel.queue_reply(
+                        id,
+                        Ok(MonitorReply::CompareSymbols(SymbolsNoted)),
+                        Fds::default(),
+                    )?;
                 }
                 Some((id, MonitorRequest::Attach(_), _)) => {
                     let refused = bad_request("a guest is attached already: one per monitor");
@@ -567,6 +578,11 @@ impl Session {
         } else if let Some((profile, live)) = self.sampler.located() {
             self.freeze.keep_warm(profile, live, &self.mem);
         }
+        if let Some((profile, live)) = self.sampler.located()
+            && let Some(compared) = self.cross_check.look(profile, live)
+        {
+            channel.queue_event(&MonitorEvent::SymbolsCompared(compared.clone()), Fds::default())?;
+        }
         if let Scx::Loaded { .. } = sample.scx {
             self.set_watchdog(channel)?;
             self.look_for_signs(channel)?;
@@ -605,6 +621,7 @@ impl Session {
         let (watched, missing) = self.watches.summary();
         summary.watched = watched;
         summary.busy_places = self.places.busy();
+        summary.symbols = self.cross_check.compared().cloned();
         summary.unavailable.extend(missing);
         summary.vcpu_time_known = self.vcpu_time.is_known();
         if let (false, Some(obstacle)) = (self.was_ready, &self.last_obstacle) {

@@ -17,13 +17,16 @@ use ktstr_proto::{
     host::HostTime,
     monitor::MonitorSummary,
     run::Expectation,
+    symbols::SymbolsTold,
     verdict::{Assert, AssertResult, Cause, DetailKind, Outcome, Process},
     vmm::VmExit,
 };
 
 use self::{
     clock::Given,
-    observed::{add_event_findings, add_monitor_findings, add_unjudged, add_unmeasured, monitor_limits},
+    observed::{
+        add_event_findings, add_monitor_findings, add_symbols, add_unjudged, add_unmeasured, monitor_limits,
+    },
     tail::{FATAL, NOT_UNPACKED, PANIC, STALE_TEXT},
 };
 pub use self::{clock::GuestClock, digest::digest, tail::Tail};
@@ -96,6 +99,14 @@ impl Evidence {
     pub fn phase(&self) -> Option<Phase> {
         self.frames.iter().rev().find_map(|m| match m.body {
             GuestFrame::Phase(phase) => Some(phase),
+            _ => None,
+        })
+    }
+
+    /// Where the guest says that symbols lie, the first time it did.
+    pub fn symbols(&self) -> Option<&SymbolsTold> {
+        self.frames.iter().find_map(|m| match &m.body {
+            GuestFrame::Symbols(told) => Some(told),
             _ => None,
         })
     }
@@ -365,6 +376,7 @@ impl Evidence {
                         add_unmeasured(&mut result, monitor, assert, &defaults);
                         add_monitor_findings(&mut result, monitor, assert);
                         add_event_findings(&mut result, monitor, host, assert);
+                        add_symbols(&mut result, monitor);
                     }
                 }
                 if let Some(given) = self.given(host) {
@@ -454,7 +466,10 @@ pub fn unregistered(reason: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use ktstr_proto::guest::SchedulerRequest;
+    use ktstr_proto::{
+        guest::SchedulerRequest,
+        symbols::{ADVICE, SymbolDiffers, SymbolsCompared},
+    };
 
     use super::*;
 
@@ -610,6 +625,29 @@ mod tests {
         assert_eq!(judged(&defaults), Outcome::Pass);
         assert_eq!(judged(&defaults.max_fallback_rate(10.0)), Outcome::Inconclusive);
         assert_eq!(judged(&defaults.max_local_dsq_depth(3)), Outcome::Inconclusive);
+    }
+
+    #[test]
+    fn what_was_read_of_other_places_than_the_guests_is_in_doubt() {
+        let mut frames = attached();
+        frames.push(GuestFrame::TestEnded(TestEnd::Returned(AssertResult::pass())));
+        let mut evidence = evidence(frames);
+        let differ =
+            ["a", "b"].map(|symbol| SymbolDiffers { symbol: symbol.into(), guest: 16, monitor: Some(32) });
+        let symbols = SymbolsCompared { agree: 3, differ: differ.into(), ..SymbolsCompared::default() };
+        evidence.monitor = Some(MonitorSummary { symbols: Some(symbols), ..MonitorSummary::default() });
+        let judged = evidence.judge(Some(AccelKind::Tcg), &Assert::NO_OVERRIDES, None);
+        assert_eq!(judged.outcome, Outcome::Inconclusive);
+        let details = judged.result.unwrap().details;
+        let found: Vec<_> = details.iter().filter(|d| d.kind == DetailKind::Symbols).collect();
+        assert_eq!(found.len(), 2);
+        assert_eq!(
+            found[0].message,
+            format!("the guest has `a` at 0x10, the monitor reads it at 0x20; {ADVICE}")
+        );
+        assert_eq!(found[1].message, "the guest has `b` at 0x10, the monitor reads it at 0x20");
+        let det = evidence.judge(Some(AccelKind::Det), &Assert::NO_OVERRIDES, None);
+        assert_eq!(det.outcome, Outcome::Pass, "when it is compared is the host's affair");
     }
 
     #[test]

@@ -9,6 +9,7 @@ use crate::{
     ring::RingRegion,
     run::{KernelBuiltin, Term},
     scx_stats::{Stats, StatsOf},
+    symbols::SymbolsTold,
     topology::Topology,
     verdict::{Assert, AssertResult},
 };
@@ -368,4 +369,6 @@ pub enum GuestFrame {
     Probed(Vec<ProbeEvent>),
     /// How much they saw in all.
     ProbesEnded(ProbeEnd),
+    /// Where the running kernel has the symbols that the monitor depends on.
+    Symbols(SymbolsTold),
 }

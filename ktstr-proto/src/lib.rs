@@ -32,6 +32,7 @@ pub mod run;
 pub mod scx_stats;
 pub mod snapshot;
 pub mod stats;
+pub mod symbols;
 pub mod terminal;
 pub mod thresholds;
 pub mod topology;

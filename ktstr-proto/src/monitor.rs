@@ -7,6 +7,7 @@ use crate::{
     kernel_place::KernelWrite,
     link::{FdSlot, Link, calls},
     map_watch::{MapMetric, MapWatch},
+    symbols::{SymbolsCompared, SymbolsTold},
     vmm::RamRegion,
 };
 
@@ -46,6 +47,8 @@ calls! {
         Locate => Located,
         /// Write values at places of the kernel.
         WriteKernel => KernelWritten,
+        /// Compare where the guest says that symbols lie with where they are read.
+        CompareSymbols => SymbolsNoted,
     }
 }
 
@@ -153,6 +156,14 @@ pub struct VcpuTime {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VcpuTimeNoted;
 
+/// What the guest says; it is compared as soon as its kernel is found, and only the first time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CompareSymbols(pub SymbolsTold);
+
+/// It will be compared.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SymbolsNoted;
+
 /// What a monitor tells unasked.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub enum MonitorEvent {
@@ -178,6 +189,8 @@ pub enum MonitorEvent {
         /// Where it was written, or why it was not.
         what: String,
     },
+    /// What came of [`CompareSymbols`].
+    SymbolsCompared(SymbolsCompared),
 }
 
 /// One look at all CPUs.
@@ -245,4 +258,7 @@ pub struct MonitorSummary {
     /// Places that were written too often to be watched to the end.
     #[serde(default)]
     pub busy_places: Vec<BusyPlace>,
+    /// What came of [`CompareSymbols`]; none where the guest said nothing or its kernel was never found.
+    #[serde(default)]
+    pub symbols: Option<SymbolsCompared>,
 }

@@ -80,6 +80,8 @@ pub enum DetailKind {
     Error,
     /// A cgroup got another amount of CPU time than a comparison asks for.
     Share,
+    /// The guest and the monitor differ about where the kernel's symbols lie.
+    Symbols,
 }
 
 /// One finding with its evidence in words.

@@ -7,7 +7,7 @@ use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
 
 use ktstr_proto::{
     Accel, AccelKind, FdSlot, RunId, Topology, VERSION, capture::*, client::*, codec, device::*, guest::*,
-    kernel_place::*, link::*, map_watch::*, monitor::*, repro::*, ring::*, run::*, scx_stats::*,
+    kernel_place::*, link::*, map_watch::*, monitor::*, repro::*, ring::*, run::*, scx_stats::*, symbols::*,
     topology::numa::*, verdict::*, vmm::*,
 };
 use serde::Serialize;
@@ -349,6 +349,7 @@ pins! {
         MonitorRequest::Ask(_) => "Ask", MonitorRequest::Capture(_) => "Capture",
         MonitorRequest::Thawed(_) => "Thawed", MonitorRequest::WriteMap(_) => "WriteMap",
         MonitorRequest::Locate(_) => "Locate", MonitorRequest::WriteKernel(_) => "WriteKernel",
+        MonitorRequest::CompareSymbols(_) => "CompareSymbols",
     }
         from [
             MonitorRequest::Attach(Attach {
@@ -369,6 +370,7 @@ pins! {
             MonitorRequest::WriteKernel(WriteKernel {
                 ram: FdSlot(0), writes: vec![kernel_write()], frozen: true,
             }),
+            MonitorRequest::CompareSymbols(CompareSymbols(Err("e".into()))),
         ];
     MonitorReply {
         MonitorReply::Attach(_) => "Attach", MonitorReply::Finish(_) => "Finish",
@@ -376,6 +378,7 @@ pins! {
         MonitorReply::Ask(_) => "Ask", MonitorReply::Capture(_) => "Capture",
         MonitorReply::Thawed(_) => "Thawed", MonitorReply::WriteMap(_) => "WriteMap",
         MonitorReply::Locate(_) => "Locate", MonitorReply::WriteKernel(_) => "WriteKernel",
+        MonitorReply::CompareSymbols(_) => "CompareSymbols",
     }
         from [
             MonitorReply::Attach(Attached { symbols: 1, btf_types: 2, absent: vec!["a.b".into()] }),
@@ -388,6 +391,7 @@ pins! {
             MonitorReply::WriteMap(MapWritten { what: "w".into() }),
             MonitorReply::Locate(Located { place: watch_point(), found: "f".into(), of_scheduler: true }),
             MonitorReply::WriteKernel(KernelWritten { what: "w".into() }),
+            MonitorReply::CompareSymbols(SymbolsNoted),
         ];
     MonitorEvent {
         MonitorEvent::Ready => "Ready", MonitorEvent::Sample(_) => "Sample",
@@ -395,6 +399,7 @@ pins! {
         MonitorEvent::SchedulerExiting { .. } => "SchedulerExiting",
         MonitorEvent::CaptureWritten(_) => "CaptureWritten",
         MonitorEvent::Watchdog { .. } => "Watchdog",
+        MonitorEvent::SymbolsCompared(_) => "SymbolsCompared",
     } from [
         MonitorEvent::Ready,
         MonitorEvent::Sample(Sample {
@@ -407,6 +412,12 @@ pins! {
         MonitorEvent::SchedulerExiting { kind: "k".into() },
         MonitorEvent::CaptureWritten(Err("e".into())),
         MonitorEvent::Watchdog { written: true, what: "w".into() },
+        MonitorEvent::SymbolsCompared(SymbolsCompared {
+            agree: 1,
+            differ: vec![SymbolDiffers { symbol: "s".into(), guest: 2, monitor: Some(3) }],
+            untold: vec!["u".into()],
+            impossible: Some("i".into()),
+        }),
     ];
     DeviceRequest { DeviceRequest::Serve(_) => "Serve" } from [DeviceRequest::Serve(Serve {
         disk: Some(ServeDisk { image: FdSlot(0), listener: FdSlot(1), config: disk() }),
@@ -452,6 +463,7 @@ pins! {
         GuestFrame::Watch(_) => "Watch", GuestFrame::Answered(_) => "Answered",
         GuestFrame::SchedulerStats { .. } => "SchedulerStats", GuestFrame::Probes(_) => "Probes",
         GuestFrame::Probed(_) => "Probed", GuestFrame::ProbesEnded(_) => "ProbesEnded",
+        GuestFrame::Symbols(_) => "Symbols",
     } from [
         GuestFrame::Hello { release: "7".into(), cpus_online: 2 },
         GuestFrame::Phase(Phase::PoweringOff),
@@ -470,6 +482,7 @@ pins! {
         GuestFrame::SchedulerStats { of: StatsOf::Question(1), stats: Ok("{}".into()) },
         GuestFrame::Probes(probe_account()), GuestFrame::Probed(vec![probe_event()]),
         GuestFrame::ProbesEnded(probe_end()),
+        GuestFrame::Symbols(Ok(std::array::from_fn(|nth| (nth > 0).then_some(nth as u64)))),
     ];
     Recurrence {
         Recurrence::Again(_) => "Again", Recurrence::Otherwise(_) => "Otherwise",

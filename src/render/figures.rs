@@ -1,6 +1,11 @@
 //! Figures of the workers, of the kernel as the monitor saw it, and of what the host gave.
 
-use ktstr_proto::{host::HostTime, monitor::MonitorSummary, verdict::ScenarioStats};
+use ktstr_proto::{
+    host::HostTime,
+    monitor::MonitorSummary,
+    symbols::{ADVICE, SymbolsCompared},
+    verdict::ScenarioStats,
+};
 
 use super::text::{line, wrapped};
 
@@ -64,8 +69,30 @@ pub(super) fn monitor(out: &mut String, summary: &MonitorSummary) {
     if !watched.is_empty() {
         wrapped(out, "watched: ", &watched.join(" "));
     }
+    if let Some(symbols) = &summary.symbols {
+        self::symbols(out, symbols);
+    }
     for what in &summary.unavailable {
         wrapped(out, "unavailable: ", what);
+    }
+}
+
+/// Agreement is a number, a difference has a line of its own.
+fn symbols(out: &mut String, symbols: &SymbolsCompared) {
+    let SymbolsCompared { agree, differ, untold, impossible } = symbols;
+    if let Some(why) = impossible {
+        return wrapped(out, "symbols: ", &format!("the guest cannot say where they lie: {why}"));
+    }
+    let mut text = format!("{agree} lie where the guest says");
+    if !untold.is_empty() {
+        text += &format!(", of {} it says nothing", untold.len());
+    }
+    wrapped(out, "symbols: ", &text);
+    for differs in differ {
+        wrapped(out, "  ", &differs.to_string());
+    }
+    if !differ.is_empty() {
+        wrapped(out, "  ", ADVICE);
     }
 }
 

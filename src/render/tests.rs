@@ -84,6 +84,30 @@ replay: KTSTR_KERNEL=7.2.12 KTSTR_ACCEL=tcg KTSTR_SEED=7 cargo nextest run -p kt
 }
 
 #[test]
+fn symbols_are_a_number_until_guest_and_monitor_differ() {
+    use ktstr_proto::symbols::{SymbolDiffers, SymbolsCompared};
+    let shown = |symbols| {
+        let mut run = sample();
+        run.monitor.as_mut().expect("a monitor").symbols = Some(symbols);
+        let text = report(&run);
+        let (_, rest) = text.split_once("events: SCX_EV_X=3\n").expect("the monitor's part");
+        let (shown, _) = rest.split_once("---").expect("the next part");
+        shown.to_owned()
+    };
+    let agreed = SymbolsCompared { agree: 23, ..SymbolsCompared::default() };
+    assert_eq!(shown(agreed.clone()), "symbols: 23 lie where the guest says\n");
+    let impossible = SymbolsCompared { impossible: Some("EPERM".into()), ..SymbolsCompared::default() };
+    assert_eq!(shown(impossible), "symbols: the guest cannot say where they lie: EPERM\n");
+    let differs = SymbolDiffers { symbol: "runqueues".into(), guest: 0x40, monitor: None };
+    let untold = vec!["modules".into()];
+    let text = shown(SymbolsCompared { differ: vec![differs], untold, ..agreed });
+    let expected = "symbols: 23 lie where the guest says, of 1 it says nothing\n  \
+                    the guest has `runqueues` at 0x40, its kernel file has no such symbol\n  \
+                    what the monitor read in this run may come from the wrong places: either the\n";
+    assert!(text.starts_with(expected), "{text}");
+}
+
+#[test]
 fn a_failure_shows_what_happened_when_and_a_pass_does_not() {
     use ktstr_proto::stats::{PhaseBucket, PhaseCgroup, PhaseMonitor};
     let mut failed = sample();

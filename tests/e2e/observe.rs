@@ -11,7 +11,7 @@ use std::{
 use ktstr_proto::{
     Accel, Topology,
     run::{Job, RunSpec, ShellJob},
-    verdict::Outcome,
+    verdict::{Outcome, RunReport},
 };
 use serde_json::Value;
 
@@ -304,6 +304,28 @@ fn symbols(run: &str, printed: &str) {
     assert!(compared >= 12, "{compared} of {told:?}");
 }
 
+/// In a run like any other guest and monitor agree where the symbols lie that everything is found by.
+fn symbols_agree(report: &RunReport) {
+    let monitor = report.monitor.as_ref().expect("the run was observed");
+    let symbols = monitor.symbols.as_ref().expect("they were compared");
+    println!("{symbols:?}");
+    assert_eq!((&symbols.differ, &symbols.impossible), (&vec![], &None));
+    assert!(symbols.agree >= 20 && symbols.untold.is_empty(), "{symbols:?}");
+    let log = fs::read_to_string(report.run_dir.join("events.jsonl")).unwrap();
+    assert_eq!(log.matches("SymbolsCompared").count(), 1, "it is in the run's record");
+}
+
+#[test]
+fn symbols_of_every_run_are_compared() {
+    let mut spec = spec("eevdf", Accel::Tcg);
+    let root = tempfile::tempdir().unwrap();
+    spec.runs_root = root.path().into();
+    let report = run(spec);
+    assert_eq!(report.outcome, Outcome::Pass, "{:?} {:?}", report.cause, report.result);
+    println!("{:?}", report.boot);
+    symbols_agree(&report);
+}
+
 /// Whoever attaches for writing sets numbers, and nobody else.
 fn writes(run: &str) {
     let words = ["write", run, ".bss", "nr_stalled", "77"];
@@ -499,6 +521,7 @@ fn under_det_captures_leave_no_trace() {
         spec.runs_root = root.path().join(snapshots.to_string());
         let report = run(spec);
         assert_eq!(report.outcome, Outcome::Pass, "{:?}", report.cause);
+        symbols_agree(&report);
         // Each is taken when the guest's own clock has come so far, whatever the host's says.
         let phases = report.result.as_ref().map(|result| result.stats.phases.as_slice()).unwrap_or_default();
         let ended = phases.last().map_or(i64::MAX, |phase| phase.end_ms as i64);

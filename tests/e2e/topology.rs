@@ -138,6 +138,8 @@ fn cpus_are_possible_that_never_come() {
     let monitor = report.monitor.expect("the run was observed");
     assert!(monitor.samples > 0 && monitor.failed_samples == 0, "{monitor:?}");
     assert!(!monitor.unavailable.iter().any(|what| what.contains("possible CPUs")), "{monitor:?}");
+    let symbols = monitor.symbols.as_ref().expect("they were compared");
+    assert!(symbols.agree >= 20 && symbols.differ.is_empty(), "{symbols:?}");
 }
 
 /// Whether the newest kernel counts them is its own affair (7.2 and 7.3 do not): the test in the guest

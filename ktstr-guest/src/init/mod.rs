@@ -9,6 +9,7 @@
 //! itself is another process, see [`crate::report`].
 
 mod await_job;
+mod bpf;
 mod change;
 mod clock;
 mod console;
@@ -25,6 +26,7 @@ mod shell;
 mod spawn;
 mod stats;
 mod streams;
+mod symbols;
 mod system;
 mod task;
 mod unpack;
@@ -44,6 +46,7 @@ use ktstr_proto::{
     guest::{COMPLETE_PATH, GuestFrame, GuestJob, GuestTask, JOB_PATH, MODULES_PATH, Phase},
     link::chain,
     ring::{RingError, RingRegion},
+    symbols::SymbolsTold,
 };
 
 use self::{
@@ -90,15 +93,23 @@ struct Init {
     interactive: bool,
 }
 
-/// What every job needs of the machine. Returns what this kernel does not have.
-fn prepare(topology: Topology) -> Result<Vec<String>, Failure> {
+/// What is found out about the machine before there is a job.
+struct Found {
+    /// What this kernel does not have.
+    missing: Vec<String>,
+    /// Where it has what the monitor depends on.
+    symbols: SymbolsTold,
+}
+
+/// What every job needs of the machine.
+fn prepare(topology: Topology) -> Result<Found, Failure> {
     let mut missing: Vec<String> = mounts::mount_optional().iter().map(|e| chain(e)).collect();
     step("modules", modules::load_listed(Path::new(MODULES_PATH)))?;
     step("cpus", system::wait_for_cpus(topology))?;
     missing.extend(system::set_sysctls());
     missing.extend(system::loopback_up().err().map(|e| format!("loopback: {e}")));
     missing.extend(system::escape_scheduler().err().map(|e| format!("real-time priority of PID 1: {e}")));
-    Ok(missing)
+    Ok(Found { missing, symbols: symbols::ask() })
 }
 
 /// Starts the scheduler, if there is one, and the task, and sees both to their end.
@@ -157,12 +168,12 @@ impl Init {
         self.can_power_off = kmsg.as_ref().is_ok_and(Kmsg::can_power_off);
         let complete = if Path::new(COMPLETE_PATH).exists() { Ok(()) } else { Err(Truncated) };
         let base = step("base", await_job::read_base())?;
-        let (job, mut missing) = match &base {
+        let (job, Found { mut missing, symbols }) = match &base {
             Some(base) => {
                 self.silent_ring = Some(base.ring);
                 step("initramfs", complete)?;
-                let missing = prepare(base.topology)?;
-                (step("job", await_job::await_job(base))?, missing)
+                let found = prepare(base.topology)?;
+                (step("job", await_job::await_job(base))?, found)
             }
             None => {
                 let job = read_job(Path::new(JOB_PATH));
@@ -171,8 +182,8 @@ impl Init {
                 }
                 step("initramfs", complete)?;
                 let job = step("job", job)?;
-                let missing = prepare(job.topology)?;
-                (job, missing)
+                let found = prepare(job.topology)?;
+                (job, found)
             }
         };
         let kmsg = step("kernel log", kmsg)?;
@@ -189,6 +200,7 @@ impl Init {
         for what in missing {
             self.say(|out| out.note(&format!("not available: {what}")))?;
         }
+        self.say(|out| out.send(GuestFrame::Symbols(symbols)))?;
         self.say(|out| out.phase(Phase::SystemReady))?;
         Ok((job, kmsg))
     }

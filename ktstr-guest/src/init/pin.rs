@@ -1,18 +1,12 @@
 //! Maps of BPF programs that outlive their scheduler because the test wants to look into them: PID 1 holds them open.
-//!
-//! `bpf(2)` is asked directly, without a library: three commands that take numbers and return descriptors.
 
 use std::{
     io,
-    os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd},
+    os::fd::{AsRawFd, OwnedFd},
 };
 
-use nix::libc;
+use super::bpf::{self, MAP_GET_FD_BY_ID, MAP_GET_NEXT_ID, OBJ_GET_INFO_BY_FD, bpf};
 
-/// Commands of `bpf(2)`, `include/uapi/linux/bpf.h`.
-const MAP_GET_NEXT_ID: libc::c_long = 12;
-const MAP_GET_FD_BY_ID: libc::c_long = 14;
-const OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 /// Bytes of a name, the last of which is a NUL.
 const NAME_LEN: usize = 16;
 /// Where it lies in `struct bpf_map_info`.
@@ -96,9 +90,8 @@ fn all_maps() -> io::Result<Vec<Map>> {
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => break,
             Err(error) => return Err(error),
         }
-        let fd = match bpf(MAP_GET_FD_BY_ID, &mut [id, 0, 0]) {
-            // SAFETY: the kernel has just made this descriptor, and nobody else knows of it.
-            Ok(fd) => unsafe { OwnedFd::from_raw_fd(fd) },
+        let fd = match bpf::descriptor(MAP_GET_FD_BY_ID, [id, 0, 0]) {
+            Ok(fd) => fd,
             // It went meanwhile.
             Err(error) if error.raw_os_error() == Some(libc::ENOENT) => continue,
             Err(error) => return Err(error),
@@ -111,27 +104,11 @@ fn all_maps() -> io::Result<Vec<Map>> {
 
 fn name_of(fd: &OwnedFd) -> io::Result<String> {
     let mut info = [0u8; 128];
-    let at = info.as_mut_ptr() as u64;
-    bpf(OBJ_GET_INFO_BY_FD, &mut [fd.as_raw_fd() as u32, info.len() as u32, at as u32, (at >> 32) as u32])?;
+    let [low, high] = bpf::address(info.as_mut_ptr());
+    bpf(OBJ_GET_INFO_BY_FD, &mut [fd.as_raw_fd() as u32, info.len() as u32, low, high])?;
     let name = &info[NAME_AT..NAME_AT + NAME_LEN];
     let end = name.iter().position(|byte| *byte == 0).unwrap_or(NAME_LEN);
     Ok(String::from_utf8_lossy(&name[..end]).into_owned())
-}
-
-/// Asks the kernel; the words are the beginning of `union bpf_attr`, of which the rest is zero.
-fn bpf<const N: usize>(command: libc::c_long, words: &mut [u32; N]) -> io::Result<RawFd> {
-    #[repr(C, align(8))]
-    struct Attr([u32; 32]);
-    let mut attr = Attr([0; 32]);
-    attr.0[..N].copy_from_slice(words);
-    // SAFETY: the kernel reads and writes at most the given length of `attr`; of the commands used here only the one
-    // about a map's facts takes an address, that of a buffer of the caller with its length.
-    let done = unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of::<Attr>()) };
-    if done < 0 {
-        return Err(io::Error::last_os_error());
-    }
-    words.copy_from_slice(&attr.0[..N]);
-    Ok(done as RawFd)
 }
 
 #[cfg(test)]

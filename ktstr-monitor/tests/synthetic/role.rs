@@ -11,11 +11,15 @@ use std::time::{Duration, Instant};
 use ktstr_monitor::addr::CpuId;
 use ktstr_proto::channel::{Channel, ChannelError};
 use ktstr_proto::link::{ErrorCode, Fds};
-use ktstr_proto::monitor::{Attach, Attached, Finish, MonitorEvent, MonitorLink, MonitorSummary, Sample};
+use ktstr_proto::monitor::{
+    Attach, Attached, CompareSymbols, Finish, MonitorEvent, MonitorLink, MonitorSummary, Sample,
+};
+use ktstr_proto::symbols::{COMPARED, SymbolDiffers, SymbolsCompared, SymbolsTold};
 use ktstr_proto::vmm::RamRegion;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
-use crate::guest::{Guest, PlantedRq, RAM, Shape};
+use crate::guest::{Guest, PlantedRq, RAM, Shape, VARIABLES};
+use crate::kernel_file::LINK;
 
 const PATIENCE: Duration = Duration::from_secs(60);
 
@@ -195,6 +199,76 @@ fn a_guest_that_never_comes_up_is_summed_up_with_the_reason() {
     let (summary, events) = monitor.finish();
     assert_eq!((summary.samples, events), (0, vec![]));
     assert!(summary.unavailable[0].contains("the kernel image is not in guest memory"), "{summary:?}");
+}
+
+/// What an honest guest says of its symbols.
+fn honest(guest: &Guest) -> [Option<u64>; COMPARED.len()] {
+    let variable = |symbol: &str| VARIABLES.iter().find(|(name, _)| *name == symbol);
+    COMPARED.map(|symbol| variable(symbol).map(|(_, into)| LINK + guest.shape.shift + into))
+}
+
+fn compared(guest: &Guest, told: SymbolsTold) -> (MonitorSummary, Vec<MonitorEvent>) {
+    let mut monitor = Monitor::greeted();
+    monitor.attach(ram(guest), file(&guest.kernel), RAM).unwrap();
+    let mut events = Vec::new();
+    let mut hear = |told| {
+        let event = |event, _| events.push(event);
+        monitor.channel().call(CompareSymbols(told), Fds::default(), PATIENCE, event).unwrap();
+    };
+    hear(told);
+    // Only what is said first counts.
+    hear(Ok([Some(1); COMPARED.len()]));
+    let (summary, more) = monitor.finish();
+    assert!(monitor.exit().success());
+    events.extend(more);
+    events.retain(|event| matches!(event, MonitorEvent::SymbolsCompared(_)));
+    (summary, events)
+}
+
+#[test]
+fn symbols_lie_where_an_honest_guest_says_and_lies_are_findings() {
+    if !jail_works() {
+        return;
+    }
+    let guest = Guest::new(Shape { moved: 2 << 20, shift: 6 << 20, ..Shape::default() });
+    clocks(&guest, 1000);
+    let told = honest(&guest);
+    let known = told.iter().flatten().count() as u32;
+    assert!(known >= 10, "{told:x?}");
+    let (summary, events) = compared(&guest, Ok(told));
+    let agreed = SymbolsCompared { agree: known, ..SymbolsCompared::default() };
+    assert_eq!(summary.symbols.as_ref(), Some(&agreed));
+    assert_eq!(events, [MonitorEvent::SymbolsCompared(agreed)], "said once");
+
+    // Three lies: another address, none that could be one, a symbol that is not there; and one that is kept back.
+    let mut lies = told;
+    let place = |symbol: &str| COMPARED.iter().position(|name| *name == symbol).unwrap();
+    let of = |symbol: &str| told[place(symbol)].unwrap();
+    lies[place("runqueues")] = Some(of("runqueues") + 64);
+    lies[place("scx_root")] = Some(u64::MAX);
+    lies[place("psi_system")] = Some(0x1000);
+    lies[place("init_task")] = None;
+    let (lied, events) = compared(&guest, Ok(lies));
+    let found = lied.symbols.clone().unwrap();
+    let differs = |symbol: &str, guest, monitor| SymbolDiffers { symbol: symbol.into(), guest, monitor };
+    assert_eq!(found.agree, known - 3);
+    assert_eq!(found.untold, ["init_task"]);
+    assert_eq!(
+        found.differ,
+        [
+            differs("runqueues", of("runqueues") + 64, Some(of("runqueues"))),
+            differs("psi_system", 0x1000, None),
+            differs("scx_root", u64::MAX, Some(of("scx_root"))),
+        ]
+    );
+    assert_eq!(events, [MonitorEvent::SymbolsCompared(found)]);
+    // Nothing else of what is read changes.
+    assert!(lied.samples > 0 && lied.failed_samples == 0, "{lied:?}");
+    assert_eq!((lied.max_imbalance_ratio, &lied.unavailable), (summary.max_imbalance_ratio, &vec![]));
+
+    let (silent, _) = compared(&guest, Err("x".repeat(1 << 16)));
+    let impossible = silent.symbols.unwrap().impossible.unwrap();
+    assert_eq!(impossible, "x".repeat(200));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use ktstr_proto::{
     host::HostTime,
     monitor::MonitorSummary,
+    symbols::ADVICE,
     verdict::{Assert, AssertResult, DetailKind, Outcome},
 };
 
@@ -42,6 +43,16 @@ pub(super) fn add_monitor_findings(result: &mut AssertResult, monitor: &MonitorS
             outcome,
             format!("rq clock stood still over {samples} samples with tasks waiting on CPUs {cpus:?}; {why}"),
         );
+    }
+}
+
+/// Adds where guest and monitor differ about the kernel's symbols: what the monitor read is in doubt then, and so is
+/// what it found.
+pub(super) fn add_symbols(result: &mut AssertResult, monitor: &MonitorSummary) {
+    let differ = monitor.symbols.iter().flat_map(|symbols| &symbols.differ);
+    for (nth, differs) in differ.enumerate() {
+        let advice = if nth == 0 { format!("; {ADVICE}") } else { String::new() };
+        result.push(DetailKind::Symbols, Outcome::Inconclusive, format!("{differs}{advice}"));
     }
 }
 

@@ -48,6 +48,7 @@ impl Session {
                         }
                         GuestFrame::AskHost { id, request } => self.guest_asks(*id, request),
                         GuestFrame::SchedulerStats { of, stats } => self.scheduler_said(*of, stats),
+                        GuestFrame::Symbols(told) => self.guest_has_symbols(told),
                         GuestFrame::Watch(what) => self.watch(what.clone()),
                         GuestFrame::SchedulerEnded { .. } => self.scheduler_gone(),
                         GuestFrame::TestEnded(end) if self.fails_with_scheduler(end) => {

@@ -10,8 +10,11 @@ use ktstr_proto::{
     ChannelError, Fds,
     channel::Message,
     link::{RemoteError, chain},
-    monitor::{Attach, MonitorEvent, MonitorLink, MonitorReply, MonitorRequest, VcpuTime, Window},
+    monitor::{
+        Attach, CompareSymbols, MonitorEvent, MonitorLink, MonitorReply, MonitorRequest, VcpuTime, Window,
+    },
     run::AccelKind,
+    symbols::SymbolsTold,
     vmm::Started,
 };
 
@@ -76,6 +79,13 @@ impl Session {
         });
         if let Some(Err(error)) = asked {
             self.lose_monitor(&chain(&error));
+        }
+    }
+
+    /// Only what it says first is compared; a monitor that is not there yet hears it when it is.
+    pub(super) fn guest_has_symbols(&mut self, told: &SymbolsTold) {
+        if self.monitor_attached && self.evidence.symbols().is_none() {
+            self.ask_monitor(MonitorRequest::CompareSymbols(CompareSymbols(told.clone())));
         }
     }
 
@@ -162,7 +172,12 @@ impl Session {
                     self.finish();
                 }
             }
-            Ok(MonitorReply::Window(_) | MonitorReply::VcpuTime(_) | MonitorReply::Thawed(_)) => {}
+            Ok(
+                MonitorReply::Window(_)
+                | MonitorReply::VcpuTime(_)
+                | MonitorReply::Thawed(_)
+                | MonitorReply::CompareSymbols(_),
+            ) => {}
             Ok(
                 MonitorReply::Ask(_)
                 | MonitorReply::Capture(_)
@@ -177,6 +192,9 @@ impl Session {
                 self.monitor_attached = true;
                 if let Some(window) = self.window {
                     self.ask_monitor(MonitorRequest::Window(window));
+                }
+                if let Some(told) = self.evidence.symbols().cloned() {
+                    self.ask_monitor(MonitorRequest::CompareSymbols(CompareSymbols(told)));
                 }
                 self.next_errand();
             }
