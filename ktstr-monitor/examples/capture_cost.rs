@@ -1,9 +1,9 @@
 //! Times what a capture reads while the guest stands: `capture_cost VMCORE VMLINUX [ROUNDS]`. The first round finds
 //! memory untouched and room to be made, as in a guest that has just grown; each is compared with copying so
-//! many bytes in one piece.
+//! many bytes in one piece. CPU time is what a host without other work would need.
 
-use std::fs::File;
-use std::time::Instant;
+use std::fs::{self, File};
+use std::time::{Duration, Instant};
 
 use ktstr_monitor::freeze::Freeze;
 use ktstr_monitor::image::KernelImage;
@@ -26,17 +26,26 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let largest = mem.layout().regions().iter().max_by_key(|region| region.len);
     let first = largest.ok_or("no memory")?.start;
     for _ in 0..rounds {
+        let ran = cpu_time()?;
         let copied = freeze.touch(&profile, &live, &mem);
-        let (mut whole, floor) = (vec![1; copied.bytes], Instant::now());
+        let touched = cpu_time()? - ran;
+        let (mut whole, floor) = (vec![1; copied.bytes], cpu_time()?);
         mem.read(first, &mut whole)?;
-        println!("so many bytes in one piece: {:?}", floor.elapsed());
+        println!("so many bytes in one piece: {:?} of CPU time", cpu_time()? - floor);
         let began = Instant::now();
         let captured = freeze.read(&profile, &live, &mem);
         let read = began.elapsed();
         let json = serde_json::to_string(&captured.node("cost"))?;
-        println!("{copied:?}");
+        println!("{copied:?}, {touched:?} of CPU time");
         println!("read {read:?}, {} bytes of JSON in {:?}", json.len(), began.elapsed() - read);
         freeze.end();
     }
     Ok(())
+}
+
+/// What this thread has run, by the scheduler's account.
+fn cpu_time() -> Result<Duration, Box<dyn std::error::Error>> {
+    let account = fs::read_to_string("/proc/thread-self/schedstat")?;
+    let ran = account.split_whitespace().next().ok_or("an empty account")?;
+    Ok(Duration::from_nanos(ran.parse()?))
 }

@@ -311,17 +311,40 @@ fn instruction() -> impl Strategy<Value = [u8; 8]> {
     })
 }
 
+/// `code[off](regs, imm)` as the processor of BPF programs reads it.
+fn insn(code: u8, regs: u8, off: i16, imm: i32) -> Insn {
+    let ([a, b], [c, d, e, f]) = (off.to_le_bytes(), imm.to_le_bytes());
+    Insn::decode([code, regs, a, b, c, d, e, f])
+}
+
+/// Offsets of the slots in `struct item` that are found in one function, whose first two arguments are items; the
+/// call at `call`, if there is one, takes an item, too.
+fn found_in(insns: Vec<Insn>, call: usize) -> Vec<u64> {
+    let set = Arc::new(TypeSet::parse("object", &object()).unwrap());
+    let item = Some(TypeRef::new(&set, TypeId(5)));
+    let takes = vec![item.clone(), item.clone()];
+    let function = CodeFunction { start: 0, takes, static_takes: Vec::new(), context: Vec::new() };
+    let code = Code {
+        name: "union".into(),
+        functions: vec![function],
+        types: Arc::clone(&set),
+        constants: HashMap::new(),
+        calls: HashMap::from([(call, Callee::Kernel { takes: vec![item], returns: None })]),
+        cpu_pointers: HashMap::new(),
+        insns,
+    };
+    let resolved = cast::resolve(&set, &[code], &|_| false);
+    resolved.iter().map(|(slot, ..)| slot.offset).collect()
+}
+
+/// An instruction that does nothing of interest.
+const NOTHING: [u8; 8] = [0xb7, 4, 0, 0, 0, 0, 0, 0];
+
 /// Two members of a union in one word of the stack: where paths have joined, the kernel's function takes the
 /// pointer that one of them put there, and what the other put there is a number.
 #[test]
 fn a_word_that_two_paths_fill_tells_of_neither() {
     let found = |branch: Insn| {
-        let set = Arc::new(TypeSet::parse("object", &object()).unwrap());
-        let item = TypeRef::new(&set, TypeId(5));
-        let insn = |code, regs, off: i16, imm: i32| {
-            let ([a, b], [c, d, e, f]) = (off.to_le_bytes(), imm.to_le_bytes());
-            Insn::decode([code, regs, a, b, c, d, e, f])
-        };
         let insns = vec![
             // item->next into the word, and, where it is not jumped over, item->first.
             insn(0x79, 0x13, 8, 0),
@@ -333,22 +356,30 @@ fn a_word_that_two_paths_fill_tells_of_neither() {
             insn(0x85, 0, 0, 1),
             insn(0x95, 0, 0, 0),
         ];
-        let takes = vec![Some(item)];
-        let function =
-            CodeFunction { start: 0, takes: takes.clone(), static_takes: Vec::new(), context: Vec::new() };
-        let code = Code {
-            name: "union".into(),
-            functions: vec![function],
-            types: Arc::clone(&set),
-            constants: HashMap::new(),
-            calls: HashMap::from([(6, Callee::Kernel { takes, returns: None })]),
-            cpu_pointers: HashMap::new(),
-            insns,
-        };
-        let resolved = cast::resolve(&set, &[code], &|_| false);
-        resolved.iter().map(|(slot, ..)| slot.offset).collect::<Vec<_>>()
+        found_in(insns, 6)
     };
-    // r2 != 0: two further on; and an instruction that does nothing.
-    assert!(found(Insn::decode([0x55, 2, 2, 0, 0, 0, 0, 0])).is_empty());
-    assert_eq!(found(Insn::decode([0xb7, 4, 0, 0, 0, 0, 0, 0])), [0]);
+    // r5 != 0: two further on.
+    assert!(found(insn(0x55, 5, 2, 0)).is_empty());
+    assert_eq!(found(Insn::decode(NOTHING)), [0]);
+}
+
+/// The same where such a word is stored: the pointer that one path put there is not what the slot gets from the other.
+#[test]
+fn a_word_that_two_paths_fill_makes_no_pointer_of_where_it_is_stored() {
+    let found = |branch: Insn| {
+        let insns = vec![
+            // item->first, a number, into the word, and, where it is not jumped over, the second argument, a pointer.
+            insn(0x79, 0x13, 0, 0),
+            insn(0x7b, 0x3a, -8, 0),
+            branch,
+            insn(0x7b, 0x2a, -8, 0),
+            // The word into the same member of the other item.
+            insn(0x79, 0xa4, -8, 0),
+            insn(0x7b, 0x42, 0, 0),
+            insn(0x95, 0, 0, 0),
+        ];
+        found_in(insns, usize::MAX)
+    };
+    assert!(found(insn(0x55, 5, 1, 0)).is_empty());
+    assert_eq!(found(Insn::decode(NOTHING)), [0]);
 }
