@@ -56,6 +56,8 @@ pub enum Stopped {
 pub struct Evidence {
     /// The guest's messages that matter for the verdict (all but logs).
     pub frames: Vec<GuestMessage>,
+    /// Where the guest says that symbols lie, the first time it did.
+    pub symbols: Option<SymbolsTold>,
     /// Tail of the scheduler's output, whole lines.
     pub scheduler_log: Tail,
     /// Tail of the kernel console, whole lines.
@@ -91,6 +93,9 @@ impl Evidence {
         match message.body {
             GuestFrame::Log(Log { source: LogSource::Scheduler, ref text }) => self.scheduler_log.push(text),
             GuestFrame::Log(_) | GuestFrame::SchedulerStats { .. } => {}
+            GuestFrame::Symbols(told) => {
+                self.symbols.get_or_insert(told);
+            }
             _ => self.frames.push(message),
         }
     }
@@ -99,14 +104,6 @@ impl Evidence {
     pub fn phase(&self) -> Option<Phase> {
         self.frames.iter().rev().find_map(|m| match m.body {
             GuestFrame::Phase(phase) => Some(phase),
-            _ => None,
-        })
-    }
-
-    /// Where the guest says that symbols lie, the first time it did.
-    pub fn symbols(&self) -> Option<&SymbolsTold> {
-        self.frames.iter().find_map(|m| match &m.body {
-            GuestFrame::Symbols(told) => Some(told),
             _ => None,
         })
     }
@@ -625,6 +622,14 @@ mod tests {
         assert_eq!(judged(&defaults), Outcome::Pass);
         assert_eq!(judged(&defaults.max_fallback_rate(10.0)), Outcome::Inconclusive);
         assert_eq!(judged(&defaults.max_local_dsq_depth(3)), Outcome::Inconclusive);
+    }
+
+    #[test]
+    fn a_guest_tells_of_its_symbols_once() {
+        let told = |why: &str| GuestFrame::Symbols(Err(why.into()));
+        let guest = evidence([told("first"), GuestFrame::Phase(Phase::SystemReady), told("second")]);
+        assert_eq!(guest.symbols, Some(Err("first".into())));
+        assert_eq!(guest.frames.len(), 1, "however often it repeats it");
     }
 
     #[test]

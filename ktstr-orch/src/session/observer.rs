@@ -84,7 +84,7 @@ impl Session {
 
     /// Only what it says first is compared; a monitor that is not there yet hears it when it is.
     pub(super) fn guest_has_symbols(&mut self, told: &SymbolsTold) {
-        if self.monitor_attached && self.evidence.symbols().is_none() {
+        if self.monitor_attached && self.evidence.symbols.is_none() {
             self.ask_monitor(MonitorRequest::CompareSymbols(CompareSymbols(told.clone())));
         }
     }
@@ -193,7 +193,7 @@ impl Session {
                 if let Some(window) = self.window {
                     self.ask_monitor(MonitorRequest::Window(window));
                 }
-                if let Some(told) = self.evidence.symbols().cloned() {
+                if let Some(told) = self.evidence.symbols.clone() {
                     self.ask_monitor(MonitorRequest::CompareSymbols(CompareSymbols(told)));
                 }
                 self.next_errand();
