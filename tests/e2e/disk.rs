@@ -15,7 +15,8 @@ use nix::{
 };
 
 use crate::harness::{
-    Live, SOON, alive, exec, not_run, reached, recorded_pid, run, run_with_output, spec, wait_for,
+    Live, SOON, alive, assert_sound, exec, not_run, reached, recorded_pid, run, run_with_output, spec,
+    wait_for,
 };
 
 /// What a guest has flushed before its disk dies.
@@ -53,7 +54,7 @@ fn a_file_is_written_to_a_mounted_disk() {
     if report.outcome == Outcome::NotRun && cause.contains("mkfs.ext4") {
         return println!("NOT RUN: {cause}");
     }
-    assert_eq!(report.outcome, Outcome::Pass, "{:?}", report.cause);
+    assert_sound(&report);
 }
 
 #[test]

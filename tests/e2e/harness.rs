@@ -14,7 +14,7 @@ use ktstr_proto::{
     Accel, Topology,
     client::ClientEvent,
     run::{Job, RunSpec, ShellJob},
-    verdict::{Outcome, RunReport},
+    verdict::{Cause, Outcome, RunReport},
 };
 
 /// Longer than any run here may take; the orchestrator's own deadlines are shorter.
@@ -51,6 +51,23 @@ pub fn exec(command: &str) -> RunSpec {
 /// Runs to the report.
 pub fn run(spec: RunSpec) -> RunReport {
     run_with_output(spec).0
+}
+
+/// It passed, or nothing stands against it but what the host's own figures explain. False where the host kept it from
+/// its end.
+pub fn assert_sound(report: &RunReport) -> bool {
+    const EXCUSED: &str = "may be the host's doing";
+    if let (Outcome::Inconclusive, Some(Cause::SchedulerStall { reason })) = (report.outcome, &report.cause) {
+        assert!(reason.contains(EXCUSED), "{reason}");
+        return false;
+    }
+    let sound = [Outcome::Pass, Outcome::Inconclusive].contains(&report.outcome);
+    let details = report.result.iter().flat_map(|result| &result.details);
+    let against: Vec<_> = details.filter(|detail| detail.outcome > Outcome::Pass).collect();
+    assert!(!report.infrastructure && sound, "{:?}: {against:#?}", report.cause);
+    let excused = against.iter().all(|detail| detail.message.contains(EXCUSED));
+    assert!(excused && against.is_empty() == (report.outcome == Outcome::Pass), "{against:#?}");
+    true
 }
 
 /// Runs to the report and keeps what the guest's processes printed. Machines on KVM boot, whose time in the

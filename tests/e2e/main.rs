@@ -25,6 +25,7 @@ mod pulse;
 mod race;
 mod repro;
 mod said;
+mod session;
 mod shares;
 mod topology;
 mod trust;

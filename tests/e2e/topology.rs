@@ -17,7 +17,7 @@ use ktstr_proto::{
 };
 use view::{SCRIPT, View};
 
-use crate::harness::{exec, not_run, run, run_with_output, spec};
+use crate::harness::{assert_sound, exec, not_run, run, run_with_output, spec};
 
 declare_scheduler!(WIDE, { name = "scx-ktstr", binary = "scx-ktstr" });
 
@@ -134,7 +134,7 @@ fn cpus_that_never_come(ctx: &Ctx) -> Result<AssertResult> {
 #[test]
 fn cpus_are_possible_that_never_come() {
     let report = run(RunSpec { kernel: Some("6.18".into()), ..spec("cpus_that_never_come", Accel::Tcg) });
-    assert_eq!(report.outcome, Outcome::Pass, "{:?} {:?}", report.cause, report.result);
+    assert_sound(&report);
     let monitor = report.monitor.expect("the run was observed");
     assert!(monitor.samples > 0 && monitor.failed_samples == 0, "{monitor:?}");
     assert!(!monitor.unavailable.iter().any(|what| what.contains("possible CPUs")), "{monitor:?}");

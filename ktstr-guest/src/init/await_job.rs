@@ -75,16 +75,14 @@ pub fn read_base() -> Result<Option<GuestBase>, AwaitError> {
     }
 }
 
-/// Waits for the job, for as long as it takes. All that belongs to it is in place when it returns.
-pub fn await_job(base: &GuestBase) -> Result<GuestJob, AwaitError> {
-    take_archive(base)?;
-    let entropy = fs::read(ENTROPY_PATH).map_err(AwaitError::Entropy)?;
+/// Waits for the job, for as long as it takes. All that belongs to it is in place when it returns; the memory it came
+/// through is the ring's now.
+pub fn await_job(base: &GuestBase) -> Result<(GuestJob, MappedRing), AwaitError> {
+    let (memory, entropy) = take_archive(base)?;
     renew_entropy(&entropy).map_err(AwaitError::Entropy)?;
-    // Nobody else shall see what the random numbers begin with.
-    fs::remove_file(ENTROPY_PATH).map_err(AwaitError::Entropy)?;
     let job = read_job(Path::new(JOB_PATH))?;
     let fits = job.ring == base.ring && job.topology == base.topology;
-    if fits { Ok(job) } else { Err(AwaitError::OtherMachine) }
+    if fits { Ok((job, memory)) } else { Err(AwaitError::OtherMachine) }
 }
 
 /// What the kernel is tainted by; nothing where it does not say.
@@ -93,10 +91,15 @@ fn taint() -> u64 {
     said.ok().and_then(|taint| taint.trim().parse().ok()).unwrap_or(0)
 }
 
-fn take_archive(base: &GuestBase) -> Result<(), AwaitError> {
-    let mut taker = Taker::announce(MappedRing::open(base.ring)?, taint());
-    let mut unpacker = Unpacker::new(Path::new("/"));
-    let mut copy = vec![0; COPY];
+/// Returns the memory through which it came, and the host's random bytes, which nobody else shall see: they never lie
+/// in a file.
+fn take_archive(base: &GuestBase) -> Result<(MappedRing, Vec<u8>), AwaitError> {
+    let memory = MappedRing::open(base.ring)?;
+    let mut unpacker = Unpacker::new(Path::new("/"), Path::new(ENTROPY_PATH));
+    // The machine is kept as soon as it is announced: all that can be done before is done once and not by every machine.
+    // Written to, the pages are there.
+    let mut copy = vec![1; COPY];
+    let mut taker = Taker::announce(memory, taint());
     let mut first = true;
     loop {
         let Some(piece) = taker.piece() else {
@@ -118,8 +121,10 @@ fn take_archive(base: &GuestBase) -> Result<(), AwaitError> {
             break;
         }
     }
-    taker.finish();
-    Ok(unpacker.finish()?)
+    let entropy = unpacker.finish()?.ok_or_else(|| AwaitError::Entropy(io::ErrorKind::NotFound.into()))?;
+    // Giving the pages back would cost more than they are worth.
+    std::mem::forget(copy);
+    Ok((taker.finish(), entropy))
 }
 
 fn set_wall_clock(ns: u64) -> nix::Result<()> {

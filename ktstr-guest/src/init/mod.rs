@@ -51,7 +51,7 @@ use ktstr_proto::{
 
 use self::{
     kmsg::Kmsg,
-    outbox::Outbox,
+    outbox::{Outbox, OutboxError},
     probes::Probes,
     scheduler::{Scheduler, SchedulerError},
     stats::SchedulerStats,
@@ -112,6 +112,12 @@ fn prepare(topology: Topology) -> Result<Found, Failure> {
     Ok(Found { missing, symbols: symbols::ask() })
 }
 
+/// What this machine is; the same before and after it waited for its job.
+fn hello() -> GuestFrame {
+    let release = nix::sys::utsname::uname().map(|name| name.release().to_string_lossy().into_owned());
+    GuestFrame::Hello { release: release.unwrap_or_default(), cpus_online: system::cpus_online() }
+}
+
 /// Starts the scheduler, if there is one, and the task, and sees both to their end.
 fn carry_out(watch: &mut Watch, out: &mut Outbox, job: &GuestJob) -> Result<(), Failure> {
     let scheduler = match &job.scheduler {
@@ -155,7 +161,7 @@ impl Init {
         let ready = self.set_up();
         if let (Err(_), Some(ring)) = (&ready, self.silent_ring) {
             // Without it the console says why.
-            let _ = self.open_ring(ring);
+            let _ = self.open_ring(Outbox::open(ring), hello());
         }
         let (job, kmsg) = ready?;
         self.work(&job, kmsg)
@@ -168,28 +174,28 @@ impl Init {
         self.can_power_off = kmsg.as_ref().is_ok_and(Kmsg::can_power_off);
         let complete = if Path::new(COMPLETE_PATH).exists() { Ok(()) } else { Err(Truncated) };
         let base = step("base", await_job::read_base())?;
-        let (job, Found { mut missing, symbols }) = match &base {
+        let (job, kmsg, Found { mut missing, symbols }) = match &base {
             Some(base) => {
                 self.silent_ring = Some(base.ring);
                 step("initramfs", complete)?;
                 let found = prepare(base.topology)?;
-                (step("job", await_job::await_job(base))?, found)
+                let kmsg = step("kernel log", kmsg)?;
+                let hello = hello();
+                let (job, memory) = step("job", await_job::await_job(base))?;
+                self.open_ring(Outbox::over(memory, job.ring.mode), hello)?;
+                (job, kmsg, found)
             }
             None => {
                 let job = read_job(Path::new(JOB_PATH));
                 if let Ok(job) = &job {
-                    self.open_ring(job.ring)?;
+                    self.open_ring(Outbox::open(job.ring), hello())?;
                 }
                 step("initramfs", complete)?;
                 let job = step("job", job)?;
                 let found = prepare(job.topology)?;
-                (job, found)
+                (job, step("kernel log", kmsg)?, found)
             }
         };
-        let kmsg = step("kernel log", kmsg)?;
-        if base.is_some() {
-            self.open_ring(job.ring)?;
-        }
         if !matches!(job.task, GuestTask::Test(_)) {
             step("shell", system::install_shell())?;
             missing.extend(system::install_commands());
@@ -226,14 +232,10 @@ impl Init {
         done
     }
 
-    /// Sets the ring up and says the first words through it.
-    fn open_ring(&mut self, ring: RingRegion) -> Result<(), Failure> {
+    /// Says the first words through the ring.
+    fn open_ring(&mut self, ring: Result<Outbox, OutboxError>, hello: GuestFrame) -> Result<(), Failure> {
         self.silent_ring = None;
-        let out = self.out.insert(step("ring", Outbox::open(ring))?);
-        let release = nix::sys::utsname::uname()
-            .map(|name| name.release().to_string_lossy().into_owned())
-            .unwrap_or_default();
-        let hello = GuestFrame::Hello { release, cpus_online: system::cpus_online() };
+        let out = self.out.insert(step("ring", ring)?);
         step("ring", out.send(hello))?;
         step("ring", out.phase(Phase::InitStarted))
     }

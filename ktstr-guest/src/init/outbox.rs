@@ -31,9 +31,13 @@ pub struct Outbox {
 impl Outbox {
     /// Maps the region and sets the ring up.
     pub fn open(region: RingRegion) -> Result<Self, OutboxError> {
-        let memory = MappedRing::open(region).map_err(OutboxError::Map)?;
-        let ring = RingWriter::create(memory, region.mode).map_err(OutboxError::Ring)?;
-        Ok(Self { ring, mode: region.mode })
+        Self::over(MappedRing::open(region).map_err(OutboxError::Map)?, region.mode)
+    }
+
+    /// Sets the ring up in memory that is mapped already.
+    pub fn over(memory: MappedRing, mode: Mode) -> Result<Self, OutboxError> {
+        let ring = RingWriter::create(memory, mode).map_err(OutboxError::Ring)?;
+        Ok(Self { ring, mode })
     }
 
     /// Says one thing; waits while a wrapping ring is full.

@@ -16,6 +16,9 @@ const TRAILER: &str = "TRAILER!!!";
 /// Longest name or link target that Linux knows, with its end.
 const MAX_NAME: usize = 4096;
 
+/// Longest entry that is kept instead of written.
+const MAX_KEPT: usize = 4096;
+
 /// Why an archive cannot be unpacked.
 #[derive(Debug, thiserror::Error)]
 pub enum UnpackError {
@@ -65,6 +68,8 @@ enum Next {
     Target(PathBuf, usize),
     /// So many bytes of a file.
     Content(PathBuf, File, u64),
+    /// So many bytes of the entry that is kept.
+    Kept(u64),
     /// Nothing that counts.
     End,
 }
@@ -79,12 +84,23 @@ pub struct Unpacker {
     /// Bytes up to the next multiple of four.
     padding: usize,
     consumed: u64,
+    /// An entry that becomes no file, and what it holds.
+    keeps: PathBuf,
+    kept: Option<Vec<u8>>,
 }
 
 impl Unpacker {
-    /// Unpacks below `root`.
-    pub fn new(root: &Path) -> Self {
-        Self { root: root.to_owned(), next: Next::Entry, held: Vec::new(), padding: 0, consumed: 0 }
+    /// Unpacks below `root`; the file `keeps` is handed out at the end instead of written.
+    pub fn new(root: &Path, keeps: &Path) -> Self {
+        Self {
+            root: root.to_owned(),
+            next: Next::Entry,
+            held: Vec::new(),
+            padding: 0,
+            consumed: 0,
+            keeps: keeps.to_owned(),
+            kept: None,
+        }
     }
 
     /// Takes the next bytes.
@@ -108,16 +124,27 @@ impl Unpacker {
                     }
                     &bytes[n..]
                 }
+                Next::Kept(left) => {
+                    let n = usize::try_from(*left).unwrap_or(usize::MAX).min(bytes.len());
+                    self.kept.get_or_insert_default().extend_from_slice(&bytes[..n]);
+                    *left -= n as u64;
+                    self.consumed += n as u64;
+                    if *left == 0 {
+                        self.next = Next::Entry;
+                        self.pad();
+                    }
+                    &bytes[n..]
+                }
                 Next::Entry | Next::Target(..) => self.hold(bytes)?,
             };
         }
         Ok(())
     }
 
-    /// All has come.
-    pub fn finish(self) -> Result<(), UnpackError> {
+    /// All has come. Returns what the kept entry held, if there was one.
+    pub fn finish(self) -> Result<Option<Vec<u8>>, UnpackError> {
         match self.next {
-            Next::End => Ok(()),
+            Next::End => Ok(self.kept),
             _ => Err(UnpackError::Cut { bytes: self.consumed + self.held.len() as u64 }),
         }
     }
@@ -168,6 +195,12 @@ impl Unpacker {
         match mode & 0o170_000 {
             0o040_000 if path.is_dir() => {}
             0o040_000 => fs::create_dir(&path).map_err(failed)?,
+            0o100_000 if path == self.keeps && size as usize <= MAX_KEPT => {
+                self.kept = Some(Vec::with_capacity(size as usize));
+                if size > 0 {
+                    self.next = Next::Kept(size.into());
+                }
+            }
             0o100_000 => {
                 let file = File::create(&path).map_err(failed)?;
                 file.set_permissions(Permissions::from_mode(mode & 0o777)).map_err(failed)?;
@@ -232,7 +265,7 @@ mod tests {
             let dir = tempfile::tempdir().unwrap();
             // It may be there already.
             fs::create_dir(dir.path().join("ktstr")).unwrap();
-            let mut unpacker = Unpacker::new(dir.path());
+            let mut unpacker = Unpacker::new(dir.path(), Path::new(""));
             archive.chunks(step).for_each(|piece| unpacker.push(piece).unwrap());
             unpacker.finish().unwrap();
             assert_eq!(fs::read(dir.path().join("link")).unwrap(), b"what to do", "step {step}");
@@ -242,12 +275,25 @@ mod tests {
     }
 
     #[test]
+    fn one_entry_may_be_kept_instead_of_written() {
+        let archive = archive();
+        for step in [1, 7, 111, archive.len()] {
+            let dir = tempfile::tempdir().unwrap();
+            let place = dir.path().join("ktstr/job");
+            let mut unpacker = Unpacker::new(dir.path(), &place);
+            archive.chunks(step).for_each(|piece| unpacker.push(piece).unwrap());
+            assert_eq!(unpacker.finish().unwrap().as_deref(), Some(&b"what to do"[..]), "step {step}");
+            assert!(!place.exists() && dir.path().join("ktstr/empty").exists());
+        }
+    }
+
+    #[test]
     fn a_cut_archive_is_never_whole() {
         let archive = archive();
         let end = archive.len() - 124;
         for cut in [0, 1, 50, 130, 200, end] {
             let dir = tempfile::tempdir().unwrap();
-            let mut unpacker = Unpacker::new(dir.path());
+            let mut unpacker = Unpacker::new(dir.path(), Path::new(""));
             unpacker.push(&archive[..cut]).unwrap();
             let Err(UnpackError::Cut { .. }) = unpacker.finish() else { panic!("cut at {cut}") };
         }
@@ -255,7 +301,8 @@ mod tests {
 
     #[test]
     fn what_does_not_belong_there_is_refused() {
-        let unpack = |archive: &[u8]| Unpacker::new(tempfile::tempdir().unwrap().path()).push(archive);
+        let unpack =
+            |archive: &[u8]| Unpacker::new(tempfile::tempdir().unwrap().path(), Path::new("")).push(archive);
         for name in ["../x", "/etc", "a/../../b", "a//b"] {
             let mut out = Vec::new();
             entry(&mut out, name, 0o100_644, b"");

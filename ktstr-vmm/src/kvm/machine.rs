@@ -317,6 +317,12 @@ impl KvmMachine {
         Ok(())
     }
 
+    /// What KVM has counted for each vCPU so far, while they run; empty where it does not count.
+    #[must_use]
+    pub fn counted_so_far(&self) -> Vec<VcpuStatistics> {
+        self.counting.iter().filter_map(|source| source.read().ok()).collect()
+    }
+
     fn stop_io_thread(&mut self) {
         self.stop_io.store(true, Ordering::SeqCst);
         let _ = self.doorbell.write(1);

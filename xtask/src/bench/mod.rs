@@ -10,10 +10,12 @@
 //! | `lab` | our VMM with a trivial init, in the KVM lab | QEMU/KVM with the same init |
 //! | `warm-lab` | as `warm`, with `kvm` in the lab | the same booted |
 //!
-//! and `figures`, what is no ratio ([`figures`]). Same kernel, memory and vCPU count within a pair. A run that did not
+//! `boots` and `boots-lab`, the time to PID 1 of ours, q35 and microvm by the number of vCPUs ([`boots`]), and `figures`,
+//! what is no ratio ([`figures`]). Same kernel, memory and vCPU count within a pair. A run that did not
 //! get to its end is an error, not a figure. Judges ratios of medians against
 //! the project's limits; absolute times are this machine's.
 
+mod boots;
 mod figures;
 mod init;
 mod stations;
@@ -39,7 +41,7 @@ const WARM_GOAL: f64 = 1.0 / 40.0;
 /// The same in the lab.
 const WARM_LAB_LIMIT: f64 = 0.25;
 const WARM_LAB_GOAL: f64 = 1.0 / 20.0;
-const RUN_LIMIT: Duration = Duration::from_secs(240);
+const RUN_LIMIT: Duration = Duration::from_secs(600);
 
 /// Options of `cargo xtask bench`.
 #[derive(Args, Debug)]
@@ -50,6 +52,9 @@ pub struct BenchArgs {
     /// vCPUs of the measured machines
     #[arg(long, default_value_t = 2)]
     vcpus: u32,
+    /// vCPUs of the machines of `boots` and `boots-lab`
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 2, 8, 16])]
+    boot_vcpus: Vec<u32>,
     /// Their memory in MiB
     #[arg(long, default_value_t = 1024)]
     memory_mb: u32,
@@ -92,6 +97,10 @@ enum PairName {
     Lab,
     /// A warm start under `kvm` in the lab against a cold one
     WarmLab,
+    /// Cold boots under `tcg` to PID 1, by the number of vCPUs
+    Boots,
+    /// The same with KVM in the lab
+    BootsLab,
     /// In the lab: what a machine costs besides its RAM, exits of an idle guest, machines made per second
     Figures,
 }
@@ -147,6 +156,11 @@ pub fn command(args: &BenchArgs) -> Result<u8> {
     if wants(args, PairName::WarmLab) {
         worst = worst.max(measure(&warm_lab_pair(args, &kernel, &bins)?, args.rounds)?);
     }
+    for (name, lab) in [(PairName::Boots, false), (PairName::BootsLab, true)] {
+        if wants(args, name) {
+            worst = worst.max(boots::measure(args, &kernel, &bins, &initrd, lab)?);
+        }
+    }
     if wants(args, PairName::Figures) {
         worst = worst.max(figures::measure(args, &kernel, &bins)?);
     }
@@ -164,14 +178,16 @@ fn wants(args: &BenchArgs, name: PairName) -> bool {
 /// Builds what is measured; figures of unoptimised programs would mislead.
 fn build(args: &BenchArgs) -> Result<PathBuf> {
     let mut cargo_args = vec!["build", "--release", "--quiet"];
-    if [PairName::Tcg, PairName::Warm, PairName::WarmLab].into_iter().any(|name| wants(args, name)) {
+    let with_roles = [PairName::Tcg, PairName::Warm, PairName::WarmLab, PairName::Boots];
+    if with_roles.into_iter().any(|name| wants(args, name)) {
         cargo_args.extend(RUN_PACKAGES.iter().flat_map(|p| ["-p", p]));
         cargo_args.push("--bins");
     } else {
         cargo_args.extend(["-p", "ktstr-vmm"]);
     }
-    for (name, example) in [(PairName::Lab, "boot"), (PairName::Figures, "figures")] {
-        if wants(args, name) {
+    let boot = [PairName::Lab, PairName::BootsLab].as_slice();
+    for (names, example) in [(boot, "boot"), (&[PairName::Figures], "figures")] {
+        if names.iter().any(|name| wants(args, *name)) {
             cargo_args.extend(["--example", example]);
         }
     }
@@ -188,10 +204,8 @@ fn build(args: &BenchArgs) -> Result<PathBuf> {
 
 fn tcg_pair(args: &BenchArgs, kernel: &LabKernel, bins: &Path, initrd: &Path) -> Result<Pair> {
     let vmlinux = text(&kernel.vmlinux)?;
-    let mut baseline =
-        vec!["qemu-system-x86_64".to_owned(), "-accel".into(), "tcg".into(), "-cpu".into(), "max".into()];
-    baseline.extend(machine(args, &vmlinux, &text(initrd)?));
-    let ours = shell(args, "tcg", &vmlinux, bins, &["--cold", "--exec", "true"])?;
+    let baseline = bare_tcg(args.machine, (args.vcpus, args.memory_mb), &vmlinux, &text(initrd)?);
+    let ours = shell(args, args.vcpus, "tcg", &vmlinux, bins, &["--cold", "--exec", "true"])?;
     Ok(Pair {
         title: format!("tcg: kernel {}, {} vCPUs", kernel.release, args.vcpus),
         limit: TCG_LIMIT,
@@ -212,14 +226,37 @@ fn tcg_pair(args: &BenchArgs, kernel: &LabKernel, bins: &Path, initrd: &Path) ->
     })
 }
 
+/// The bare emulator.
+fn bare_tcg(name: Machine, size: (u32, u32), vmlinux: &str, initrd: &str) -> Vec<String> {
+    let mut argv: Vec<String> =
+        ["qemu-system-x86_64", "-accel", "tcg", "-cpu", "max"].map(str::to_owned).to_vec();
+    argv.extend(machine(name, size, vmlinux, initrd));
+    argv
+}
+
 /// `ktstr shell` on the measured machine.
-fn shell(args: &BenchArgs, accel: &str, vmlinux: &str, bins: &Path, rest: &[&str]) -> Result<Vec<String>> {
+fn shell(
+    args: &BenchArgs,
+    vcpus: u32,
+    accel: &str,
+    vmlinux: &str,
+    bins: &Path,
+    rest: &[&str],
+) -> Result<Vec<String>> {
     let ktstr = text(&bins.join("ktstr"))?;
-    let (topology, memory) = (format!("1,1,{},1", args.vcpus), args.memory_mb.to_string());
-    let mut argv = vec![ktstr.as_str(), "shell", "--accel", accel, "--kernel", vmlinux];
+    let (topology, memory) = (format!("1,1,{vcpus},1"), args.memory_mb.to_string());
+    let kernel = kernel_name(Path::new(vmlinux));
+    let mut argv = vec![ktstr.as_str(), "shell", "--accel", accel, "--kernel", &kernel];
     argv.extend(["--topology", &topology, "--memory-mb", &memory]);
     argv.extend(rest);
     Ok(argv.into_iter().map(str::to_owned).collect())
+}
+
+/// A kernel of the store has a name; one given by its path is digested by every run, which users' kernels are not.
+fn kernel_name(vmlinux: &Path) -> String {
+    let entry = vmlinux.parent().filter(|dir| dir.join("metadata.json").is_file());
+    let named = entry.and_then(Path::file_name).unwrap_or(vmlinux.as_os_str());
+    named.to_string_lossy().into_owned()
 }
 
 /// From the request to the first word of what runs in the guest. The first warm run, which is not
@@ -233,10 +270,13 @@ fn warm_lab_pair(args: &BenchArgs, kernel: &LabKernel, bins: &Path) -> Result<Pa
     let mut lab = lab(args)?;
     lab.retain(|arg| arg != "--no-bins");
     let modules = kernel.vmlinux.parent().context("the kernel lies in no directory")?;
-    lab.extend(["--bin-dir".to_owned(), text(bins)?, "--file".into(), text(modules)?, "--".into()]);
+    lab.extend(["--bin-dir".to_owned(), text(bins)?, "--file".into(), text(modules)?]);
+    // What the runs say about themselves.
+    let runs = text(&runs_root()?)?;
+    let beside = text(&work_dir()?)?;
+    lab.extend(["--fetch".to_owned(), format!("{runs}:{beside}"), "--".into()]);
     let pair = warm_cases(args, kernel, bins, "kvm", &lab)?;
-    // What the runs say about themselves stays in the lab.
-    Ok(Pair { limit: WARM_LAB_LIMIT, goal: Some(WARM_LAB_GOAL), stations: false, ..pair })
+    Ok(Pair { limit: WARM_LAB_LIMIT, goal: Some(WARM_LAB_GOAL), ..pair })
 }
 
 fn warm_cases(
@@ -250,7 +290,7 @@ fn warm_cases(
     let vmlinux = text(&kernel.vmlinux)?;
     let say = format!("echo {READY}");
     let case = |label: &str, rest: &[&str]| {
-        let argv = [before, &shell(args, accel, &vmlinux, bins, rest)?].concat();
+        let argv = [before, &shell(args, args.vcpus, accel, &vmlinux, bins, rest)?].concat();
         Ok::<_, anyhow::Error>(Case { label: label.into(), argv, marker: Some(READY), until_marker: true })
     };
     Ok(Pair {
@@ -264,44 +304,43 @@ fn warm_cases(
 }
 
 fn lab_pair(args: &BenchArgs, kernel: &LabKernel, bins: &Path, initrd: &Path) -> Result<Pair> {
-    let (vmlinux, initrd) = (text(&kernel.vmlinux)?, text(initrd)?);
-    let mut lab = lab(args)?;
-    for file in [&vmlinux, &initrd] {
-        lab.extend(["--file".to_owned(), file.clone()]);
-    }
-    let mut baseline = lab.clone();
-    baseline
-        .extend(["--qemu", "--", "qemu-system-x86_64", "-accel", "kvm", "-cpu", "host"].map(str::to_owned));
-    baseline.extend(machine(args, &vmlinux, &initrd));
-    let mut ours = lab;
-    let boot = example(bins, "boot")?;
-    ours.extend([
-        "--".to_owned(),
-        text(&boot)?,
-        vmlinux,
-        initrd,
-        format!("1,1,{},1", args.vcpus),
-        args.memory_mb.to_string(),
-    ]);
-    ours.push(CMDLINE.to_owned());
+    let files = (text(&kernel.vmlinux)?, text(initrd)?);
     Ok(Pair {
         title: format!("KVM lab: kernel {}, {} vCPUs", kernel.release, args.vcpus),
         limit: LAB_LIMIT,
         goal: None,
-        baseline: Case {
-            label: format!("QEMU/KVM {}, trivial init", args.machine.name()),
-            argv: baseline,
-            marker: Some(init::MARKER),
-            until_marker: false,
-        },
-        ours: Case {
-            label: "ktstr-vmm, trivial init".into(),
-            argv: ours,
-            marker: Some(init::MARKER),
-            until_marker: false,
-        },
+        baseline: emulator_in_lab(args, args.machine, args.vcpus, &files)?,
+        ours: ours_in_lab(args, bins, args.vcpus, &files)?,
         stations: false,
     })
+}
+
+/// The emulator with KVM in the lab; `files` are kernel and initramfs.
+fn emulator_in_lab(args: &BenchArgs, name: Machine, vcpus: u32, files: &(String, String)) -> Result<Case> {
+    let mut argv = lab_with(args, files)?;
+    argv.extend(["--qemu", "--", "qemu-system-x86_64", "-accel", "kvm", "-cpu", "host"].map(str::to_owned));
+    argv.extend(machine(name, (vcpus, args.memory_mb), &files.0, &files.1));
+    let label = format!("QEMU/KVM {}, trivial init", name.name());
+    Ok(Case { label, argv, marker: Some(init::MARKER), until_marker: false })
+}
+
+/// Our VMM in the lab.
+fn ours_in_lab(args: &BenchArgs, bins: &Path, vcpus: u32, files: &(String, String)) -> Result<Case> {
+    let (vmlinux, initrd) = files.clone();
+    let (shape, memory) = (format!("1,1,{vcpus},1"), args.memory_mb.to_string());
+    let mut argv = lab_with(args, files)?;
+    let boot = text(&example(bins, "boot")?)?;
+    argv.extend(["--".to_owned(), boot, vmlinux, initrd, shape, memory, CMDLINE.to_owned()]);
+    let label = "ktstr-vmm, trivial init".into();
+    Ok(Case { label, argv, marker: Some(init::MARKER), until_marker: false })
+}
+
+fn lab_with(args: &BenchArgs, (vmlinux, initrd): &(String, String)) -> Result<Vec<String>> {
+    let mut lab = lab(args)?;
+    for file in [vmlinux, initrd] {
+        lab.extend(["--file".to_owned(), file.clone()]);
+    }
+    Ok(lab)
 }
 
 /// The beginning of a command in the lab.
@@ -324,31 +363,20 @@ fn example(bins: &Path, name: &str) -> Result<PathBuf> {
 
 const CMDLINE: &str = "console=ttyS0 tsc=reliable no_timer_check panic=-1";
 
-fn machine(args: &BenchArgs, vmlinux: &str, initrd: &str) -> Vec<String> {
-    let (vcpus, memory) = (args.vcpus.to_string(), args.memory_mb.to_string());
-    [
-        "-machine",
-        args.machine.name(),
-        "-smp",
-        &vcpus,
-        "-m",
-        &memory,
-        "-nodefaults",
-        "-no-user-config",
-        "-display",
-        "none",
-        "-no-reboot",
-        "-serial",
-        "stdio",
-        "-kernel",
-        vmlinux,
-        "-initrd",
-        initrd,
-        "-append",
-        CMDLINE,
-    ]
-    .map(str::to_owned)
-    .to_vec()
+/// The machine's options; `size` is vCPUs and MiB.
+fn machine(name: Machine, size: (u32, u32), vmlinux: &str, initrd: &str) -> Vec<String> {
+    let (vcpus, memory) = (size.0.to_string(), size.1.to_string());
+    // Without firmware's tables microvm's kernel would measure its counter against a timer chip that is not there.
+    let cmdline = match name {
+        Machine::Q35 => CMDLINE.to_owned(),
+        Machine::Microvm => format!("{CMDLINE} tsc_early_khz=1000000"),
+    };
+    ["-machine", name.name(), "-smp", &vcpus, "-m", &memory]
+        .into_iter()
+        .chain(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"])
+        .chain(["-kernel", vmlinux, "-initrd", initrd, "-append", &cmdline])
+        .map(str::to_owned)
+        .collect()
 }
 
 /// Runs a pair A B A B …; what the ratio of medians says about the limit.
@@ -510,6 +538,17 @@ mod tests {
         assert_eq!(median(&[3.0, 1.0, 2.0]), 2.0);
         assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
         assert_eq!(median(&[7.0]), 7.0);
+    }
+
+    #[test]
+    fn kernels_of_the_store_go_by_their_names() {
+        let dir = tempfile::tempdir().unwrap();
+        let entry = dir.path().join("debian-7.3");
+        fs::create_dir(&entry).unwrap();
+        let vmlinux = entry.join("vmlinux");
+        assert_eq!(kernel_name(&vmlinux), vmlinux.to_str().unwrap());
+        fs::write(entry.join("metadata.json"), "{}").unwrap();
+        assert_eq!(kernel_name(&vmlinux), "debian-7.3");
     }
 
     #[test]

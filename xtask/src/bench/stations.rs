@@ -21,18 +21,15 @@ pub struct Stations {
 }
 
 impl Stations {
-    /// Adds the one run in `root`, which is emptied.
+    /// Adds the last run in `root`, which is emptied.
     pub fn add_run(&mut self, root: &Path) -> Result<()> {
-        let entries = fs::read_dir(root).with_context(|| format!("reading {}", root.display()))?;
-        let dirs: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|p| p.is_dir()).collect();
-        let dir = dirs.last().context("the run left no directory")?;
-        for (what, at) in of_run(&lines(&dir.join("events.jsonl"))?, &lines(&dir.join("guest.jsonl"))?)? {
+        for (what, at) in take_last(root)? {
             if !self.at.contains_key(&what) {
                 self.order.push(what.clone());
             }
             self.at.entry(what).or_default().push(at);
         }
-        dirs.iter().try_for_each(fs::remove_dir_all).context("removing the run's directory")
+        Ok(())
     }
 
     /// One line per station: the median moment, and the time since the one before.
@@ -47,6 +44,27 @@ impl Stations {
         };
         moments.into_iter().map(line).collect()
     }
+}
+
+/// Milliseconds from the first word of PID 1 to that of the job, in the last run in `root`, which is emptied.
+pub fn from_first_word_to_job(root: &Path) -> Result<f64> {
+    let all = take_last(root)?;
+    let at = |station: &str| {
+        let found = all.iter().find(|(what, _)| what == station);
+        found.map(|(_, at)| *at).with_context(|| format!("the run did not get to: {station}"))
+    };
+    Ok(at("job's first word")? - at("guest's first word")?)
+}
+
+/// The stations of the last run in `root`; names of runs begin with their time.
+fn take_last(root: &Path) -> Result<Vec<(String, f64)>> {
+    let entries = fs::read_dir(root).with_context(|| format!("reading {}", root.display()))?;
+    let mut dirs: Vec<PathBuf> = entries.flatten().map(|entry| entry.path()).filter(|p| p.is_dir()).collect();
+    dirs.sort();
+    let dir = dirs.last().context("the run left no directory")?;
+    let all = of_run(&lines(&dir.join("events.jsonl"))?, &lines(&dir.join("guest.jsonl"))?)?;
+    dirs.iter().try_for_each(fs::remove_dir_all).context("removing the run's directory")?;
+    Ok(all)
 }
 
 fn lines(path: &Path) -> Result<Vec<Value>> {
