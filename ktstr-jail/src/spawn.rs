@@ -41,10 +41,12 @@ const STARTING: u8 = b's';
 /// What to start.
 #[derive(Debug)]
 pub struct Program<'a> {
-    /// The executable, as the host sees it. Its environment is empty.
+    /// The executable, as the host sees it.
     pub path: &'a Path,
     /// Arguments after the program's name.
     pub args: &'a [String],
+    /// All of its environment, `NAME=value`.
+    pub environment: &'a [String],
     /// Standard input, output and error.
     pub stdio: [BorrowedFd<'a>; 3],
     /// Further descriptors, which keep their numbers. No others are inherited.
@@ -295,12 +297,17 @@ impl Child {
         for arg in program.args {
             args.push(c_string("argument", arg.clone().into_bytes())?);
         }
+        let argv = pointers(&args);
+        let variables = program.environment.iter().map(|v| c_string("variable", v.clone().into_bytes()));
+        let variables = variables.collect::<Result<Vec<CString>, _>>()?;
+        let environment = pointers(&variables);
+        args.extend(variables);
         Ok(Self {
             steps,
             start: Start::Descriptor { executable: file, exec_fd: exec_fd as RawFd },
             descriptors: program.stdio.iter().map(AsRawFd::as_raw_fd).collect(),
-            argv: pointers(&args),
-            environment: pointers(&[]),
+            argv,
+            environment,
             _words: args,
         })
     }

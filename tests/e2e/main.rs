@@ -23,6 +23,7 @@ mod on_host;
 mod operations;
 mod pulse;
 mod race;
+mod replay;
 mod repro;
 mod said;
 mod session;

@@ -35,7 +35,7 @@ fn start(
     let (reader, writer) = std::io::pipe().unwrap();
     let args = ["-c".to_owned(), script.to_owned()];
     let stdio = [stdin, writer.as_fd(), writer.as_fd()];
-    let program = Program { path, args: &args, stdio, inherited: &[] };
+    let program = Program { path, args: &args, environment: &[], stdio, inherited: &[] };
     Ok((spawn(spec, &program)?, reader))
 }
 
@@ -52,8 +52,11 @@ fn said_with(spec: &JailSpec, kept: &std::fs::File, script: &str) -> (std::proce
     let stdin = null();
     let stdio = [stdin.as_fd(), writer.as_fd(), writer.as_fd()];
     let inherited = [kept.as_fd()];
-    let mut jailed =
-        spawn(spec, &Program { path: Path::new(SHELL), args: &args, stdio, inherited: &inherited }).unwrap();
+    let mut jailed = spawn(
+        spec,
+        &Program { path: Path::new(SHELL), args: &args, environment: &[], stdio, inherited: &inherited },
+    )
+    .unwrap();
     drop(writer);
     (jailed.wait(), output(reader))
 }
@@ -179,7 +182,8 @@ fn descriptors_are_the_listed_ones() {
     let args = ["-c".to_owned(), "echo up; read line".to_owned()];
     let stdio = [silence.as_fd(), writer.as_fd(), writer.as_fd()];
     let inherited = [kept.as_fd()];
-    let program = Program { path: Path::new(SHELL), args: &args, stdio, inherited: &inherited };
+    let program =
+        Program { path: Path::new(SHELL), args: &args, environment: &[], stdio, inherited: &inherited };
     let mut jailed = spawn(&JailSpec::emulator(&[]), &program).expect("start the shell");
     drop(writer);
     let mut up = [0; 3];

@@ -2,7 +2,8 @@
 //! dies, ended together with us.
 //!
 //! It runs in its jail from the first instruction. It refuses to inherit: only the descriptors given
-//! cross the `exec`, the environment is empty, standard input is `/dev/null`. The child's standard error is kept (its end only) for errors.
+//! cross the `exec`, the environment is what is given and empty but under `det`, standard input is `/dev/null`. The
+//! child's standard error is kept (its end only) for errors.
 
 use std::fs::File;
 use std::io::{PipeReader, Read};
@@ -59,7 +60,8 @@ pub struct Emulator {
 }
 
 impl Emulator {
-    /// Starts `program` in `jail`; `inherited` keep their numbers in the child.
+    /// Starts `program` in `jail` with `environment` (`NAME=value`); `inherited` keep their numbers in the
+    /// child.
     ///
     /// The child dies with the *thread* that calls this, which must therefore live as long as the
     /// machine.
@@ -68,12 +70,13 @@ impl Emulator {
         spec: JailSpec,
         program: &Path,
         args: &[String],
+        environment: &[String],
         inherited: &[BorrowedFd<'_>],
     ) -> Result<Emulator, ChildError> {
         let null = File::options().read(true).write(true).open("/dev/null")?;
         let (stderr, stderr_sink) = std::io::pipe()?;
         let stdio = [null.as_fd(), null.as_fd(), stderr_sink.as_fd()];
-        let start = Program { path: program, args, stdio, inherited };
+        let start = Program { path: program, args, environment, stdio, inherited };
         let child = confine::fitting(jail, spec, |spec| ktstr_jail::spawn(spec, &start))
             .map_err(|source| ChildError::Spawn { program: program.display().to_string(), source })?;
         set_nonblocking(stderr.as_fd()).map_err(|source| ChildError::Stderr { source })?;
@@ -188,7 +191,8 @@ mod tests {
     /// Small programs that do with the system calls an emulator may make.
     fn start(program: &str, args: &[&str], inherited: &[BorrowedFd<'_>]) -> Emulator {
         let args: Vec<String> = args.iter().map(ToString::to_string).collect();
-        Emulator::spawn(Jail::Full, JailSpec::emulator(&[]), Path::new(program), &args, inherited).unwrap()
+        Emulator::spawn(Jail::Full, JailSpec::emulator(&[]), Path::new(program), &args, &[], inherited)
+            .unwrap()
     }
 
     fn wait(emulator: &mut Emulator) -> ExitStatus {
@@ -249,6 +253,7 @@ mod tests {
             Jail::Full,
             JailSpec::emulator(&[]),
             Path::new("/nonexistent/emulator"),
+            &[],
             &[],
             &[],
         )

@@ -2,14 +2,16 @@
 //! runs that replay bit for bit (`det`).
 //!
 //! [`version`] knows what an installed emulator can be trusted with, [`layout`] where it puts RAM,
-//! [`args`] how it is called, [`migration`] how the state of its devices is kept, [`child`] and [`qmp`] how it is held and spoken to; [`running`] puts
-//! them behind [`crate::machine::Running`]. It refuses network, disks and every other device that a
+//! [`args`] how it is called, [`migration`] how the state of its devices is kept, `lockstep` what keeps the
+//! host's moments from a `det` run, [`child`] and [`qmp`] how it is held and spoken to; [`running`] puts them behind [`crate::machine::Running`]. It refuses network, disks and every other device that a
 //! scheduler test has no use for.
 
 pub mod args;
 pub mod child;
+mod files;
 pub mod gdb;
 pub mod layout;
+mod lockstep;
 pub mod migration;
 pub mod qmp;
 pub mod running;

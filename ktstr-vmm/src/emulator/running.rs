@@ -10,9 +10,7 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{Seek, SeekFrom};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::os::unix::fs::FileExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::thread::JoinHandle;
@@ -22,14 +20,14 @@ use ktstr_jail::{JailError, JailSpec};
 use ktstr_proto::capture::WatchPoint;
 use ktstr_proto::run::Jail;
 use ktstr_proto::topology::{TopologyError, numa::NumaError};
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::args::{self, Inherited, KERNEL_PARAMETERS, Mode, Threads};
 use super::child::{ChildError, Emulator, describe};
+use super::files::{one_initrd, sealed_ram, state_file};
 use super::gdb::GdbError;
 use super::layout::{self, LayoutError};
+use super::lockstep::Lockstep;
 use super::migration::{self, MigrationError};
 use super::qmp::{Qmp, QmpError, QmpEvent, ShutdownReason};
 use super::version::Version;
@@ -109,6 +107,12 @@ pub enum StartError {
         "the det accelerator refuses an interactive console: what is typed cannot be replayed; use tcg or kvm"
     )]
     InteractiveDet,
+    /// Nothing keeps the host's moments from a run that is to be repeated.
+    #[error(
+        "the emulator did not load the library that keeps the host's moments from a det run; use a \
+         dynamically linked qemu-system-x86_64 of version 10"
+    )]
+    NoLockstep,
     /// RAM file, sockets or the like.
     #[error("{action}")]
     Resource {
@@ -174,7 +178,10 @@ impl StartError {
     #[must_use]
     pub fn is_refusal(&self) -> bool {
         match self {
-            Self::TooOldForNodes { .. } | Self::TooOldForCpus { .. } | Self::InteractiveDet => true,
+            Self::TooOldForNodes { .. }
+            | Self::TooOldForCpus { .. }
+            | Self::InteractiveDet
+            | Self::NoLockstep => true,
             Self::Child { source: ChildError::Spawn { source, .. } } => {
                 matches!(source, JailError::UserNamespaceForbidden { .. })
             }
@@ -189,7 +196,7 @@ impl From<StartError> for MachineError {
     }
 }
 
-fn resource<E: Into<std::io::Error>>(action: &'static str) -> impl FnOnce(E) -> StartError {
+pub(super) fn resource<E: Into<std::io::Error>>(action: &'static str) -> impl FnOnce(E) -> StartError {
     move |source| StartError::Resource { action, source: source.into() }
 }
 
@@ -203,6 +210,7 @@ pub struct Prepared {
     state: Option<OwnedFd>,
     incoming: bool,
     debugger: Debugger,
+    lockstep: Option<Lockstep>,
     stations: Vec<(&'static str, Instant)>,
 }
 
@@ -259,6 +267,9 @@ impl Prepared {
         let debugger = (emulator.mode == Mode::Tcg)
             .then(|| UnixStream::pair().map_err(resource("make the debugger's socket")))
             .transpose()?;
+        let lockstep = matches!(emulator.mode, Mode::Det { .. })
+            .then(|| Lockstep::new().map_err(resource("make the library that det runs with")))
+            .transpose()?;
         let cmdline = with_own_parameters(&spec.cmdline);
         let fds = Inherited {
             ram: ram.memfd.as_fd(),
@@ -272,6 +283,7 @@ impl Prepared {
             networks: &spec.devices.networks,
             state: state.as_ref().map(AsFd::as_fd),
             gdb: debugger.as_ref().map(|(_, theirs)| theirs.as_fd()),
+            lockstep: lockstep.as_ref().map(Lockstep::descriptors),
         };
         let incoming = filling.is_some();
         let mut stations = vec![("RAM made", Instant::now())];
@@ -293,7 +305,8 @@ impl Prepared {
             incoming,
             fds,
         };
-        let child = spawn_confined(emulator, &args::compose(&machine), &fds.all(), !fds.networks.is_empty())?;
+        let environment = lockstep.as_ref().map(Lockstep::environment).unwrap_or_default();
+        let child = spawn_confined(emulator, &args::compose(&machine), &environment, &fds)?;
         stations.push(("emulator's process", Instant::now()));
         if let Some(filling) = filling {
             // No thread may be left when the process confines itself.
@@ -311,6 +324,7 @@ impl Prepared {
             state,
             incoming,
             debugger,
+            lockstep,
             stations,
         })
     }
@@ -327,6 +341,9 @@ impl Prepared {
             return Err(self.explain(error));
         }
         self.stations.push(("emulator answers", Instant::now()));
+        if self.lockstep.take().is_some_and(|lockstep| !lockstep.is_in_force()) {
+            return Err(StartError::NoLockstep);
+        }
         if let Some(state) = self.state.as_ref().filter(|_| self.incoming) {
             migration::take_in(&mut self.qmp, state.as_fd())?;
             self.stations.push(("devices restored", Instant::now()));
@@ -356,16 +373,16 @@ const FIRMWARE: [&str; 2] = ["/usr/share/qemu", "/usr/share/seabios"];
 fn spawn_confined(
     emulator: &EmulatorSpec,
     args: &[String],
-    inherited: &[BorrowedFd<'_>],
-    networks: bool,
+    environment: &[String],
+    fds: &Inherited<'_>,
 ) -> Result<Emulator, ChildError> {
     let mut files: Vec<&Path> = emulator.files.iter().map(PathBuf::as_path).collect();
     if files.is_empty() {
         files.extend(FIRMWARE.map(Path::new));
     }
     let jail = JailSpec::emulator(&files);
-    let jail = if networks { jail.with_networks() } else { jail };
-    Emulator::spawn(emulator.jail, jail, &emulator.program, args, inherited)
+    let jail = if fds.networks.is_empty() { jail } else { jail.with_networks() };
+    Emulator::spawn(emulator.jail, jail, &emulator.program, args, environment, &fds.all())
 }
 
 /// Waits a moment for the end of a child that has closed its control socket.
@@ -387,25 +404,6 @@ fn fill(snapshot: SnapshotFile, ram: &Ram) -> Result<JoinHandle<Result<(), Snaps
         .map_err(resource("start a thread that fills guest RAM"))
 }
 
-/// What the emulator reads the state of its devices from, or writes it to.
-fn state_file(state: &[u8]) -> Result<OwnedFd, StartError> {
-    let file = memfd_create(c"device-state", MFdFlags::MFD_CLOEXEC)
-        .map_err(resource("make a file for the devices' state"))?;
-    let file = File::from(file);
-    file.write_all_at(state, 0).map_err(resource("write the devices' state"))?;
-    Ok(file.into())
-}
-
-fn sealed_ram(bytes: u64) -> Result<OwnedFd, StartError> {
-    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING;
-    let memfd = memfd_create(c"guest-ram", flags).map_err(resource("make the guest RAM file"))?;
-    let file = File::from(memfd);
-    file.set_len(bytes).map_err(resource("size the guest RAM file"))?;
-    let seals = SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SEAL;
-    fcntl(&file, FcntlArg::F_ADD_SEALS(seals)).map_err(resource("seal the guest RAM file"))?;
-    Ok(file.into())
-}
-
 /// The command line with the parameters that an emulated machine wants, unless they are there.
 fn with_own_parameters(cmdline: &str) -> String {
     let mut complete = cmdline.to_owned();
@@ -416,27 +414,6 @@ fn with_own_parameters(cmdline: &str) -> String {
         }
     }
     complete
-}
-
-/// The emulator takes one file; several archives are joined, each padded to four bytes.
-fn one_initrd(archives: Vec<OwnedFd>) -> Result<OwnedFd, StartError> {
-    let mut archives = archives;
-    if archives.len() == 1 {
-        return Ok(archives.remove(0));
-    }
-    let joined =
-        memfd_create(c"initrd", MFdFlags::MFD_CLOEXEC).map_err(resource("make the joined initramfs"))?;
-    let mut joined = File::from(joined);
-    for archive in archives {
-        let mut archive = File::from(archive);
-        archive.seek(SeekFrom::Start(0)).map_err(resource("rewind an initramfs archive"))?;
-        std::io::copy(&mut archive, &mut joined).map_err(resource("join the initramfs archives"))?;
-        let end =
-            joined.stream_position().map_err(resource("join the initramfs archives"))?.next_multiple_of(4);
-        joined.set_len(end).map_err(resource("pad an initramfs archive"))?;
-        joined.seek(SeekFrom::Start(end)).map_err(resource("pad an initramfs archive"))?;
-    }
-    Ok(joined.into())
 }
 
 /// A started machine.
