@@ -14,9 +14,9 @@ use ktstr_proto::{Accel, verdict::Outcome};
 use crate::harness::{run, spec};
 
 /// Naps of each sleeper, and messages each way.
-const ROUNDS: u32 = 1500;
+const ROUNDS: u32 = 800;
 /// Threads of the host that do nothing but compute.
-const NOISE: usize = 4;
+const NOISE: usize = 3;
 
 /// CPUs that fall idle and wake thousands of times, at moments that have nothing to do with each other.
 #[ktstr_test(llcs = 1, cores = 2, threads = 1, max_gap_ms = 60000, max_spread_pct = 100, ignore)]
@@ -66,14 +66,12 @@ fn on_det_a_busy_host_is_not_seen_by_a_guest_that_naps() {
         for _ in 0..NOISE {
             scope.spawn(|| while !over.load(Ordering::Relaxed) {});
         }
-        let busy = ["busy", "busy again"].map(trace);
+        let busy = trace("busy");
         over.store(true, Ordering::Relaxed);
         busy
     });
-    for other in busy {
-        for (calm, busy) in calm.iter().zip(&other) {
-            let differing = calm.lines().zip(busy.lines()).find(|(calm, busy)| calm != busy);
-            assert!(calm == busy, "the first line that differs: {differing:#?}");
-        }
+    for (calm, busy) in calm.iter().zip(&busy) {
+        let differing = calm.lines().zip(busy.lines()).find(|(calm, busy)| calm != busy);
+        assert!(calm == busy, "the first line that differs: {differing:#?}");
     }
 }
