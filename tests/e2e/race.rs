@@ -83,10 +83,8 @@ fn declared_seeds_are_run(_ctx: &Ctx) -> Result<AssertResult> {
     ring(RARE)
 }
 
-/// Nothing looks on: a capture stops the machine at a moment the host chooses, and what the guest does
-/// after that is some hundred instructions off.
 fn under_seed(subject: &str, seed: u64) -> RunReport {
-    let report = run(RunSpec { seed, vary: true, observe: false, ..spec(subject, Accel::Det) });
+    let report = run(RunSpec { seed, vary: true, ..spec(subject, Accel::Det) });
     assert!(!report.infrastructure, "{:?}", report.cause);
     report
 }

@@ -2,8 +2,7 @@
 //!
 //! Runs the rare one of `tests/e2e/race.rs` under many seeds through `cargo ktstr test --seeds`, takes the
 //! replay line of the first run that failed as a user would copy it, runs that line again and again,
-//! and compares the guest's words of every run byte by byte up to the end of the test. About then the
-//! capture of what failed stops the machine at a moment the host chooses.
+//! and compares the guest's words and console of every run byte by byte.
 
 use std::{
     fs,
@@ -105,13 +104,13 @@ impl Run {
         self.report[field].as_str().unwrap_or_default()
     }
 
-    /// All that the guest said until its test ended, which the end of the scheduler lets go on, with the times.
+    /// All that the guest said, with the times.
     fn guest(&self) -> Result<String> {
-        let file = self.dir.join("guest.jsonl");
-        let said = fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))?;
-        let ended = said.lines().position(|line| line.contains("\"TestEnded\":{"));
-        let ended = ended.with_context(|| format!("no test ended in {}", file.display()))?;
-        Ok(said.lines().take(ended + 1).collect())
+        let read = |name: &str| {
+            let file = self.dir.join(name);
+            fs::read_to_string(&file).with_context(|| format!("reading {}", file.display()))
+        };
+        Ok(read("guest.jsonl")? + &read("console.log")?)
     }
 }
 
