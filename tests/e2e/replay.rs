@@ -64,7 +64,11 @@ fn on_det_a_busy_host_is_not_seen_by_a_guest_that_naps() {
     let over = AtomicBool::new(false);
     let busy = thread::scope(|scope| {
         for _ in 0..NOISE {
-            scope.spawn(|| while !over.load(Ordering::Relaxed) {});
+            scope.spawn(|| {
+                while !over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
         }
         let busy = trace("busy");
         over.store(true, Ordering::Relaxed);

@@ -51,7 +51,7 @@ impl Lockstep {
     }
 
     /// Whether the child, which has started, has loaded the library.
-    pub(super) fn is_in_force(mut self) -> bool {
+    pub(super) fn confirms(mut self) -> bool {
         let mut said = [0];
         matches!(self.report.read(&mut said), Ok(1)) && said == *b"l"
     }

@@ -341,7 +341,7 @@ impl Prepared {
             return Err(self.explain(error));
         }
         self.stations.push(("emulator answers", Instant::now()));
-        if self.lockstep.take().is_some_and(|lockstep| !lockstep.is_in_force()) {
+        if self.lockstep.take().is_some_and(|lockstep| !lockstep.confirms()) {
             return Err(StartError::NoLockstep);
         }
         if let Some(state) = self.state.as_ref().filter(|_| self.incoming) {
