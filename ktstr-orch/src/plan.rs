@@ -7,6 +7,7 @@
 mod accelerator;
 mod cmdline;
 mod error;
+mod kaslr;
 mod kernels;
 
 use std::{
@@ -68,6 +69,8 @@ pub struct Plan {
     pub warm: Option<Warm>,
     disk: Option<OwnedFd>,
     kernel: Kernel,
+    /// By how many bytes it is moved when it boots, if it can be.
+    kaslr: Option<u64>,
     archives: Archives,
 }
 
@@ -104,9 +107,19 @@ impl Plan {
         self.kernel.vmlinux()
     }
 
-    /// The decompressed kernel.
+    /// The decompressed kernel as it was linked.
     pub fn open_kernel(&self) -> Result<OwnedFd, PlanError> {
         open(&self.kernel.vmlinux()).map(OwnedFd::from)
+    }
+
+    /// The kernel that the machine boots, moved to where it is to lie.
+    pub fn open_image(&self) -> Result<OwnedFd, PlanError> {
+        let boots = self.warm.as_ref().is_none_or(|warm| warm.snapshot.is_none());
+        let moved = match self.kaslr.filter(|_| boots) {
+            Some(distance) => kaslr::moved_file(&self.kernel.vmlinux(), distance)?,
+            None => None,
+        };
+        moved.map_or_else(|| self.open_kernel(), Ok)
     }
 
     /// The disk's image.
@@ -182,7 +195,9 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
         AccelKind::Kvm => None,
         AccelKind::Tcg | AccelKind::Det => Some(find_emulator(accel, &known)?),
     };
-    let kernel_end = image_end(&kernel.vmlinux())?;
+    let kaslr = kaslr_distance(spec, accel, &kernel);
+    // The rest of the machine is the same wherever the kernel lies.
+    let kernel_end = image_end(&kernel.vmlinux())? + kaslr.map_or(0, |_| kaslr::FARTHEST);
     let ring = ring_region(kernel_end, accel);
     // What another process serves is not in a snapshot of the machine.
     let alone = spec.disk.is_none() && spec.networks.is_empty();
@@ -211,7 +226,7 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
     let mut words = cmdline(spec, accel, ring);
     let warm = match may_wait {
         true => {
-            let machine = Machine { ring, memory_mb, cmdline: &words.join(" "), base: &archives.base };
+            let machine = Machine { ring, memory_mb, kaslr, cmdline: &words.join(" "), base: &archives.base };
             let likeness = likeness(spec, &kernel, emulator.as_ref(), &machine)?;
             let warm_dir = env::var_os(warm::DIR).map_or_else(|| cache("warm"), PathBuf::from);
             let said = env::var(warm::LIMIT).ok();
@@ -243,14 +258,31 @@ pub fn plan(spec: &RunSpec) -> Result<Plan, PlanError> {
         run_limit,
         notes,
         kernel,
+        kaslr,
         archives,
     })
+}
+
+/// How far the kernel is moved: by the seed where a run can be had again, otherwise anew with each boot of the host,
+/// as a machine that waits is begun from more than once.
+fn kaslr_distance(spec: &RunSpec, accel: AccelKind, kernel: &Kernel) -> Option<u64> {
+    let wanted = !spec.kernel_args.iter().any(|word| word == "nokaslr");
+    let chance = match accel {
+        AccelKind::Det => spec.seed.to_string(),
+        AccelKind::Kvm | AccelKind::Tcg => host_boot(),
+    };
+    wanted.then(|| kaslr::distance(&[&chance, kernel.key()]))
+}
+
+fn host_boot() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default().trim().to_owned()
 }
 
 /// What a machine is beside its shape and its kernel.
 struct Machine<'a> {
     ring: RingRegion,
     memory_mb: u32,
+    kaslr: Option<u64>,
     /// Without what was measured on this host.
     cmdline: &'a str,
     base: &'a str,
@@ -264,11 +296,11 @@ fn likeness(
     emulator: Option<&Emulator>,
     machine: &Machine<'_>,
 ) -> Result<Likeness, PlanError> {
-    let host = fs::read_to_string("/proc/sys/kernel/random/boot_id").unwrap_or_default();
     let mut likeness = Likeness::default();
     likeness.add("kernel", kernel.key());
     likeness.add_file("kernel file", &kernel.vmlinux());
     likeness.add("command line", machine.cmdline);
+    likeness.add("kernel moved by", machine.kaslr.unwrap_or_default());
     likeness.add("base initramfs", machine.base);
     likeness.add("topology", spec.topology);
     likeness.add("nodes", format!("{:?}", spec.numa));
@@ -286,7 +318,7 @@ fn likeness(
         None => likeness.add("accelerator", AccelKind::Kvm),
     }
     likeness.add_file("VMM", &find_executable("ktstr-vmm")?);
-    likeness.add("host boot", host.trim());
+    likeness.add("host boot", host_boot());
     Ok(likeness)
 }
 

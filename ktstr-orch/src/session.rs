@@ -255,7 +255,7 @@ impl Session {
             memory_mb: plan.memory_mb,
             cmdline: plan.cmdline.clone(),
             ring: plan.ring,
-            kernel: fds.attach(plan.open_kernel().map_err(|e| Stopped::BadRequest(chain(&e)))?),
+            kernel: fds.attach(plan.open_image().map_err(|e| Stopped::BadRequest(chain(&e)))?),
             initrd: fds.attach(plan.open_initramfs().map_err(|e| Stopped::BadRequest(chain(&e)))?),
             emulator: plan.emulator.clone(),
             interactive: plan.interactive,

@@ -13,6 +13,7 @@ mod disk;
 mod gauntlet;
 mod harness;
 mod host;
+mod kaslr;
 mod kernel_places;
 mod kernels;
 mod leaves;
