@@ -56,3 +56,32 @@ impl Lockstep {
         matches!(self.report.read(&mut said), Ok(1)) && said == *b"l"
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use ktstr_jail::JailSpec;
+    use ktstr_proto::run::Jail;
+    use nix::poll::{PollFd, PollFlags, poll};
+
+    use super::{super::child::Emulator, *};
+
+    /// Whether a program that is started with `environment` reports.
+    fn reports(environment: fn(&Lockstep) -> Vec<String>) -> bool {
+        let lockstep = Lockstep::new().unwrap();
+        let (jail, environment) = (JailSpec::emulator(&[]), environment(&lockstep));
+        let program = Path::new("/bin/true");
+        let mut child =
+            Emulator::spawn(Jail::Full, jail, program, &[], &environment, &lockstep.descriptors()).unwrap();
+        poll(&mut [PollFd::new(child.pidfd(), PollFlags::POLLIN)], 10_000u16).unwrap();
+        assert!(child.try_wait().expect("it has ended").success(), "{}", child.complaints());
+        lockstep.confirms()
+    }
+
+    #[test]
+    fn whether_a_program_has_loaded_it_is_known() {
+        assert!(reports(Lockstep::environment));
+        assert!(!reports(|_| Vec::new()), "one that was not told to");
+    }
+}
