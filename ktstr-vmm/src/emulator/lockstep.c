@@ -37,6 +37,8 @@ static pthread_cond_t changed = PTHREAD_COND_INITIALIZER;
 /* Guarded by `mutex`. The event loop polls with no one's leave; what it does after needs its turn. */
 static enum { LOOP, VCPU } turn = LOOP;
 static bool polling;
+/* The event loop waits for the vCPU thread to do something: it has no turn to take. */
+static bool waiting;
 /* What the vCPU thread waits for, until that is announced. */
 static pthread_cond_t *resting;
 
@@ -140,10 +142,12 @@ static int loop_waits(pthread_cond_t *cond, pthread_mutex_t *held)
 	int result;
 
 	bql = held;
+	waiting = true;
 	loop_gives();
 	result = real_cond_wait(cond, held);
 	real_lock(&mutex);
 	polling = false;
+	waiting = false;
 	give(LOOP);
 	real_unlock(&mutex);
 	return result;
@@ -225,7 +229,8 @@ int pthread_mutex_unlock(pthread_mutex_t *given)
 	if (woke_loop && given == bql && is_vcpu()) {
 		real_lock(&mutex);
 		woke_loop = false;
-		give(LOOP);
+		if (!waiting)
+			give(LOOP);
 		while (turn != VCPU)
 			real_cond_wait(&changed, &mutex);
 		real_unlock(&mutex);
