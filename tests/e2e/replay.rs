@@ -3,7 +3,10 @@
 use std::{
     fs,
     io::{Read, Write},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -17,6 +20,30 @@ use crate::harness::{run, spec};
 const ROUNDS: u32 = 800;
 /// Threads of the host that do nothing but compute.
 const NOISE: usize = 3;
+
+/// Threads that compute until this is dropped, also by a test that fails.
+struct Noise(Arc<AtomicBool>);
+
+impl Noise {
+    fn new() -> Self {
+        let over = Arc::new(AtomicBool::new(false));
+        for _ in 0..NOISE {
+            let over = Arc::clone(&over);
+            thread::spawn(move || {
+                while !over.load(Ordering::Relaxed) {
+                    std::hint::spin_loop();
+                }
+            });
+        }
+        Self(over)
+    }
+}
+
+impl Drop for Noise {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
 
 /// CPUs that fall idle and wake thousands of times, at moments that have nothing to do with each other.
 #[ktstr_test(llcs = 1, cores = 2, threads = 1, max_gap_ms = 60000, max_spread_pct = 100, ignore)]
@@ -61,19 +88,10 @@ fn on_det_a_busy_host_is_not_seen_by_a_guest_that_naps() {
     };
     let calm = trace("calm");
     assert!(calm[1].contains("done after"), "{}", calm[1]);
-    let over = AtomicBool::new(false);
-    let busy = thread::scope(|scope| {
-        for _ in 0..NOISE {
-            scope.spawn(|| {
-                while !over.load(Ordering::Relaxed) {
-                    std::hint::spin_loop();
-                }
-            });
-        }
-        let busy = trace("busy");
-        over.store(true, Ordering::Relaxed);
-        busy
-    });
+    let busy = {
+        let _noise = Noise::new();
+        trace("busy")
+    };
     for (calm, busy) in calm.iter().zip(&busy) {
         let differing = calm.lines().zip(busy.lines()).find(|(calm, busy)| calm != busy);
         assert!(calm == busy, "the first line that differs: {differing:#?}");

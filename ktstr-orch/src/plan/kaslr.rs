@@ -59,14 +59,11 @@ pub(super) fn moved_file(vmlinux: &Path, distance: u64) -> Result<Option<OwnedFd
     Ok(Some(made.into()))
 }
 
-/// Where in the image is what has to be changed. All are offsets in the file.
+/// Where in the file addresses lie that have to be changed.
 struct Parts {
-    /// Of the fields of the file's and the segments' headers that hold addresses: eight bytes each.
-    headers: Vec<usize>,
-    /// Of the PVH entry: its place and whether it has eight bytes or four.
-    entry: (usize, bool),
-    /// Of addresses of four and of eight bytes.
+    /// Those of four bytes.
     narrow: Vec<usize>,
+    /// Those of eight bytes, of the headers and the PVH entry, too.
     wide: Vec<usize>,
 }
 
@@ -95,10 +92,9 @@ impl Parts {
                     while let Some(note) = notes.next().ok()? {
                         let kind = (note.name() == b"Xen").then(|| note.n_type(endian));
                         may_move |= kind == Some(PHYS32_RELOC);
-                        if kind == Some(PHYS32_ENTRY) {
+                        if kind == Some(PHYS32_ENTRY) && note.desc().len() == 8 {
                             // The description is a part of the image.
-                            let at = (note.desc().as_ptr() as usize).checked_sub(image.as_ptr() as usize)?;
-                            entry = Some((at, note.desc().len() == 8));
+                            entry = (note.desc().as_ptr() as usize).checked_sub(image.as_ptr() as usize);
                         }
                     }
                 }
@@ -126,24 +122,23 @@ impl Parts {
                 }
             }
         };
-        let (narrow, wide) = (list(4)?, list(8)?);
+        let (narrow, mut wide) = (list(4)?, list(8)?);
+        wide.extend(headers);
+        wide.push(entry?);
         // Kernels before 6.15 have a third list, of addresses relative to per-CPU data.
         let complete = words.next().is_none() && !narrow.is_empty();
-        (complete && may_move).then_some(Self { headers, entry: entry?, narrow, wide })
+        (complete && may_move).then_some(Self { narrow, wide })
     }
 }
 
 fn relocate(image: &mut [u8], distance: u64) -> Option<()> {
     let parts = Parts::of(image)?;
-    let (at, wide) = parts.entry;
-    let narrow_entry = (!wide).then_some(at);
-    for at in parts.narrow.into_iter().chain(narrow_entry) {
+    for at in parts.narrow {
         let word = image.get_mut(at..at + 4)?;
         let value = u32::from_le_bytes(word.try_into().ok()?).wrapping_add(distance as u32);
         word.copy_from_slice(&value.to_le_bytes());
     }
-    let wide_entry = wide.then_some(at);
-    for at in parts.wide.into_iter().chain(parts.headers).chain(wide_entry) {
+    for at in parts.wide {
         let word = image.get_mut(at..at + 8)?;
         let value = u64::from_le_bytes(word.try_into().ok()?).wrapping_add(distance);
         word.copy_from_slice(&value.to_le_bytes());
