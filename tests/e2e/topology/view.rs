@@ -14,9 +14,10 @@ grep -sH '' cpu/possible cpu/online node/online node/has_cpu node/has_memory; \
 for f in physical_package_id core_id thread_siblings_list core_siblings_list die_cpus_list \
 cluster_cpus_list; do grep -sH '' $C/topology/$f; done; \
 for f in level type id shared_cpu_list; do grep -sH '' $C/cache/index*/$f; done; \
-for f in cpulist distance access0/initiators/read_latency access0/initiators/write_bandwidth; do \
-grep -sH '' $N/$f; done; \
-ls -d $N/access0/initiators/node* 2>/dev/null; \
+for f in cpulist distance; do grep -sH '' $N/$f; done; \
+for a in 0 1; do for f in read_latency write_latency read_bandwidth write_bandwidth; do \
+grep -sH '' $N/access$a/initiators/$f; done; done; \
+ls -d $N/access[01]/initiators/node* 2>/dev/null; \
 grep -E '^Node|present ' /proc/zoneinfo";
 
 /// Memory of a node that its kernel does not count: the guest channel and what firmware keeps.
@@ -136,10 +137,15 @@ impl View {
         if nodes > 1 {
             let initiator = numa.initiator(topology, node);
             let access = numa.access(topology, initiator, node);
-            let class = format!("node/node{node}/access0/initiators");
-            expect(&format!("{class}/node{initiator}"), String::new());
-            expect(&format!("{class}/read_latency"), access.latency_ns.to_string());
-            expect(&format!("{class}/write_bandwidth"), access.bandwidth_mbs.to_string());
+            // From the nearest of all, and from the nearest with CPUs: here the same.
+            for class in [0, 1].map(|class| format!("node/node{node}/access{class}/initiators")) {
+                expect(&format!("{class}/node{initiator}"), String::new());
+                for (file, figure) in [("latency", access.latency_ns), ("bandwidth", access.bandwidth_mbs)] {
+                    for way in ["read", "write"] {
+                        expect(&format!("{class}/{way}_{file}"), figure.to_string());
+                    }
+                }
+            }
         }
     }
 }

@@ -85,6 +85,16 @@ impl Machine {
             Self::Microvm => "microvm",
         }
     }
+
+    /// As the emulator is told. microvm's interrupt controller of old is never set up: its firmware leaves it alone, and
+    /// so does a kernel that is told of reduced hardware. The timer's interrupt, which it passes on, is then vector 0 (a
+    /// divide error) where the boot is quick.
+    fn board(self) -> &'static str {
+        match self {
+            Self::Q35 => "q35",
+            Self::Microvm => "microvm,pic=off",
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -371,7 +381,7 @@ fn machine(name: Machine, size: (u32, u32), vmlinux: &str, initrd: &str) -> Vec<
         Machine::Q35 => CMDLINE.to_owned(),
         Machine::Microvm => format!("{CMDLINE} tsc_early_khz=1000000"),
     };
-    ["-machine", name.name(), "-smp", &vcpus, "-m", &memory]
+    ["-machine", name.board(), "-smp", &vcpus, "-m", &memory]
         .into_iter()
         .chain(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot", "-serial", "stdio"])
         .chain(["-kernel", vmlinux, "-initrd", initrd, "-append", &cmdline])

@@ -160,6 +160,9 @@ fn virtio_mmio(out: &mut Vec<u8>, index: u32, irq: u32) {
 }
 
 #[cfg(test)]
+mod read_back;
+
+#[cfg(test)]
 mod tests {
     use ktstr_proto::topology::{PRESETS, Shape};
 
@@ -167,25 +170,29 @@ mod tests {
     use crate::nodes;
 
     fn block(shape: &str, memory: u64) -> Vec<u8> {
+        block_with(shape, 0, memory)
+    }
+
+    pub(super) fn block_with(shape: &str, absent_llcs: u32, memory: u64) -> Vec<u8> {
         let Shape { topology, numa } = shape.parse().unwrap();
-        let ids = ApicIds::new(topology).unwrap();
+        let ids = ApicIds::new(topology).unwrap().with_absent(absent_llcs).unwrap();
         let ram = layout::ram_regions(memory).unwrap();
         let nodes = &nodes::divide(&topology, &numa, memory).unwrap();
         tables(&Description { topology, numa: &numa, nodes, ids: &ids, ram: &ram, virtio: 2 }).unwrap()
     }
 
-    const THREE_NODES: &str = "2n4l3c2t/cxl=512/dist=10,21,30:21,10,40:30,40,10";
+    pub(super) const THREE_NODES: &str = "2n4l3c2t/cxl=512/dist=10,21,30:21,10,40:30,40,10";
 
-    fn u32_at(block: &[u8], at: usize) -> usize {
+    pub(super) fn u32_at(block: &[u8], at: usize) -> usize {
         u32::from_le_bytes(block[at..at + 4].try_into().unwrap()) as usize
     }
 
-    fn u64_at(block: &[u8], at: usize) -> u64 {
+    pub(super) fn u64_at(block: &[u8], at: usize) -> u64 {
         u64::from_le_bytes(block[at..at + 8].try_into().unwrap())
     }
 
     /// Walks from the RSDP, as a kernel does, and returns every table.
-    fn walk(block: &[u8]) -> Vec<Vec<u8>> {
+    pub(super) fn walk(block: &[u8]) -> Vec<Vec<u8>> {
         let sum = |bytes: &[u8]| bytes.iter().fold(0u8, |a, b| a.wrapping_add(*b));
         assert_eq!(&block[..8], b"RSD PTR ");
         assert_eq!((sum(&block[..20]), sum(&block[..36])), (0, 0));
