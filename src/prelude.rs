@@ -10,7 +10,8 @@ pub use ktstr_guest::{
     scenario::{
         AffinityIntent, Backdrop, CgroupDef, CpusetSpec, Ctx, HoldSpec, HostError, Irq, KernelTarget,
         KernelValue, KernelWidth, KernelWrite, MapValue, MetricCheck, MetricDef, Op, OpKind, Payload,
-        PayloadHandle, PayloadOutput, Placement, Random, Setup, Step, TestTopology, WorkSpec,
+        PayloadHandle, PayloadOutput, Placement, Random, Setup, Step, TestTopology, WorkSpec, collect_all,
+        dfl_wl, setup_cgroups, spawn_diverse,
     },
     work::{
         CloneMode, Custom, CustomCfg, PiMode, Reap, SchbenchConfig, SequencePhase, SimdWidth, TaobenchConfig,

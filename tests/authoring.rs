@@ -121,9 +121,9 @@ const PRELUDE: &str = "\
     SeriesField Setup SimdWidth Snapshot SnapshotBridge SnapshotError Step Sysctl TaobenchConfig
     TestTopology Topology Verdict VmResult WakeMechanism WatchBpfMap WorkSpec WorkType WorkerCtx WorkerExit
     WorkerReport WorkloadConfig WorkloadHandle all_of any_of anyhow assert_scx_events_clean
-    assert_thresholds bail claim claim_better claim_present claim_seq claim_set declare_scheduler
+    assert_thresholds bail claim claim_better claim_present claim_seq claim_set collect_all declare_scheduler dfl_wl
     ensure execute_defs execute_scenario execute_scenario_with execute_steps execute_steps_with
-    judge ktstr_test scenarios
+    judge ktstr_test scenarios setup_cgroups spawn_diverse
 ";
 
 #[test]

@@ -1,6 +1,9 @@
 //! The scenario engine on a real kernel: each test states inside the guest what its workers must show.
 
-use std::time::Instant;
+use std::{
+    sync::atomic::{AtomicBool, Ordering::SeqCst},
+    time::Instant,
+};
 
 use ktstr::prelude::*;
 use nix::{
@@ -88,6 +91,44 @@ fn planted_faults_are_found(ctx: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
+/// Cgroups and workers made by hand are judged as those of the engine, and leave nothing.
+#[ktstr_test(llcs = 1, cores = 2, threads = 1, max_gap_ms = 500, duration_s = 1)]
+fn work_made_by_hand_is_judged(ctx: &Ctx) -> Result<AssertResult> {
+    ctx.cgroups.enable(&["cpu"])?;
+    let (handles, cgroups) = setup_cgroups(ctx, 2, &dfl_wl(ctx))?;
+    std::thread::sleep(ctx.duration);
+    let steady = collect_all(handles, &ctx.assert);
+    let worked = |cgroup: &str| {
+        let here = steady.stats.workers.iter().filter(|worker| worker.cgroup == cgroup);
+        here.filter(|worker| worker.work_units > 0).count()
+    };
+    ensure!((worked("cg_0"), worked("cg_1")) == (2, 2), "{:#?}", steady.stats.workers);
+    cgroups.remove()?;
+    ensure!(!ctx.cgroups.path("cg_1").exists(), "cg_1 was left behind");
+
+    let names = ["a", "b", "c", "d", "e", "f"];
+    let mut cgroups = CgroupGroup::new(&ctx.cgroups);
+    names.iter().try_for_each(|name| cgroups.add(name))?;
+    let handles = spawn_diverse(ctx, &names)?;
+    until("all are at work", || {
+        Ok(handles.iter().flat_map(WorkloadHandle::snapshot).all(|worker| worker.work_units > 0))
+    })?;
+    let freezer = ctx.cgroups.path("a").join("cgroup.freeze");
+    std::fs::write(&freezer, "1")?;
+    std::thread::sleep(Duration::from_millis(1500));
+    std::fs::write(&freezer, "0")?;
+    let diverse = collect_all(handles, &ctx.assert);
+    let kinds: BTreeSet<&str> =
+        diverse.stats.workers.iter().map(|worker| worker.work_type.as_str()).collect();
+    ensure!(kinds.len() == 5, "{kinds:?}");
+    let late: Vec<_> = diverse.details.iter().filter(|d| d.kind == DetailKind::Gap).collect();
+    ensure!(late.iter().any(|detail| detail.message.ends_with(" in a")), "frozen a is not named: {late:#?}");
+    cgroups.remove()?;
+    let misspelt = spawn_diverse(ctx, &["a"]).err().context("cgroup a is gone")?;
+    ensure!(format!("{:#}", anyhow::Error::from(misspelt)).contains("/a"), "the cgroup is named");
+    Ok(steady)
+}
+
 /// What each cgroup's one worker shows of itself in `/proc`.
 fn look_at(ctx: &Ctx, cgroup: &str) -> Result<(String, String, String)> {
     let pids = ctx.cgroups.processes(cgroup)?;
@@ -102,25 +143,26 @@ fn look_at(ctx: &Ctx, cgroup: &str) -> Result<(String, String, String)> {
     Ok((line("Name:"), line("Cpus_allowed_list:"), policy.unwrap_or_default().to_owned()))
 }
 
-/// Runs a scenario on another thread and looks at it meanwhile, until what is looked for is there.
+/// Runs a scenario and looks at it meanwhile on another thread, until what is looked for is there or the scenario is over.
 fn watched<T: Send>(
     ctx: &Ctx,
     steps: Vec<Step>,
-    hold: Duration,
-    look: impl Fn() -> Result<T> + Send,
+    look: impl Fn() -> Result<T> + Send + Sync,
 ) -> Result<(AssertResult, T)> {
+    let over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        let watcher = scope.spawn(move || {
-            let begun = Instant::now();
+        let watcher = scope.spawn(|| {
             loop {
                 match look() {
                     // Workers need a while to become what they should be, and then are it for the whole step.
-                    Err(_) if begun.elapsed() < hold => std::thread::sleep(Duration::from_millis(20)),
+                    Err(_) if !over.load(SeqCst) => std::thread::sleep(Duration::from_millis(20)),
                     seen => return seen,
                 }
             }
         });
-        let result = execute_steps(ctx, steps)?;
+        let result = execute_steps(ctx, steps);
+        over.store(true, SeqCst);
+        let result = result?;
         let seen = watcher.join().map_err(|_| anyhow!("the watcher panicked"))??;
         Ok((result, seen))
     })
@@ -158,7 +200,7 @@ fn what_a_definition_says_reaches_the_kernel(ctx: &Ctx) -> Result<AssertResult> 
         Step::with_defs(defs, HoldSpec::fixed(hold))
             .push_op(Op::spawn_host(WorkSpec::default().workers(1).sched_policy(deadline).comm("dl"))),
     ];
-    let (result, ()) = watched(ctx, steps, hold, || {
+    let (result, ()) = watched(ctx, steps, || {
         ensure!(
             look_at(ctx, "named")? == ("renamed".into(), "2-3".into(), "0".into()),
             "{:?}",
@@ -250,6 +292,27 @@ fn operations_do_what_they_say(ctx: &Ctx) -> Result<AssertResult> {
         .with_checks(&[MetricCheck::min("iops", 3.0)]);
     let (judged, metrics) = ctx.payload(&ECHO).arg("echo '{\"iops\": 4}'").run()?;
     ensure!(judged.is_pass() && metrics.get("iops") == Some(4.0), "{judged:?} {metrics:?}");
+    Ok(result)
+}
+
+/// A program ends with its cgroup, which is no failure of it; of two with one name the cgroup tells which.
+#[ktstr_test(llcs = 1, cores = 2, threads = 1, duration_s = 1)]
+fn a_program_goes_with_its_cgroup(ctx: &Ctx) -> Result<AssertResult> {
+    const SLEEPER: Payload = Payload::binary("sleeper", "sh").with_default_args(&["-c", "exec sleep 1000"]);
+    let backdrop = Backdrop::new()
+        .push_cgroup(CgroupDef::named("goes").workers(1).workload(&SLEEPER))
+        .push_cgroup(CgroupDef::named("stays").workers(1).workload(&SLEEPER));
+    let ops = vec![
+        Op::kill_payload_in("sleeper", "stays"),
+        Op::run_payload_in(&SLEEPER, "stays"),
+        Op::remove_cgroup("goes"),
+        Op::CaptureCgroupProcs { tag: "left".into(), cgroup: "stays".into() },
+    ];
+    let result = execute_scenario(ctx, backdrop, vec![Step::new(ops, HoldSpec::FULL)])?;
+    let of_programs: Vec<_> = result.details.iter().filter(|d| d.kind == DetailKind::Payload).collect();
+    ensure!(of_programs.is_empty(), "they were ended, which is no failure: {of_programs:#?}");
+    let ended: Vec<&str> = result.stats.payloads.iter().map(|payload| payload.cgroup.as_str()).collect();
+    ensure!(ended == ["stays", "goes", "stays"], "in this order: {ended:?}");
     Ok(result)
 }
 

@@ -21,6 +21,8 @@ pub fn runs_root(store: &Path) -> PathBuf {
 #[derive(Debug, Default)]
 pub struct Summary {
     reports: Vec<RunReport>,
+    /// Those that a later run of the same test made up for.
+    made_up_for: Vec<RunReport>,
     /// Run directories without a readable report, and why.
     unreadable: Vec<String>,
 }
@@ -43,6 +45,25 @@ impl Summary {
         summary.reports.sort_by(|a, b| a.name.cmp(&b.name).then_with(|| a.run_id.0.cmp(&b.run_id.0)));
         summary.unreadable.sort();
         summary
+    }
+
+    /// Sets aside runs that did not pass where a later one of the same test and seed did: the harness retried them, and
+    /// was content. They are told, and decide nothing.
+    pub fn retried(&mut self) {
+        let passed = |report: &RunReport| report.outcome == Outcome::Pass && !report.infrastructure;
+        let ends: Vec<(String, u64, String)> = self
+            .reports
+            .iter()
+            .filter(|report| passed(report))
+            .map(|report| (report.name.clone(), report.seed, report.run_id.0.clone()))
+            .collect();
+        let made_up_for = |report: &mut RunReport| {
+            let later = |(name, seed, id): &(String, u64, String)| {
+                (name, *seed) == (&report.name, report.seed) && *id > report.run_id.0
+            };
+            !passed(report) && ends.iter().any(later)
+        };
+        self.made_up_for = self.reports.extract_if(.., made_up_for).collect();
     }
 
     /// How many runs had an outcome; runs that ktstr itself broke have none.
@@ -89,6 +110,13 @@ impl Summary {
                     text.push_str(&format!("    {}\n", first.replay));
                 }
             }
+        }
+        for report in &self.made_up_for {
+            wrapped(
+                &mut text,
+                &format!("  passed when retried: {}; before: {}", report.name, reason(report)),
+            );
+            text.push_str(&format!("    {}\n", report.run_dir.display()));
         }
         for reason in &self.unreadable {
             text.push_str(&format!("  no report: {reason}\n"));
@@ -296,6 +324,27 @@ pub mod tests {
         assert!(text.contains("test[110] failed to run for 1.7s"), "{text}");
         assert!(text.contains("  failed: ring: the test panicked: no token\n"), "{text}");
         assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    }
+
+    #[test]
+    fn a_retry_that_passed_decides_and_what_was_before_is_told() {
+        let run = |id: &str, outcome| RunReport { run_id: RunId(id.into()), ..report("a", outcome, None) };
+        let of = |runs: &[RunReport]| {
+            let root = tempfile::tempdir().unwrap();
+            runs.iter().for_each(|run| plant(root.path(), run));
+            let mut summary = Summary::read(root.path());
+            summary.retried();
+            summary
+        };
+        let (first, second) = (run("a-1", Outcome::Fail), run("a-2", Outcome::Pass));
+        let summary = of(&[first.clone(), second.clone()]);
+        assert_eq!((summary.count(Outcome::Pass), summary.count(Outcome::Fail)), (1, 0));
+        let text = summary.render();
+        assert!(text.contains("  passed when retried: a; before: ") && text.contains("/runs/a-1"), "{text}");
+        // Another seed is another run, and a failure after a pass stays one.
+        let other = RunReport { seed: 9, ..first };
+        assert_eq!(of(&[other, second.clone()]).count(Outcome::Fail), 1);
+        assert_eq!(of(&[second, run("a-3", Outcome::Fail)]).count(Outcome::Fail), 1);
     }
 
     #[test]

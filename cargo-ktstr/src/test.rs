@@ -67,7 +67,10 @@ pub fn run(args: &TestArgs) -> anyhow::Result<ExitCode> {
     let planned = planned.as_ref().map(Planned::render).unwrap_or_default();
     eprint!("{planned}");
     let status = command.status().context("cannot run cargo nextest")?;
-    let summary = Summary::read(&root);
+    let mut summary = Summary::read(&root);
+    if status.success() {
+        summary.retried();
+    }
     // It was said long ago by now.
     let text = summary.render() + &planned;
     eprint!("{}", if colours { crate::summary::coloured(&text) } else { text });

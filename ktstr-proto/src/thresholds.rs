@@ -98,12 +98,20 @@ impl Assert {
             AccelKind::Kvm => Self::default_checks().max_gap_ms(2000).max_spread_pct(25.0),
             AccelKind::Tcg => Self::default_checks(),
             // The monitor looks when the host gets to it, which must not decide here.
-            AccelKind::Det => Self {
-                max_local_dsq_depth: None,
-                fail_on_rq_clock_stuck: None,
-                sustained_samples: None,
-                ..Self::default_checks()
-            },
+            AccelKind::Det => Self::default_checks().without_monitor(),
+        }
+    }
+
+    /// The same without what only a monitor can judge.
+    pub const fn without_monitor(self) -> Self {
+        Self {
+            max_imbalance_ratio: None,
+            max_local_dsq_depth: None,
+            fail_on_rq_clock_stuck: None,
+            sustained_samples: None,
+            max_fallback_rate: None,
+            max_keep_last_rate: None,
+            ..self
         }
     }
 

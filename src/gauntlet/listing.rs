@@ -29,6 +29,7 @@ enum Request {
     /// `others` are the arguments without those that name cells, where they name other tests, too.
     Run {
         filters: Vec<String>,
+        skip: Vec<String>,
         exact: bool,
         ignored: bool,
         others: Option<Vec<String>>,
@@ -53,8 +54,8 @@ pub(crate) fn before_main() {
     let code = match request(&args, env::var_os("NEXTEST").is_some()) {
         None => return,
         Some(Request::List { ignored_only }) => list(&args, ignored_only),
-        Some(Request::Run { filters, exact, ignored, others }) => {
-            let of_cells = run(&filters, exact, ignored);
+        Some(Request::Run { filters, skip, exact, ignored, others }) => {
+            let of_cells = run(&filters, &skip, exact, ignored);
             of_cells.max(others.map_or(0, |args| run_others(&args)))
         }
     };
@@ -78,10 +79,17 @@ fn request(args: &[String], nextest: bool) -> Option<Request> {
     };
     (!named.is_empty()).then(|| Request::Run {
         filters: named,
+        skip: skipped(args),
         exact: has("--exact"),
         ignored,
         others: others(),
     })
+}
+
+/// What `--skip` names.
+fn skipped(args: &[String]) -> Vec<String> {
+    let next = args.windows(2).filter(|pair| pair[0] == "--skip").map(|pair| pair[1].clone());
+    next.chain(args.iter().filter_map(|arg| arg.strip_prefix("--skip=")).map(Into::into)).collect()
 }
 
 pub(super) fn set(variable: &str) -> Option<String> {
@@ -161,9 +169,10 @@ fn run_others(args: &[String]) -> i32 {
 }
 
 /// Runs the cells that are named; the exit status.
-fn run(filters: &[String], exact: bool, ignored: bool) -> i32 {
+fn run(filters: &[String], skip: &[String], exact: bool, ignored: bool) -> i32 {
     let fits = |name: &str| {
         filters.iter().any(|filter| if exact { name == filter } else { name.starts_with(filter.as_str()) })
+            && !skip.iter().any(|skip| if exact { name == skip } else { name.contains(skip.as_str()) })
     };
     // A prefix asks for the cells of presets, but not for those of tests that wait to be asked for.
     let asked = |cell: &Cell| exact || ignored || !cell.entry.ignored;
@@ -225,13 +234,18 @@ mod tests {
     #[test]
     fn a_cell_is_run_by_name() {
         let run = |name: &str, exact, ignored| {
-            Some(Request::Run { filters: vec![name.to_owned()], exact, ignored, others: None })
+            let (filters, skip) = (vec![name.to_owned()], Vec::new());
+            Some(Request::Run { filters, skip, exact, ignored, others: None })
         };
         let name = "gauntlet/demo/4cpu-1llc-nosmt";
         assert_eq!(ask(&["--exact", name, "--nocapture", "--ignored"], true), run(name, true, true));
         assert_eq!(ask(&["--include-ignored", "ktstr/demo"], false), run("ktstr/demo", false, true));
         assert_eq!(ask(&["host/demo"], false), run("host/demo", false, false));
         assert_eq!(ask(&["--skip", "gauntlet/x"], false), None, "the value of an option names no cell");
+        for args in [["gauntlet/x", "--skip", "128cpu"].as_slice(), &["--skip=128cpu", "gauntlet/x"]] {
+            let Some(Request::Run { skip, .. }) = ask(args, false) else { panic!("{args:?}") };
+            assert_eq!(skip, ["128cpu"]);
+        }
         let both = ask(&["my_test", "gauntlet/x", "--nocapture"], false);
         let Some(Request::Run { filters, others, .. }) = both else { panic!("{both:?}") };
         assert_eq!(filters, ["gauntlet/x"]);

@@ -225,6 +225,15 @@ pub enum Invalid {
         /// The scheduler.
         scheduler: &'static str,
     },
+    /// Only the scheduler under test is given a configuration by the test.
+    #[error(
+        "staged scheduler `{scheduler}` takes its configuration from a test, which gives one to the scheduler under test \
+         only: declare it with `config_file` or with its settings in `sched_args`"
+    )]
+    ConfigStaged {
+        /// The scheduler.
+        scheduler: &'static str,
+    },
     /// The kernel's own scheduler has no program that could take over, or arguments.
     #[error("scheduler `{scheduler}` is the kernel's own: {why}")]
     Builtin {
@@ -419,6 +428,7 @@ impl KtstrTestEntry {
             (self.watchdog_timeout_s.is_some(), "a watchdog"),
             (self.cpu_budget.is_some(), "a CPU budget"),
             (self.cleanup_budget_ms.is_some(), "time to put it away"),
+            (self.assert != self.assert.without_monitor(), "limits of what a monitor sees"),
         ];
         wanted.into_iter().find_map(|(wanted, what)| wanted.then_some(what))
     }
@@ -437,6 +447,9 @@ impl KtstrTestEntry {
         }
         let mut names = vec![scheduler];
         for staged in self.staged_schedulers {
+            if staged.config_file_def.is_some() {
+                return Err(Invalid::ConfigStaged { scheduler: staged.name });
+            }
             if staged.is_builtin() {
                 let why = "it has no program that could take over during a test";
                 return Err(Invalid::Builtin { scheduler: staged.name, why });
@@ -587,6 +600,14 @@ mod tests {
             (KtstrTestEntry { seeds: Some(0), ..good }, "0 seeds"),
             (KtstrTestEntry { host_only: true, seeds: Some(2), ..good }, "`host_only`"),
             (KtstrTestEntry { host_only: true, num_snapshots: 2, ..good }, "captures cannot be had there"),
+            (
+                KtstrTestEntry {
+                    host_only: true,
+                    assert: Assert::NO_OVERRIDES.max_imbalance_ratio(2.0),
+                    ..good
+                },
+                "limits of what a monitor sees cannot",
+            ),
             (KtstrTestEntry { host_only: true, staged_schedulers: STAGED, ..good }, "a scheduler"),
             (KtstrTestEntry { host_only: true, memory_mb: Some(512), ..good }, "memory cannot be had"),
             (KtstrTestEntry { host_only: true, kaslr: false, ..good }, "kernel address"),

@@ -142,7 +142,7 @@ pub fn spec_of_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<RunS
     let staged = entry
         .staged_schedulers
         .iter()
-        .map(|scheduler| plain_job(scheduler, Part::Staged))
+        .map(|scheduler| plain_job(scheduler, Part::Staged, &mut include))
         .collect::<Result<_, _>>()?;
     let replay = super::replay::replay_of(entry, variant, seed);
     Ok(RunSpec {
@@ -221,8 +221,12 @@ fn snapshots(entry: &KtstrTestEntry, given: Option<String>) -> Result<u32, SpecE
     Ok(count)
 }
 
-/// A scheduler with nothing but its own arguments.
-fn plain_job(scheduler: &Scheduler, part: Part) -> Result<SchedulerJob, SpecError> {
+/// A scheduler with nothing of the test's. Its arguments: its configuration file, its own.
+fn plain_job(
+    scheduler: &Scheduler,
+    part: Part,
+    include: &mut Vec<PathBuf>,
+) -> Result<SchedulerJob, SpecError> {
     let source = if scheduler.is_builtin() {
         let texts = |commands: &[&str]| commands.iter().map(|command| (*command).to_owned()).collect();
         SchedulerSource::Builtin(KernelBuiltin {
@@ -235,7 +239,14 @@ fn plain_job(scheduler: &Scheduler, part: Part) -> Result<SchedulerJob, SpecErro
             found.map_err(|source| SpecError::Scheduler { scheduler: scheduler.name, source })?,
         )
     };
-    let args = scheduler.sched_args.iter().map(|arg| arg.to_string()).collect();
+    let mut args = Vec::new();
+    if let Some(host) = scheduler.config_file {
+        let path = Path::new(scheduler.manifest_dir).join(host);
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        args.extend(["--config".into(), format!("/include-files/{name}")]);
+        include.push(path);
+    }
+    args.extend(scheduler.sched_args.iter().map(|arg| arg.to_string()));
     let cgroup_parent = scheduler.cgroup_parent.map(Into::into);
     let kernels = scheduler.kernels.iter().map(|text| text.to_string()).collect();
     Ok(SchedulerJob { name: scheduler.name.into(), source, args, cgroup_parent, kernels })
@@ -248,14 +259,8 @@ fn scheduler_job(
     files: &mut Vec<PlacedFile>,
     include: &mut Vec<PathBuf>,
 ) -> Result<SchedulerJob, SpecError> {
-    let mut job = plain_job(scheduler, Part::Tested)?;
+    let mut job = plain_job(scheduler, Part::Tested, include)?;
     let mut args = Vec::new();
-    if let Some(host) = scheduler.config_file {
-        let path = Path::new(scheduler.manifest_dir).join(host);
-        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-        args.extend(["--config".into(), format!("/include-files/{name}")]);
-        include.push(path);
-    }
     if let (Some(def), Some(content)) = (scheduler.config_file_def, entry.config) {
         args.extend(def.template.split_whitespace().map(|word| word.replace("{file}", def.guest_path)));
         files.push(PlacedFile { guest_path: def.guest_path.into(), content: content.into() });
@@ -373,6 +378,19 @@ mod tests {
     fn seeds_differ_between_tests_and_not_between_runs() {
         assert_eq!(seed_of("demo"), seed_of("demo"));
         assert_ne!(seed_of("demo"), seed_of("demo2"));
+    }
+
+    #[test]
+    fn a_scheduler_that_stands_by_has_its_configuration_too() {
+        let staged = Scheduler::named("stands_by")
+            .kernel_builtin(&["true"], &["true"])
+            .config_file("conf/stands_by.json")
+            .sched_args(&["--verbose"]);
+        let staged = Scheduler { manifest_dir: "/src/stands_by", ..staged };
+        let mut include = Vec::new();
+        let job = plain_job(&staged, Part::Staged, &mut include).unwrap();
+        assert_eq!(job.args, ["--config", "/include-files/stands_by.json", "--verbose"]);
+        assert_eq!(include, [Path::new("/src/stands_by/conf/stands_by.json")]);
     }
 
     #[test]

@@ -27,13 +27,19 @@ pub fn judge(
     judge.memory(assert, topo, &alive);
 }
 
-/// Says when a limit was given for what no worker of the whole test did.
+/// Says when a limit was given for what no worker of the whole test did, or for a comparison of workers and there was
+/// nobody to compare.
 pub fn judge_measured(assert: &Assert, groups: &[super::Group], result: &mut AssertResult) {
     let limited = assert.max_p99_wake_latency_ns.is_some() || assert.max_wake_latency_cv.is_some();
     let mut ran = groups.iter().flat_map(|group| &group.reports).filter(|w| w.not_run.is_none()).peekable();
     if limited && ran.peek().is_some() && ran.all(|w| w.is_messenger || w.wake_latency.is_empty()) {
         let message = "wake latency cannot be judged: no worker was ever woken by another or by a timer";
         result.push(DetailKind::Benchmark, Outcome::Inconclusive, message);
+    }
+    let alone = |group: &super::Group| group.reports.iter().filter(|w| w.not_run.is_none()).count() < 2;
+    if assert.max_throughput_cv.is_some() && !groups.is_empty() && groups.iter().all(alone) {
+        let message = "throughput cannot be compared: no two workers were told the same";
+        result.push(DetailKind::Throughput, Outcome::Inconclusive, message);
     }
 }
 

@@ -12,7 +12,7 @@ use nix::errno::Errno;
 
 use super::{
     AffinityIntent, CgroupDef, KernelTarget, KernelWidth, KernelWrite, Op, ScenarioError, WorkSpec, cpu_list,
-    engine::{Engine, Live, Running},
+    engine::{Engine, Live, Program, Running},
     hold,
     host::HostError,
     names::Layer,
@@ -48,6 +48,7 @@ impl Engine<'_> {
             }
             Op::RemoveCgroup { cgroup } => {
                 self.stop_workers(|worker| worker.cgroup == *cgroup);
+                self.end_programs(|program| program.cgroup == *cgroup)?;
                 self.ctx.cgroups.remove(cgroup)?;
                 self.cgroups.retain(|live| live.name != *cgroup);
                 format!("cgroup {cgroup} removed")
@@ -164,14 +165,14 @@ impl Engine<'_> {
                 self.run_program(*payload, args, name_of(placement), layer)?;
                 format!("payload {} started", payload.name)
             }
-            Op::WaitPayload { name } => {
-                let program = self.take_program(name, place)?;
+            Op::WaitPayload { name, cgroup } => {
+                let program = self.take_program(name, cgroup.as_deref(), place)?;
                 let ended = program.wait(None);
                 self.keep(ended)?;
                 format!("payload {name} ended")
             }
-            Op::KillPayload { name } => {
-                let program = self.take_program(name, place)?;
+            Op::KillPayload { name, cgroup } => {
+                let program = self.take_program(name, cgroup.as_deref(), place)?;
                 let ended = program.stop();
                 self.keep(ended)?;
                 format!("payload {name} was ended")
@@ -524,6 +525,9 @@ impl Engine<'_> {
                 worker.layer = layer;
             }
         }
+        for program in self.programs.iter_mut().filter(|program| program.cgroup == from) {
+            program.cgroup = to.into();
+        }
         self.widen();
         let moved = self.ctx.cgroups.move_all(from, to)?;
         self.narrow();
@@ -547,9 +551,11 @@ impl Engine<'_> {
     fn take_program(
         &mut self,
         name: &str,
+        cgroup: Option<&str>,
         place: &str,
     ) -> Result<super::payload::PayloadHandle, ScenarioError> {
-        let at = self.programs.iter().position(|program| program.handle.name() == name);
+        let here = |program: &Program| cgroup.is_none_or(|cgroup| program.cgroup == cgroup);
+        let at = self.programs.iter().position(|program| program.handle.name() == name && here(program));
         at.map(|at| self.programs.remove(at).handle).ok_or_else(|| ScenarioError::Impossible {
             place: place.into(),
             reason: format!("payload `{name}` does not run any more"),

@@ -114,6 +114,8 @@ pub(super) struct Running {
 /// A program that runs.
 pub(super) struct Program {
     pub handle: PayloadHandle,
+    /// Where it is; empty is the runner's own cgroup.
+    pub cgroup: String,
     pub layer: Layer,
 }
 
@@ -249,18 +251,19 @@ impl Engine<'_> {
     /// Ends what began with the step.
     fn end_layer(&mut self) -> Result<(), ScenarioError> {
         self.stop_workers(|worker| worker.layer == Layer::Step);
-        let (over, kept): (Vec<_>, Vec<_>) =
-            self.programs.drain(..).partition(|program| program.layer == Layer::Step);
-        self.programs = kept;
-        for program in over {
-            let ended = program.handle.stop();
-            self.keep(ended)?;
-        }
+        self.end_programs(|program| program.layer == Layer::Step)?;
         while let Some(at) = self.cgroups.iter().rposition(|cgroup| cgroup.layer == Layer::Step) {
             let cgroup = self.cgroups.remove(at);
             self.ctx.cgroups.remove(&cgroup.name)?;
         }
         Ok(())
+    }
+
+    /// Ends those programs and keeps what they came to.
+    pub fn end_programs(&mut self, which: impl Fn(&Program) -> bool) -> Result<(), ScenarioError> {
+        let (over, kept): (Vec<_>, Vec<_>) = self.programs.drain(..).partition(which);
+        self.programs = kept;
+        over.into_iter().try_for_each(|program| self.keep(program.handle.stop()))
     }
 
     /// Creates cgroups with their workers and programs; workers start when all are in place.
@@ -300,7 +303,8 @@ impl Engine<'_> {
         layer: Layer,
     ) -> Result<(), ScenarioError> {
         let handle = PayloadHandle::spawn(self.ctx, payload, args, cgroup)?;
-        self.programs.push(Program { handle, layer });
+        let cgroup = cgroup.unwrap_or_default().into();
+        self.programs.push(Program { handle, cgroup, layer });
         Ok(())
     }
 
@@ -399,10 +403,7 @@ impl Engine<'_> {
     }
 
     fn conclude(mut self, assert: &Assert) -> Result<AssertResult, ScenarioError> {
-        for program in std::mem::take(&mut self.programs) {
-            let ended = program.handle.stop();
-            self.keep(ended)?;
-        }
+        self.end_programs(|_| true)?;
         let begun_ns = self.phases.begun_ns();
         let phases: Vec<PhaseBucket> = std::mem::replace(&mut self.phases, Phases::begin()).into_buckets();
         let workers = self.done.iter().map(|(_, group)| group.reports.len()).sum::<usize>();

@@ -7,6 +7,7 @@
 
 mod affinity;
 mod apply;
+mod by_hand;
 mod cpuset;
 mod ctx;
 mod def;
@@ -28,6 +29,7 @@ mod step;
 mod topology;
 
 pub use affinity::{AffinityError, AffinityIntent};
+pub use by_hand::{collect_all, dfl_wl, setup_cgroups, spawn_diverse};
 pub use cpuset::{CpusetError, CpusetSpec, cpu_list};
 pub use ctx::Ctx;
 pub use def::CgroupDef;

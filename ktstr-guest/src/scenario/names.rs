@@ -4,12 +4,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
-    CgroupDef, Ctx, HoldSpec, Op, ScenarioError,
+    AffinityIntent, CgroupDef, Ctx, HoldSpec, Op, ScenarioError,
     engine::Plan,
     host::{self, HostError},
     kernel, nearest,
     op::Placement,
 };
+use crate::work::WorkError;
 
 /// Where a name lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -20,12 +21,20 @@ pub(super) enum Layer {
     Step,
 }
 
+/// A program that was started.
+struct Running {
+    name: String,
+    /// Where it is; empty is the runner's own cgroup.
+    cgroup: String,
+    layer: Layer,
+}
+
 /// What is there at one point of the scenario.
 #[derive(Default)]
 struct Names {
     cgroups: BTreeMap<String, Layer>,
-    /// Names of running programs; a program may be running several times.
-    payloads: BTreeMap<String, Layer>,
+    /// Programs that may be running, in the order they were started; one may be there several times.
+    payloads: Vec<Running>,
     /// Names by which BPF maps were pinned.
     pinned: BTreeSet<String>,
 }
@@ -60,7 +69,7 @@ pub(super) fn check(ctx: &Ctx, plan: &Plan) -> Result<(), ScenarioError> {
             setup(&mut names)?;
         }
         names.cgroups.retain(|_, layer| *layer == Layer::Backdrop);
-        names.payloads.retain(|_, layer| *layer == Layer::Backdrop);
+        names.payloads.retain(|running| running.layer == Layer::Backdrop);
     }
     Ok(())
 }
@@ -83,7 +92,7 @@ impl Names {
             check_work(ctx, name, &work)?;
         }
         for payload in &def.workloads {
-            self.payloads.insert(payload.name.into(), layer);
+            self.payloads.push(Running { name: payload.name.into(), cgroup: name.clone(), layer });
         }
         Ok(())
     }
@@ -100,6 +109,7 @@ impl Names {
                     return Err(ScenarioError::Impossible { place: place.into(), reason });
                 }
                 self.cgroups.remove(cgroup);
+                self.payloads.retain(|running| running.cgroup != *cgroup);
                 Ok(())
             }
             Op::SetCpuset { cgroup, cpus } => {
@@ -132,6 +142,9 @@ impl Names {
                         "workers of `{from}` outlive the step, `{to}` does not: make `{to}` part of the backdrop"
                     );
                     return Err(ScenarioError::Impossible { place: place.into(), reason });
+                }
+                for running in self.payloads.iter_mut().filter(|running| running.cgroup == *from) {
+                    running.cgroup.clone_from(to);
                 }
                 Ok(())
             }
@@ -170,15 +183,13 @@ impl Names {
             Op::SteerIrq { cpu, .. } if *cpu < 1 => Ok(()),
             Op::SteerIrq { cpu, .. } => check_cpu(ctx, place, *cpu),
             Op::RunPayload { payload, placement, .. } => {
-                self.placement(place, placement)?;
-                self.payloads.insert(payload.name.into(), layer);
+                let cgroup = self.placement(place, placement)?.to_owned();
+                self.payloads.push(Running { name: payload.name.into(), cgroup, layer });
                 Ok(())
             }
-            Op::WaitPayload { name } | Op::KillPayload { name } => self
-                .payloads
-                .remove(name)
-                .map(drop)
-                .ok_or_else(|| unknown(place, "payload", name, self.payloads.keys().map(String::as_str))),
+            Op::WaitPayload { name, cgroup } | Op::KillPayload { name, cgroup } => {
+                self.end_payload(place, name, cgroup.as_deref())
+            }
             Op::ReplaceScheduler { name } => {
                 let known = ctx.staged_schedulers.iter().map(String::as_str);
                 match ctx.staged_schedulers.contains(name) {
@@ -201,6 +212,24 @@ impl Names {
             .get(name)
             .copied()
             .ok_or_else(|| unknown(place, "cgroup", name, self.cgroups.keys().map(String::as_str)))
+    }
+
+    /// The earliest of that name is over.
+    fn end_payload(&mut self, place: &str, name: &str, cgroup: Option<&str>) -> Result<(), ScenarioError> {
+        if let Some(cgroup) = cgroup {
+            self.cgroup(place, cgroup)?;
+        }
+        let here = |running: &&Running| cgroup.is_none_or(|cgroup| cgroup == running.cgroup);
+        match self.payloads.iter().position(|running| running.name == name && here(&running)) {
+            Some(at) => {
+                self.payloads.remove(at);
+                Ok(())
+            }
+            None => {
+                let known = self.payloads.iter().filter(here).map(|running| running.name.as_str());
+                Err(unknown(place, "payload", name, known))
+            }
+        }
     }
 
     fn placement<'a>(&self, place: &str, placement: &'a Placement) -> Result<&'a str, ScenarioError> {
@@ -280,6 +309,20 @@ fn check_work(ctx: &Ctx, cgroup: &str, work: &super::WorkSpec) -> Result<(), Sce
             Some(_) => {}
         }
     }
+    if let Some(AffinityIntent::Exact(cpus) | AffinityIntent::RandomSubset { from: cpus, .. }) =
+        &work.affinity
+        && let Some(cpu) = cpus.iter().find(|cpu| !ctx.topo.all_cpus().contains(cpu))
+    {
+        return attribute(format!("its affinity names CPU {cpu}, which {} has not got", ctx.topo));
+    }
+    if let Some(work_type) = &work.work_type {
+        let refused = |source| ScenarioError::Work { cgroup: cgroup(), source };
+        work_type.check().map_err(|source| refused(source.into()))?;
+        let group = work_type.group_size();
+        if let Some(workers) = work.workers.filter(|workers| !workers.is_multiple_of(group)) {
+            return Err(refused(WorkError::Group { work_type: work_type.name(), group, workers }));
+        }
+    }
     if let Some(policy) = work.sched_policy {
         policy.checked().map_err(|source| ScenarioError::SchedPolicy { cgroup: cgroup(), source })?;
     }
@@ -296,7 +339,10 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::scenario::{Backdrop, CpusetSpec, Payload, Step, WorkSpec};
+    use crate::{
+        scenario::{Backdrop, CpusetSpec, Payload, Step, WorkSpec},
+        work::WorkType,
+    };
 
     fn refusal(backdrop: Backdrop, steps: Vec<Step>) -> String {
         let mut ctx = Ctx::on_host("t", Duration::from_secs(1), 1).unwrap();
@@ -358,6 +404,8 @@ mod tests {
             (WorkSpec::default().workers_pct(f64::INFINITY), "workers_pct of inf is no number of workers"),
             (WorkSpec::default().workers_pct(f64::NAN), "workers_pct of NaN"),
             (WorkSpec::default().workers_pct(-1.0), "workers_pct of -1"),
+            (WorkSpec::default().affinity(AffinityIntent::exact([0, 900])), "its affinity names CPU 900"),
+            (WorkSpec::default().workers(3).work_type(WorkType::pipe_io()), "works in groups of 2"),
         ];
         for (work, reason) in refused {
             let text = spawn(work);
@@ -384,7 +432,41 @@ mod tests {
     #[test]
     fn a_payload_runs_until_it_is_waited_for() {
         let payload = Payload::binary("fio", "fio");
-        let ops = vec![Op::run_payload(&payload), Op::wait_payload("fio")];
-        assert_eq!(refusal(Backdrop::new(), vec![Step::new(ops, HoldSpec::FULL)]), "accepted");
+        let (run, wait) = (Op::run_payload(&payload), Op::wait_payload("fio"));
+        let in_cg_0 = || Op::run_payload_in(&payload, "cg_0");
+        let steps = |ops: &[&[Op]]| {
+            let backdrop = Backdrop::from_cgroups(vec![CgroupDef::named("cg_0"), CgroupDef::named("heavy")]);
+            refusal(
+                backdrop,
+                ops.iter()
+                    .map(|ops| Step::new(ops.to_vec(), HoldSpec::fixed(Duration::from_millis(1))))
+                    .collect(),
+            )
+        };
+        assert_eq!(steps(&[&[run.clone(), wait.clone()]]), "accepted");
+        assert_eq!(steps(&[&[run.clone(), run.clone(), wait.clone(), wait.clone()]]), "accepted");
+        let one_too_many = steps(&[&[run.clone(), wait.clone(), wait.clone()]]);
+        assert!(one_too_many.contains("operation 2 (WaitPayload) names payload `fio`"), "{one_too_many}");
+        // It ends with the step that began it, and one of the backdrop does not.
+        assert!(
+            steps(&[std::slice::from_ref(&run), std::slice::from_ref(&wait)]).contains("step 1, operation 0")
+        );
+        let kept = Backdrop::new().push_payload(&payload);
+        let both = vec![
+            Step::with_op(run.clone(), HoldSpec::fixed(Duration::from_millis(1))),
+            Step::with_op(wait, HoldSpec::fixed(Duration::from_millis(1))),
+        ];
+        assert_eq!(refusal(kept, both), "accepted");
+        // Where it is can be said, and it goes with its cgroup.
+        let here = Op::wait_payload_in("fio", "cg_0");
+        assert_eq!(steps(&[&[run.clone(), in_cg_0(), here.clone()]]), "accepted");
+        assert!(steps(&[&[run, here.clone()]]).contains("names payload `fio`"));
+        assert!(
+            steps(&[&[in_cg_0(), Op::remove_cgroup("cg_0"), Op::kill_payload("fio")]])
+                .contains("operation 2")
+        );
+        let moved = [in_cg_0(), Op::move_all_tasks("cg_0", "heavy"), Op::kill_payload_in("fio", "heavy")];
+        assert_eq!(steps(&[&moved]), "accepted");
+        assert!(steps(&[&[in_cg_0(), Op::wait_payload_in("fio", "cg0")]]).contains("did you mean `cg_0`?"));
     }
 }

@@ -206,13 +206,17 @@ pub enum Op {
     },
     /// Waits for a program to end.
     WaitPayload {
-        /// Its name.
+        /// Its name; of several, the one that was started first.
         name: String,
+        /// Where it is, should another one run elsewhere.
+        cgroup: Option<String>,
     },
     /// Ends a program.
     KillPayload {
-        /// Its name.
+        /// Its name; of several, the one that was started first.
         name: String,
+        /// Where it is, should another one run elsewhere.
+        cgroup: Option<String>,
     },
     /// Starts the test's scheduler, which was detached.
     AttachScheduler,
@@ -367,12 +371,22 @@ impl Op {
 
     /// Waits for a program to end.
     pub fn wait_payload(name: impl Into<String>) -> Self {
-        Self::WaitPayload { name: name.into() }
+        Self::WaitPayload { name: name.into(), cgroup: None }
+    }
+
+    /// Waits for a program in a cgroup to end.
+    pub fn wait_payload_in(name: impl Into<String>, cgroup: impl Into<String>) -> Self {
+        Self::WaitPayload { name: name.into(), cgroup: Some(cgroup.into()) }
     }
 
     /// Ends a program.
     pub fn kill_payload(name: impl Into<String>) -> Self {
-        Self::KillPayload { name: name.into() }
+        Self::KillPayload { name: name.into(), cgroup: None }
+    }
+
+    /// Ends a program in a cgroup.
+    pub fn kill_payload_in(name: impl Into<String>, cgroup: impl Into<String>) -> Self {
+        Self::KillPayload { name: name.into(), cgroup: Some(cgroup.into()) }
     }
 
     /// Ends the scheduler that runs and starts another.

@@ -58,6 +58,9 @@ const READY_TIMEOUT: Duration = Duration::from_secs(5);
 /// Why workers cannot be had.
 #[derive(Debug, thiserror::Error)]
 pub enum WorkError {
+    /// Nobody is to work.
+    #[error("a workload of no workers does nothing: give `workers`")]
+    NoWorkers,
     /// The number of workers does not fit the kind of work.
     #[error("{work_type} works in groups of {group}: {workers} workers cannot be divided into such groups")]
     Group {
@@ -117,8 +120,8 @@ pub enum CloneMode {
     Pcomm(String),
 }
 
-/// What to start.
-#[derive(Debug, Clone, PartialEq, Default)]
+/// What to start; by default one forked worker that spins.
+#[derive(Debug, Clone, PartialEq)]
 pub struct WorkloadConfig {
     /// Number of workers.
     pub workers: u32,
@@ -134,6 +137,20 @@ pub struct WorkloadConfig {
     pub attributes: Vec<Attributes>,
     /// Whether workers are processes or threads.
     pub mode: CloneMode,
+}
+
+impl Default for WorkloadConfig {
+    fn default() -> Self {
+        Self {
+            workers: 1,
+            work_type: WorkType::default(),
+            cgroup: String::new(),
+            cpus_allowed: Vec::new(),
+            seed: 0,
+            attributes: Vec::new(),
+            mode: CloneMode::Fork,
+        }
+    }
 }
 
 /// A forked process and the workers of this workload in it.
@@ -227,6 +244,9 @@ impl WorkloadHandle {
     /// All but the workers, the end of the life pipe that they inherit, and where they say they are ready.
     fn prepare(config: WorkloadConfig) -> Result<(Self, OwnedFd, File), WorkError> {
         config.work_type.check()?;
+        if config.workers == 0 {
+            return Err(WorkError::NoWorkers);
+        }
         let (group, work_type) = (config.work_type.group_size(), config.work_type.name());
         if !config.workers.is_multiple_of(group) {
             return Err(WorkError::Group { work_type, group, workers: config.workers });
@@ -288,6 +308,11 @@ impl WorkloadHandle {
                 .map_err(|source| WorkError::System { action: "start a worker thread", source })?;
         }
         Ok(())
+    }
+
+    /// For how long they have been at work; `None` before their start.
+    pub fn lived(&self) -> Option<Duration> {
+        self.started.map(|started| started.elapsed())
     }
 
     /// Number of workers.
@@ -562,7 +587,7 @@ impl WorkloadHandle {
 
     /// One worker's figures so far; with distributions, its histograms and phases, too.
     pub(super) fn report(&self, index: usize, with_distributions: bool) -> WorkerReport {
-        let waited = self.started.map_or(0, |start| start.elapsed().as_nanos() as u64);
+        let waited = self.lived().map_or(0, |lived| lived.as_nanos() as u64);
         let place = Place::of(index, self.config.work_type.group_size() as usize);
         let slot = self.board.slot(index);
         let mut report = report(slot, place, &self.config, self.exit_of(index), waited, with_distributions);
