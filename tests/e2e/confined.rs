@@ -28,12 +28,52 @@ fn watched(ctx: &Ctx) -> Result<AssertResult> {
     scenarios::steady(ctx)
 }
 
-/// Of files that have a name, which each may hold beside its standard streams.
-const HELD: [(Process, &[&str]); 4] = [
-    (Process::Vmm, &[]),
-    (Process::Emulator, &["vmlinux", ".cpio", "(deleted)"]),
-    (Process::Monitor, &["vmlinux"]),
-    (Process::Device, &["(deleted)"]),
+/// What each holds at most beside its standard streams, and how often; [`name_of`] says how they are called.
+type Held = &'static [(&'static str, usize)];
+
+/// For what gives nobody power over anything, and of which there are as many as queues or an emulator wants.
+const ANY: usize = usize::MAX;
+
+/// To the orchestrator, to the emulator's control and its debugger; both serial ports; guest RAM; the emulator's standard error.
+const VMM: Held = &[
+    ("socket", 3),
+    ("memfd:console", 2),
+    ("memfd:guest-ram", 2),
+    ("pidfd", 1),
+    ("pipe", 1),
+    ("eventpoll", 2),
+];
+/// Control, debugger, disk, network (whose place is `s`); serial ports, RAM and initramfs as they were given and as it opened
+/// them.
+const EMULATOR: Held = &[
+    ("socket", 4),
+    ("s", 1),
+    ("memfd:console", 4),
+    ("memfd:guest-ram", 2),
+    ("kernel", 1),
+    ("unnamed file", 1),
+    ("eventfd", ANY),
+    ("eventpoll", ANY),
+    ("signalfd", ANY),
+    ("timerfd", ANY),
+];
+/// Kernel and RAM until they are mapped.
+const MONITOR: Held = &[("socket", 1), ("kernel", 1), ("memfd:guest-ram", 1)];
+/// To the orchestrator, of the disk, and of the network, between whose user and server messages are passed on; the disk's image.
+const DEVICE: Held = &[
+    ("socket", 8),
+    ("memfd:guest-ram", 2),
+    ("unnamed file", 1),
+    ("timerfd", 1),
+    ("eventpoll", 2),
+    ("eventfd", ANY),
+];
+
+const EACH: [(Process, Held); 4] = [
+    (Process::Vmm, VMM),
+    (Process::Emulator, EMULATOR),
+    (Process::Monitor, MONITOR),
+    (Process::Device, DEVICE),
 ];
 
 #[test]
@@ -47,34 +87,65 @@ fn live_processes_are_confined() {
         },
         root.path(),
     );
-    let pids = ["vmm-pid", "emulator-pid", "monitor-pid", "device-pid"]
-        .map(|event| recorded_pid(&live.dir, event, "/value"));
-    assert!(reached(&live.dir, "ScenarioStarted"), "the run ended before its scenario");
+    let reached = reached(&live.dir, "ScenarioStarted");
     // Where the host forbids user namespaces, root's machines have all others, and say so.
     let walls = recorded(&live.dir, "vmm-started").and_then(|line| line.pointer("/value/walls").cloned());
     let own_user = walls != Some("NoUserNamespace".into());
-    let found: Vec<Result<(), String>> =
-        HELD.iter().zip(pids).map(|((process, held), pid)| confined(*process, pid, held, own_user)).collect();
-    kill(Pid::from_raw(pids[0].cast_signed()), Signal::SIGKILL).unwrap();
-    live.end().0.expect("the orchestrator lives and reports");
-    for found in found {
-        found.unwrap();
+    let look = |(process, held): &(Process, Held)| {
+        let event = format!("{process:?}-pid").to_lowercase();
+        let pid = recorded_pid(&live.dir, &event, "/value");
+        confined(*process, pid, held, own_user)
+    };
+    let found: Vec<Result<(), String>> = if reached { EACH.iter().map(look).collect() } else { vec![] };
+    if let Some(vmm) = recorded(&live.dir, "vmm-pid").and_then(|line| line.pointer("/value")?.as_i64()) {
+        // It may have ended by itself.
+        let _ = kill(Pid::from_raw(vmm as i32), Signal::SIGKILL);
+    }
+    let report = live.end().0.expect("the orchestrator lives and reports");
+    assert!(reached, "the run ended before its scenario: {:?}", report.cause);
+    let wrong: Vec<String> = found.into_iter().filter_map(Result::err).collect();
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
+
+/// What a descriptor is, without numbers that differ from run to run.
+fn name_of(target: &str) -> String {
+    let target = target.trim_end_matches(" (deleted)");
+    match target.split_once(":[") {
+        Some((kind @ ("socket" | "pipe"), _)) => kind.to_owned(),
+        Some(("anon_inode", kind)) => kind.trim_end_matches(']').to_owned(),
+        _ => {
+            let name = target.rsplit('/').next().unwrap_or(target);
+            match name {
+                // The store's, or one that was moved.
+                "vmlinux" | "memfd:kernel" => "kernel".to_owned(),
+                name if name.ends_with(".cpio") || name.starts_with(".tmp") || name.starts_with('#') => {
+                    "unnamed file".to_owned()
+                }
+                name => name.to_owned(),
+            }
+        }
     }
 }
 
-fn confined(process: Process, pid: u32, held: &[&str], own_user: bool) -> Result<(), String> {
+fn confined(process: Process, pid: u32, held: &[(&str, usize)], own_user: bool) -> Result<(), String> {
     let said = |what: String| format!("{process:?}, {pid}: {what}");
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).map_err(|e| said(e.to_string()))?;
-    let status: BTreeMap<_, _> = status.lines().filter_map(|line| line.split_once(":\t")).collect();
+    let entries =
+        |name: &str| fs::read_dir(format!("/proc/{pid}/{name}")).map_err(|e| said(format!("{name}: {e}")));
     let none = "0000000000000000";
     let caps = ["CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"].map(|name| (name, none));
-    for (name, value) in caps.into_iter().chain([("Seccomp", "2"), ("NoNewPrivs", "1")]) {
-        if status.get(name) != Some(&value) {
-            return Err(said(format!("{name} is {:?}", status.get(name))));
+    for thread in entries("task")?.flatten() {
+        // One that has just ended is confined enough.
+        let Ok(status) = fs::read_to_string(thread.path().join("status")) else { continue };
+        let status: BTreeMap<_, _> = status.lines().filter_map(|line| line.split_once(":\t")).collect();
+        for (name, value) in caps.into_iter().chain([("Seccomp", "2"), ("NoNewPrivs", "1")]) {
+            if status.get(name) != Some(&value) {
+                return Err(said(format!("{name} of {:?} is {:?}", status.get("Name"), status.get(name))));
+            }
         }
-    }
-    if status.get("NSpid").and_then(|ids| ids.rsplit('\t').next()) != Some("1") {
-        return Err(said(format!("not the first of its namespace: {:?}", status.get("NSpid"))));
+        let ids = status.get("NStgid").and_then(|ids| ids.rsplit('\t').next());
+        if ids != Some("1") {
+            return Err(said(format!("not the first of its namespace: {ids:?}")));
+        }
     }
     let link = |pid: &str, path: &str| {
         fs::read_link(format!("/proc/{pid}/{path}")).map_err(|e| said(format!("{path}: {e}")))
@@ -86,21 +157,21 @@ fn confined(process: Process, pid: u32, held: &[&str], own_user: bool) -> Result
             return Err(said(format!("it shares its {name} namespace with the host")));
         }
     }
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).map_err(|e| said(e.to_string()))?;
-    for entry in entries.flatten() {
-        let number = entry.file_name().to_string_lossy().into_owned();
+    let mut found: BTreeMap<String, usize> = BTreeMap::new();
+    for entry in entries("fd")?.flatten() {
+        let standard = entry.file_name().to_string_lossy().parse::<u32>().is_ok_and(|number| number < 3);
         let Ok(target) = fs::read_link(entry.path()) else { continue };
-        let target = target.to_string_lossy().into_owned();
-        let nameless =
-            ["socket:", "pipe:", "anon_inode:", "/memfd:"].iter().any(|kind| target.starts_with(kind));
-        // The place of a network's server, whose directory is gone.
-        let socket = target.ends_with("/s (deleted)");
-        let standard = number.parse::<u32>().is_ok_and(|number| number < 3);
-        if !nameless && !standard && !socket && !held.iter().any(|end| target.ends_with(end)) {
-            return Err(said(format!("descriptor {number} is {target}")));
+        if !standard {
+            *found.entry(name_of(&target.to_string_lossy())).or_default() += 1;
         }
     }
-    Ok(())
+    let allowed =
+        |(name, count): (&String, &usize)| held.iter().any(|(kind, most)| kind == name && count <= most);
+    if found.iter().all(allowed) {
+        Ok(())
+    } else {
+        Err(said(format!("it holds {found:?}, at most {held:?}")))
+    }
 }
 
 /// `ktstr shell` where no namespace can be made: user namespaces are used up and every capability is gone.
