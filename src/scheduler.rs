@@ -1,6 +1,6 @@
 //! A scheduler as data, and the list of all that are declared.
 
-use ktstr_proto::{Topology, verdict::Assert};
+use ktstr_proto::{Topology, topology::preset, verdict::Assert};
 
 use crate::host::Constraints;
 
@@ -136,6 +136,79 @@ impl Scheduler {
         !self.kernel_builtin_enable.is_empty()
     }
 
+    /// What of it cannot work, and what to write instead; follows on its name.
+    ///
+    /// `declare_scheduler!` refuses the same where it stands. What is built as a constant is first looked at when a
+    /// test asks for it.
+    pub(crate) fn objection(&self) -> Option<String> {
+        if self.name.is_empty() {
+            return Some("has no name: say one to `Scheduler::named`".into());
+        }
+        self.source_objection().or_else(|| self.config_objection()).or_else(|| {
+            let unknown = |name: &&&str| preset::find(name).is_none();
+            let name = self.verifier_exclude_topologies.iter().find(unknown)?;
+            let nearest = preset::nearest(name);
+            Some(format!(
+                "leaves out the unknown preset `{name}` (`verifier_exclude_topologies`): did you mean `{nearest}`?"
+            ))
+        })
+    }
+
+    fn source_objection(&self) -> Option<String> {
+        let binary = self.binary;
+        match (self.is_builtin(), binary.is_empty()) {
+            (true, false) => {
+                return Some(format!(
+                    "has the executable `{binary}` and commands for the kernel's own (`kernel_builtin`): keep one"
+                ));
+            }
+            (false, true) if self.kernel_builtin_disable.is_empty() => {
+                return Some(
+                    "has no executable: add `binary_discover`, `binary_path` or `kernel_builtin`".into(),
+                );
+            }
+            (false, _) if !self.kernel_builtin_disable.is_empty() => {
+                return Some("is switched off by commands and on by none: give `kernel_builtin` both".into());
+            }
+            _ => {}
+        }
+        if binary.contains('/') && !binary.starts_with('/') {
+            return Some(format!(
+                "has the executable `{binary}`, a relative path: begin it with `/`, or give its name alone to \
+                 `binary_discover`"
+            ));
+        }
+        let of_a_program = [
+            ("sched_args", !self.sched_args.is_empty()),
+            ("config_file", self.config_file.is_some()),
+            ("config_file_def", self.config_file_def.is_some()),
+        ];
+        let (given, _) = of_a_program.into_iter().find(|(_, given)| *given && self.is_builtin())?;
+        Some(format!("is the kernel's own, and no program is there that `{given}` could be for: remove it"))
+    }
+
+    fn config_objection(&self) -> Option<String> {
+        let ConfigFileDef { template, guest_path } = self.config_file_def?;
+        if let Some(file) = self.config_file {
+            return Some(format!(
+                "has a configuration of its own (`config_file`, `{file}`) and one from each test \
+                 (`config_file_def`): keep one"
+            ));
+        }
+        if !template.contains("{file}") {
+            return Some(format!(
+                "takes its configuration by `{template}` (`config_file_def`), without `{{file}}` in it: write that \
+                 where the file's path goes, `--config {{file}}`"
+            ));
+        }
+        (!guest_path.starts_with('/')).then(|| {
+            format!(
+                "wants its configuration at `{guest_path}` in the guest (`config_file_def`), a relative path: begin \
+                 it with `/`"
+            )
+        })
+    }
+
     /// Sets the machine shape of tests that do not say another.
     #[must_use]
     pub const fn topology(mut self, numa_nodes: u32, llcs: u32, cores: u32, threads: u32) -> Self {
@@ -209,5 +282,69 @@ mod tests {
             .config_file_def("--config {file}", "/include-files/layered.json");
         assert_eq!((LAYERED.binary, LAYERED.topology.cpus()), ("scx_layered", 8));
         assert_eq!(LAYERED.config_file_def.unwrap().guest_path, "/include-files/layered.json");
+        assert_eq!(LAYERED.objection(), None);
+        assert_eq!(Scheduler::named("k").kernel_builtin(&["on"], &[]).objection(), None);
+    }
+
+    #[test]
+    fn what_cannot_work_says_what_to_write() {
+        const NAMED: Scheduler = Scheduler::named("s");
+        const FOUND: Scheduler = NAMED.binary_discover("scx_s");
+        const OWN: Scheduler = NAMED.kernel_builtin(&["on"], &["off"]);
+        for (scheduler, said) in [
+            (Scheduler::named("").binary_discover("b"), "has no name: say one to `Scheduler::named`"),
+            (NAMED, "has no executable: add `binary_discover`, `binary_path` or `kernel_builtin`"),
+            (
+                FOUND.kernel_builtin(&["on"], &["off"]),
+                "has the executable `scx_s` and commands for the kernel's own (`kernel_builtin`): keep one",
+            ),
+            (
+                NAMED.kernel_builtin(&[], &["off"]),
+                "is switched off by commands and on by none: give `kernel_builtin` both",
+            ),
+            (
+                FOUND.kernel_builtin(&[], &["off"]),
+                "is switched off by commands and on by none: give `kernel_builtin` both",
+            ),
+            (
+                NAMED.binary_path("target/scx_s"),
+                "has the executable `target/scx_s`, a relative path: begin it with `/`, or give its name alone to \
+                 `binary_discover`",
+            ),
+            (
+                OWN.sched_args(&["-v"]),
+                "is the kernel's own, and no program is there that `sched_args` could be for: remove it",
+            ),
+            (
+                OWN.config_file("f"),
+                "is the kernel's own, and no program is there that `config_file` could be for: remove it",
+            ),
+            (
+                OWN.config_file_def("{file}", "/f"),
+                "is the kernel's own, and no program is there that `config_file_def` could be for: remove it",
+            ),
+            (
+                FOUND.config_file("f").config_file_def("{file}", "/f"),
+                "has a configuration of its own (`config_file`, `f`) and one from each test (`config_file_def`): \
+                 keep one",
+            ),
+            (
+                FOUND.config_file_def("--config", "/f"),
+                "takes its configuration by `--config` (`config_file_def`), without `{file}` in it: write that where \
+                 the file's path goes, `--config {file}`",
+            ),
+            (
+                FOUND.config_file_def("--config {file}", "f.json"),
+                "wants its configuration at `f.json` in the guest (`config_file_def`), a relative path: begin it \
+                 with `/`",
+            ),
+            (
+                FOUND.verifier_exclude_topologies(&["tiny-1llc", "8cpu-2llc-sm"]),
+                "leaves out the unknown preset `8cpu-2llc-sm` (`verifier_exclude_topologies`): did you mean \
+                 `8cpu-2llc-smt`?",
+            ),
+        ] {
+            assert_eq!(scheduler.objection().as_deref(), Some(said));
+        }
     }
 }

@@ -274,7 +274,7 @@ fn remove_tree(path: &Path) -> anyhow::Result<u32> {
         removed += remove_tree(&child)?;
     }
     // The kernel needs a moment to see the killed ones gone.
-    let until = std::time::Instant::now() + std::time::Duration::from_secs(5);
+    let until = std::time::Instant::now() + std::time::Duration::from_secs(30);
     loop {
         match fs::remove_dir(path) {
             Ok(()) => return Ok(removed + 1),

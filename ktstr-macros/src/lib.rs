@@ -6,6 +6,7 @@
 
 mod attributes;
 mod features;
+mod limits;
 mod payload;
 mod presets;
 mod scheduler;

@@ -11,7 +11,7 @@
 //! ```
 
 use proc_macro2::TokenStream;
-use quote::{format_ident, quote};
+use quote::{ToTokens, format_ident, quote};
 use syn::{
     Attribute, Data, DeriveInput, Error, Expr, Fields, LitStr, Result, Token, punctuated::Punctuated,
     spanned::Spanned,
@@ -19,7 +19,14 @@ use syn::{
 
 use crate::attributes::Attributes;
 
-const CHECKS: &[&str] = &["min", "max", "range", "exists", "exit_code_eq"];
+/// Each check and how it is written.
+const CHECKS: &[(&str, &str)] = &[
+    ("min", "min(\"iops\", 100.0)"),
+    ("max", "max(\"latency_us\", 50.0)"),
+    ("range", "range(\"load\", 0.5, 1.5)"),
+    ("exists", "exists(\"iops\")"),
+    ("exit_code_eq", "exit_code_eq(0)"),
+];
 const OUTPUTS: &[&str] = &["Json", "ExitCode"];
 const POLARITIES: &[&str] = &["HigherBetter", "LowerBetter", "TargetValue", "Unknown", "Informational"];
 
@@ -48,6 +55,7 @@ pub fn expand(input: TokenStream) -> Result<TokenStream> {
     for attribute in &input.attrs {
         listed.read(attribute)?;
     }
+    listed.can_be_read_from(&output.to_string())?;
     let Listed { args, checks, metrics, files, .. } = listed;
     let ident = &input.ident;
     let (visibility, constant) = (&input.vis, format_ident!("{}", constant));
@@ -102,10 +110,7 @@ impl Listed {
             self.files.extend(texts()?);
         } else if attribute.path().is_ident("default_check") {
             let check: Expr = attribute.parse_args()?;
-            match &check {
-                Expr::Call(call) => word(Some(&call.func), "default_check", CHECKS)?,
-                other => word(Some(other), "default_check", CHECKS)?,
-            };
+            check_form(&check)?;
             self.checks.push(check);
         } else if attribute.path().is_ident("metric") {
             let fields = attribute.parse_args_with(|input: syn::parse::ParseStream<'_>| {
@@ -124,17 +129,7 @@ impl Listed {
             return Err(Error::new(attribute.span(), format!("metric `{name}` is given twice")));
         }
         let unit = fields.text("unit")?.unwrap_or_default();
-        let polarity = match fields.value("polarity")? {
-            None => quote!(Unknown),
-            Some(Expr::Call(call)) => {
-                word(Some(&call.func), "polarity", POLARITIES)?;
-                quote!(#call)
-            }
-            Some(other) => {
-                let word = word(Some(other), "polarity", POLARITIES)?;
-                quote!(#word)
-            }
-        };
+        let polarity = polarity(fields.value("polarity")?)?;
         self.metrics.push(quote!(::ktstr::prelude::MetricDef {
             name: #name,
             polarity: ::ktstr::prelude::Polarity::#polarity,
@@ -142,6 +137,60 @@ impl Listed {
         }));
         self.metric_names.push(name);
         Ok(())
+    }
+}
+
+impl Listed {
+    /// What is judged by a number needs an output that has numbers.
+    fn can_be_read_from(&self, output: &str) -> Result<()> {
+        let numberless = self.checks.iter().filter_map(|check| match check {
+            Expr::Call(call) if output == "ExitCode" => Some((call, call.func.to_token_stream().to_string())),
+            _ => None,
+        });
+        match numberless.into_iter().find(|(_, name)| name != "exit_code_eq") {
+            None => Ok(()),
+            Some((call, name)) => {
+                let message = format!(
+                    "`{name}` judges a number of the output, and `output = ExitCode`, the default, reads none: say \
+                     `output = Json`"
+                );
+                Err(Error::new(call.func.span(), message))
+            }
+        }
+    }
+}
+
+/// A check is a call of one of a few, with as many arguments as that takes.
+fn check_form(check: &Expr) -> Result<()> {
+    let names: Vec<&str> = CHECKS.iter().map(|(name, _)| *name).collect();
+    let (called, given) = match check {
+        Expr::Call(call) => (&*call.func, call.args.len()),
+        other => (other, 0),
+    };
+    let Some(word) = word(Some(called), "default_check", &names)? else { return Ok(()) };
+    let form = CHECKS.iter().find(|(name, _)| word == name).map_or("", |(_, form)| form);
+    if given == form.split(',').count() {
+        return Ok(());
+    }
+    Err(Error::new(check.span(), format!("`{word}` is written with its arguments, as in `{form}`")))
+}
+
+fn polarity(value: Option<&Expr>) -> Result<TokenStream> {
+    const FORM: &str = "`TargetValue` is written with the value that is best, as in `TargetValue(3.0)`";
+    let Some(value) = value else { return Ok(quote!(Unknown)) };
+    let (named, best) = match value {
+        Expr::Call(call) => (&*call.func, Some(&call.args)),
+        other => (other, None),
+    };
+    let Some(word) = word(Some(named), "polarity", POLARITIES)? else { return Ok(quote!(Unknown)) };
+    match (word == "TargetValue", best) {
+        (true, Some(best)) if best.len() == 1 => Ok(quote!(#word(#best))),
+        (true, _) => Err(Error::new(value.span(), FORM)),
+        (false, None) => Ok(quote!(#word)),
+        (false, Some(_)) => {
+            let message = format!("`{word}` takes no value; the one that does is `TargetValue(3.0)`");
+            Err(Error::new(value.span(), message))
+        }
     }
 }
 
@@ -220,6 +269,48 @@ mod tests {
                 "#[payload(binary = \"x\")] #[metric(name = \"a\")] #[metric(name = \"a\")] struct P;",
                 "metric `a` is given twice",
                 "#",
+            ),
+            (
+                "#[payload(binary = \"x\")] #[metric(unit = \"s\")] struct P;",
+                "a metric needs `name = \"…\"`",
+                "#",
+            ),
+            (
+                "#[payload(binary = \"x\")] #[metric(name = \"a\", polarity = Better)] struct P;",
+                "`polarity` must be one of: HigherBetter, LowerBetter, TargetValue, Unknown, Informational",
+                "Better",
+            ),
+            (
+                "#[payload(binary = \"x\")] #[metric(name = \"a\", polarity = TargetValue)] struct P;",
+                "`TargetValue` is written with the value that is best, as in `TargetValue(3.0)`",
+                "TargetValue",
+            ),
+            (
+                "#[payload(binary = \"x\")] #[metric(name = \"a\", polarity = TargetValue(1.0, 2.0))] struct P;",
+                "`TargetValue` is written with the value that is best, as in `TargetValue(3.0)`",
+                "TargetValue(1.0, 2.0)",
+            ),
+            (
+                "#[payload(binary = \"x\")] #[metric(name = \"a\", polarity = LowerBetter(1.0))] struct P;",
+                "`LowerBetter` takes no value; the one that does is `TargetValue(3.0)`",
+                "LowerBetter(1.0)",
+            ),
+            (
+                "#[payload(binary = \"x\", output = Json)] #[default_check(exists)] struct P;",
+                "`exists` is written with its arguments, as in `exists(\"iops\")`",
+                "exists",
+            ),
+            (
+                "#[payload(binary = \"x\", output = Json)] #[default_check(range(\"a\", 1.0))] struct P;",
+                "`range` is written with its arguments, as in `range(\"load\", 0.5, 1.5)`",
+                "range(\"a\", 1.0)",
+            ),
+            (
+                "#[payload(binary = \"x\")] #[default_check(exit_code_eq(3))] #[default_check(min(\"a\", 1.0))] \
+                 struct P;",
+                "`min` judges a number of the output, and `output = ExitCode`, the default, reads none: say \
+                 `output = Json`",
+                "min",
             ),
         ] {
             let error = expand(TokenStream::from_str(input).unwrap()).unwrap_err();

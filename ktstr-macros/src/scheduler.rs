@@ -10,7 +10,7 @@ use syn::{
 
 use crate::{
     attributes::{Attributes, expected, whole_number},
-    presets,
+    limits, presets,
 };
 
 const KEYS: &[&str] = &[
@@ -243,12 +243,15 @@ fn topology(fields: &Attributes) -> Result<Option<[u32; 4]>> {
             Err(_) => return Err(Error::new(element.span(), "`topology` must be below 2^32")),
         };
     }
-    let [nodes, llcs, ..] = numbers;
-    if llcs % nodes != 0 {
-        let message = format!(
-            "{llcs} LLCs cannot be divided evenly among {nodes} NUMA nodes; the second number counts the whole machine"
-        );
+    let [nodes, llcs, cores, threads] = numbers;
+    if let Some(message) = limits::uneven(llcs, nodes, "the second number") {
         return Err(Error::new(value.span(), message));
+    }
+    if let Some((largest, message)) = limits::too_many_cpus([llcs, cores, threads].map(Some)) {
+        return Err(Error::new(tuple.elems[largest + 1].span(), message));
+    }
+    if let Some(message) = limits::too_many_nodes(nodes) {
+        return Err(Error::new(tuple.elems[0].span(), message));
     }
     Ok(Some(numbers))
 }
@@ -375,8 +378,18 @@ mod tests {
         ),
         (
             "S, { name = \"n\", binary = \"b\", topology = (2, 3, 1, 1) }",
-            "3 LLCs cannot be divided evenly among 2 NUMA nodes; the second number counts the whole machine",
+            "3 LLCs cannot be divided evenly among 2 NUMA nodes; the second number counts the whole machine: take 4",
             "(",
+        ),
+        (
+            "S, { name = \"n\", binary = \"b\", topology = (1, 90, 100, 1) }",
+            "90 LLCs × 100 cores × 1 threads are 9000 CPUs, more than the 512 a machine can have: take at most 5 cores",
+            "100",
+        ),
+        (
+            "S, { name = \"n\", binary = \"b\", topology = (65, 65, 1, 1) }",
+            "65 NUMA nodes are more than the 64 a machine can have",
+            "65",
         ),
     ];
 

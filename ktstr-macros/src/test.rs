@@ -1,7 +1,8 @@
 //! `#[ktstr_test(…)]`: reading, checking and emitting. Attributes that exclude or need each other are
-//! in `checks`.
+//! in `checks`, the machine's shape in `shape`.
 
 mod checks;
+mod shape;
 #[cfg(test)]
 mod ui;
 
@@ -100,8 +101,8 @@ pub fn expand(attributes: TokenStream, function: TokenStream) -> Result<TokenStr
         (|input: syn::parse::ParseStream<'_>| Attributes::parse_known(input, &keys())).parse2(attributes)?;
     let function: ItemFn = syn::parse2(function)?;
     check_signature(&function)?;
-    check_shape(&attributes)?;
     checks::contradictions(&attributes)?;
+    shape::check(&attributes)?;
     emit(&attributes, function)
 }
 
@@ -135,21 +136,6 @@ fn check_signature(function: &ItemFn) -> Result<()> {
             inverted.span(),
             "`#[should_panic]` would also accept a failure of the infrastructure; it is not supported",
         ));
-    }
-    Ok(())
-}
-
-/// What is wrong with the shape whatever the scheduler adds to it.
-fn check_shape(attributes: &Attributes) -> Result<()> {
-    if let (Some(llcs), Some(nodes)) =
-        (attributes.positive_u32("llcs")?, attributes.positive_u32("numa_nodes")?)
-        && !llcs.is_multiple_of(nodes)
-    {
-        let span = attributes.find("llcs").map_or_else(proc_macro2::Span::call_site, |a| a.key.span());
-        let message = format!(
-            "{llcs} LLCs cannot be divided evenly among {nodes} NUMA nodes; `llcs` counts the whole machine"
-        );
-        return Err(Error::new(span, message));
     }
     Ok(())
 }

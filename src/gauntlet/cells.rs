@@ -32,20 +32,33 @@ impl NamedKernel {
     }
 }
 
-/// All cells of these tests; more than one kernel makes a dimension. A test that runs on this host has
-/// none, whatever the kernels.
+/// All cells of these tests on machines of this architecture; more than one kernel makes a dimension. A test that
+/// runs on this host has none, whatever the kernels.
 pub fn cells(
+    entries: impl IntoIterator<Item = &'static KtstrTestEntry>,
+    kernels: &[NamedKernel],
+) -> Vec<Cell> {
+    cells_on(std::env::consts::ARCH, entries, kernels)
+}
+
+/// As [`cells`], for an architecture by its name.
+fn cells_on(
+    architecture: &str,
     entries: impl IntoIterator<Item = &'static KtstrTestEntry>,
     kernels: &[NamedKernel],
 ) -> Vec<Cell> {
     let kernels = labelled(kernels);
     let on_machines = entries.into_iter().filter(|entry| !entry.host_only);
-    let mut all: Vec<Cell> = on_machines.flat_map(|entry| cells_of(entry, &kernels)).collect();
+    let mut all: Vec<Cell> = on_machines.flat_map(|entry| cells_of(architecture, entry, &kernels)).collect();
     all.sort_by(|a, b| a.variant.name.cmp(&b.variant.name));
     all
 }
 
-fn cells_of(entry: &'static KtstrTestEntry, kernels: &[(String, NamedKernel)]) -> Vec<Cell> {
+fn cells_of(
+    architecture: &str,
+    entry: &'static KtstrTestEntry,
+    kernels: &[(String, NamedKernel)],
+) -> Vec<Cell> {
     let test = entry.full_name();
     let several = kernels.len() > 1;
     let named: Vec<Option<&(String, NamedKernel)>> =
@@ -61,7 +74,8 @@ fn cells_of(entry: &'static KtstrTestEntry, kernels: &[(String, NamedKernel)]) -
     };
     let own = named.iter().filter(|_| several).map(|kernel| cell(format!("ktstr/{test}"), None, *kernel));
     let bounds = Constraints::of_test(entry.bounds());
-    let admitted = PRESETS.iter().filter(|preset| bounds.admit(&preset.topology));
+    let there = PRESETS.iter().filter(|preset| architecture != "aarch64" || preset.on_aarch64());
+    let admitted = there.filter(|preset| bounds.admit(&preset.topology));
     let varied = admitted.flat_map(|preset| {
         let name = format!("gauntlet/{test}/{}", preset.name);
         named.iter().map(move |kernel| (name.clone(), preset, *kernel))
@@ -117,6 +131,28 @@ mod tests {
         let small = Constraints { max_cpus: Some(4), ..Constraints::NONE };
         let names = names(entry("a::t", small), &[]);
         assert_eq!(names, ["gauntlet/a::t/4cpu-1llc-nosmt", "gauntlet/a::t/4cpu-2llc-nosmt"]);
+    }
+
+    #[test]
+    fn no_machine_of_aarch64_has_two_threads_a_core() {
+        let everywhere = Constraints {
+            max_llcs: Some(u32::MAX),
+            max_cpus: Some(u32::MAX),
+            max_numa_nodes: Some(u32::MAX),
+            ..Constraints::NONE
+        };
+        let on = |architecture, constraints| cells_on(architecture, [entry("t", constraints)], &[]);
+        let threads = |cells: &[Cell]| -> u32 {
+            let of = |cell: &Cell| cell.variant.topology.map_or(0, |topology| topology.threads);
+            cells.iter().map(of).max().unwrap_or(0)
+        };
+        let (here, there) = (on("x86_64", everywhere), on("aarch64", everywhere));
+        assert_eq!((here.len(), threads(&here)), (25, 2));
+        assert_eq!((there.len(), threads(&there)), (14, 1));
+        let smt = Constraints { requires_smt: Some(true), ..everywhere };
+        assert_eq!((on("x86_64", smt).len(), on("aarch64", smt).len()), (11, 0));
+        let built_for = cells([entry("t", everywhere)], &[]);
+        assert_eq!(built_for.len(), on(std::env::consts::ARCH, everywhere).len());
     }
 
     #[test]

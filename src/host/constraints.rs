@@ -96,13 +96,26 @@ impl Constraints {
 
     /// Whether a machine of this shape is within all bounds that are set.
     pub fn admit(&self, shape: &Topology) -> bool {
-        let within = |value: u32, min: Option<u32>, max: Option<u32>| {
-            min.is_none_or(|min| value >= min) && max.is_none_or(|max| value <= max)
-        };
-        within(shape.llcs, self.min_llcs, self.max_llcs)
-            && within(shape.cpus(), self.min_cpus, self.max_cpus)
-            && within(shape.numa_nodes, self.min_numa_nodes, self.max_numa_nodes)
-            && (self.requires_smt != Some(true) || shape.threads > 1)
+        self.objection(shape).is_none()
+    }
+
+    /// What of this shape is outside of which bound, `2 CPUs, below `min_cpus = 4``.
+    pub fn objection(&self, shape: &Topology) -> Option<String> {
+        let pairs = [
+            (shape.llcs, "LLCs", "llcs", self.min_llcs, self.max_llcs),
+            (shape.cpus(), "CPUs", "cpus", self.min_cpus, self.max_cpus),
+            (shape.numa_nodes, "NUMA nodes", "numa_nodes", self.min_numa_nodes, self.max_numa_nodes),
+        ];
+        for (size, name, key, min, max) in pairs {
+            if let Some(min) = min.filter(|min| size < *min) {
+                return Some(format!("{size} {name}, below `min_{key} = {min}`"));
+            }
+            if let Some(max) = max.filter(|max| size > *max) {
+                return Some(format!("{size} {name}, above `max_{key} = {max}`"));
+            }
+        }
+        let smt = self.requires_smt == Some(true) && shape.threads == 1;
+        smt.then(|| "one thread per core, where `requires_smt` wants more".to_owned())
     }
 }
 
@@ -142,15 +155,26 @@ mod tests {
         assert!(!Constraints::defaults().admit(&shape), "two nodes must be asked for");
         let two_nodes = Constraints { max_numa_nodes: Some(2), ..Constraints::NONE };
         assert!(Constraints::defaults().merge(two_nodes).admit(&shape));
-        for (out, why) in [
-            (Constraints { min_llcs: Some(5), ..two_nodes }, "LLCs"),
-            (Constraints { max_llcs: Some(3), ..two_nodes }, "LLCs"),
-            (Constraints { min_cpus: Some(17), ..two_nodes }, "CPUs"),
-            (Constraints { max_cpus: Some(15), ..two_nodes }, "CPUs"),
-            (Constraints { min_numa_nodes: Some(3), ..Constraints::NONE }, "nodes"),
-            (Constraints { requires_smt: Some(true), ..two_nodes }, "threads"),
+        for (out, said) in [
+            (Constraints { min_llcs: Some(5), ..two_nodes }, "4 LLCs, below `min_llcs = 5`"),
+            (Constraints { max_llcs: Some(3), ..two_nodes }, "4 LLCs, above `max_llcs = 3`"),
+            (Constraints { min_cpus: Some(17), ..two_nodes }, "16 CPUs, below `min_cpus = 17`"),
+            (Constraints { max_cpus: Some(15), ..two_nodes }, "16 CPUs, above `max_cpus = 15`"),
+            (
+                Constraints { min_numa_nodes: Some(3), ..Constraints::NONE },
+                "2 NUMA nodes, below `min_numa_nodes = 3`",
+            ),
+            (
+                Constraints { max_numa_nodes: Some(1), ..Constraints::NONE },
+                "2 NUMA nodes, above `max_numa_nodes = 1`",
+            ),
+            (
+                Constraints { requires_smt: Some(true), ..two_nodes },
+                "one thread per core, where `requires_smt` wants more",
+            ),
         ] {
-            assert!(!out.admit(&shape), "{why}: {out:?}");
+            assert!(!out.admit(&shape), "{out:?}");
+            assert_eq!(out.objection(&shape).as_deref(), Some(said));
         }
     }
 }

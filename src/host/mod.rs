@@ -17,6 +17,7 @@ pub mod series;
 pub mod snapshot;
 mod spec;
 pub mod temporal;
+mod validate;
 mod vm_result;
 
 use std::{
@@ -33,11 +34,12 @@ use ktstr_proto::{
 
 pub use constraints::Constraints;
 pub use entry::{
-    DEFAULT_DURATION_S, Expect, Invalid, KTSTR_TESTS, KtstrTestEntry, PostVm, Shape, config_gate, device_gate,
+    DEFAULT_DURATION_S, Expect, KTSTR_TESTS, KtstrTestEntry, PostVm, Shape, config_gate, device_gate,
 };
 pub(crate) use seeds::under;
 pub use spec::{SpecError, Variant, spec_of, spec_of_variant};
 pub(crate) use spec::{state_dir, target_of};
+pub use validate::Invalid;
 pub use vm_result::VmResult;
 
 use crate::{

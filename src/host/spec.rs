@@ -19,7 +19,6 @@ use ktstr_proto::{
         Expectation, Jail, Job, KernelBuiltin, Performance, PlacedFile, RunSpec, SchedulerJob,
         SchedulerSource, TestJob, UnknownAccel, UnknownJail,
     },
-    topology::TopologyError,
 };
 
 use super::{Expect, Invalid, KtstrTestEntry, bpf_map::WatchBpfMap};
@@ -31,15 +30,6 @@ use crate::{
 /// Why a run cannot even be asked for.
 #[derive(Debug, thiserror::Error)]
 pub enum SpecError {
-    /// The machine cannot be built.
-    #[error("test `{test}` asks for a machine that cannot be built")]
-    Shape {
-        /// The test.
-        test: String,
-        /// What is wrong.
-        #[source]
-        source: TopologyError,
-    },
     /// `KTSTR_JAIL` names no jail.
     #[error("KTSTR_JAIL")]
     Jail(#[source] UnknownJail),
@@ -124,10 +114,11 @@ pub fn spec_of(entry: &KtstrTestEntry) -> Result<RunSpec, SpecError> {
 /// The request for a run of `entry` with what `variant` changes.
 pub fn spec_of_variant(entry: &KtstrTestEntry, variant: &Variant) -> Result<RunSpec, SpecError> {
     let test = entry.full_name();
-    entry.validate().map_err(|source| SpecError::Invalid { test: test.clone(), source })?;
+    let invalid = |source| SpecError::Invalid { test: test.clone(), source };
+    entry.validate().map_err(invalid)?;
     let topology = match variant.topology {
         Some(topology) => topology,
-        None => entry.topology().map_err(|source| SpecError::Shape { test: test.clone(), source })?,
+        None => entry.topology().map_err(Invalid::Shape).map_err(invalid)?,
     };
     let binary = env::current_exe().map_err(SpecError::OwnExecutable)?;
     let accel: Accel =
@@ -217,7 +208,7 @@ fn snapshots(entry: &KtstrTestEntry, given: Option<String>) -> Result<u32, SpecE
     let Some(value) = given else { return Ok(entry.num_snapshots) };
     let wrong = |reason| SpecError::Snapshots { value: value.clone(), reason };
     let count = value.parse().map_err(|_| wrong("it is no whole number".to_owned()))?;
-    super::entry::check_snapshots(count, entry.duration_s).map_err(|error| wrong(error.to_string()))?;
+    super::validate::check_snapshots(count, entry.duration_s).map_err(|error| wrong(error.to_string()))?;
     Ok(count)
 }
 
@@ -372,12 +363,180 @@ pub(crate) fn target_of(exe: &Path) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use ktstr_proto::verdict::Assert;
+
     use super::*;
+    use crate::{Sysctl, host::Shape};
 
     #[test]
     fn seeds_differ_between_tests_and_not_between_runs() {
         assert_eq!(seed_of("demo"), seed_of("demo"));
         assert_ne!(seed_of("demo"), seed_of("demo2"));
+    }
+
+    static CONFIGURED: Scheduler = Scheduler::named("configured")
+        .binary_path("/bin/sh")
+        .sched_args(&["--own", "1"])
+        .kargs(&["quiet", "mitigations=off"])
+        .sysctls(&[Sysctl::new("kernel.sched_schedstats", "1"), Sysctl::new("vm.swappiness", "0")])
+        .cgroup_parent("/a.slice")
+        .kernels(&["6.18", "7.0..=7.2"])
+        .package("p", "/p")
+        .config_file_def("--verbose --config {file} --reload={file}", "/include-files/x.json");
+    static WITH_FILE: Scheduler = Scheduler::named("with-file")
+        .binary_path("/bin/sh")
+        .sched_args(&["--own"])
+        .package("p", "/p")
+        .config_file("etc/own.toml");
+    static PLAIN: Scheduler = Scheduler::named("plain").binary_path("/bin/sh");
+    static IN_KERNEL: Scheduler = Scheduler::named("in-kernel").kernel_builtin(&["on", "more"], &["off"]);
+
+    /// What a guest is told of a test's scheduler.
+    struct Told {
+        args: &'static [&'static str],
+        /// Path in the guest and content.
+        file: Option<(&'static str, &'static str)>,
+        include: &'static [&'static str],
+        kernel_args: &'static [&'static str],
+    }
+
+    #[test]
+    fn a_test_s_words_and_its_scheduler_s_are_told_in_order() {
+        const KERNEL_ARGS: &[&str] = &[
+            "quiet",
+            "mitigations=off",
+            "sysctl.kernel.sched_schedstats=1",
+            "sysctl.vm.swappiness=0",
+            "nokaslr",
+        ];
+        const NOTHING: Told = Told { args: &[], file: None, include: &[], kernel_args: &[] };
+        let test = KtstrTestEntry { name: "t", module_path: "krate", ..KtstrTestEntry::DEFAULT };
+        let table = [
+            (test, NOTHING),
+            (KtstrTestEntry { kaslr: false, ..test }, Told { kernel_args: &["nokaslr"], ..NOTHING }),
+            (KtstrTestEntry { scheduler: Some(&PLAIN), ..test }, NOTHING),
+            (
+                KtstrTestEntry { scheduler: Some(&PLAIN), extra_sched_args: &["-v", "--slice=5"], ..test },
+                Told { args: &["-v", "--slice=5"], ..NOTHING },
+            ),
+            (
+                KtstrTestEntry { scheduler: Some(&WITH_FILE), extra_sched_args: &["-v"], ..test },
+                Told {
+                    args: &["--config", "/include-files/own.toml", "--own", "-v"],
+                    include: &["/p/etc/own.toml"],
+                    ..NOTHING
+                },
+            ),
+            (
+                KtstrTestEntry {
+                    scheduler: Some(&CONFIGURED),
+                    config: Some("{\"a\": 1}"),
+                    extra_sched_args: &["--own", "2"],
+                    extra_include_files: &["/etc/hostname", "no-such-program"],
+                    kaslr: false,
+                    ..test
+                },
+                Told {
+                    args: &[
+                        "--verbose",
+                        "--config",
+                        "/include-files/x.json",
+                        "--reload=/include-files/x.json",
+                        "--own",
+                        "1",
+                        "--own",
+                        "2",
+                    ],
+                    file: Some(("/include-files/x.json", "{\"a\": 1}")),
+                    include: &["/etc/hostname", "no-such-program"],
+                    kernel_args: KERNEL_ARGS,
+                },
+            ),
+        ];
+        for (entry, told) in table {
+            let spec = spec_of(&entry).unwrap();
+            let Job::Test(job) = spec.job else { panic!("a test is a job of its own") };
+            let name = entry.scheduler.map(|scheduler| scheduler.name);
+            assert_eq!(job.scheduler.as_ref().map(|scheduler| &*scheduler.name), name);
+            assert_eq!(job.scheduler.map(|scheduler| scheduler.args).unwrap_or_default(), told.args);
+            let files =
+                job.files.iter().map(|file| (&*file.guest_path, std::str::from_utf8(&file.content).unwrap()));
+            assert_eq!(files.collect::<Vec<_>>(), told.file.into_iter().collect::<Vec<_>>());
+            assert_eq!(job.include, told.include.iter().map(PathBuf::from).collect::<Vec<_>>());
+            assert_eq!(spec.kernel_args, told.kernel_args);
+        }
+    }
+
+    #[test]
+    fn a_test_s_numbers_become_those_of_the_run() {
+        static STAGED: &[&Scheduler] = &[&PLAIN, &WITH_FILE];
+        let entry = KtstrTestEntry {
+            name: "t",
+            module_path: "krate::m",
+            shape: Shape { llcs: Some(4), numa_nodes: Some(2), ..Shape::default() },
+            absent_llcs: 3,
+            memory_mb: Some(777),
+            duration_s: 9,
+            scheduler: Some(&CONFIGURED),
+            config: Some("c"),
+            staged_schedulers: STAGED,
+            assert: Assert::NO_OVERRIDES.max_gap_ms(70),
+            expect: Expect {
+                err: true,
+                error_contains: Some("a"),
+                error_matches: Some("b"),
+                survives_storm: false,
+            },
+            no_perf_mode: true,
+            cpu_budget: Some(5),
+            cleanup_budget_ms: Some(400),
+            watchdog_timeout_s: Some(31),
+            num_snapshots: 6,
+            ..KtstrTestEntry::DEFAULT
+        };
+        let spec = spec_of(&entry).unwrap();
+        assert_eq!((&*spec.name, spec.topology.to_string().as_str()), ("m::t", "2n4l2c1t"));
+        assert_eq!((spec.absent_llcs, spec.memory_mb, spec.snapshots), (3, Some(777), 6));
+        assert_eq!((spec.cpu_budget, spec.cleanup_budget_ms), (Some(5), Some(400)));
+        assert_eq!((spec.watchdog_ms, spec.performance), (Some(31_000), Performance::Unassisted));
+        assert!(!spec.auto_repro, "a failure that is expected is not looked into");
+        let Job::Test(job) = spec.job else { panic!("a test is a job of its own") };
+        assert_eq!((&*job.test, job.duration_ms, job.assert.max_gap_ms), ("m::t", 9000, Some(70)));
+        assert_eq!(job.expect.error_contains.as_deref(), Some("a"));
+        assert_eq!(job.expect.error_matches.as_deref(), Some("b"));
+        assert!(job.expect.err && !job.expect.survives_storm);
+        let tested = job.scheduler.unwrap();
+        assert_eq!(tested.cgroup_parent.as_deref(), Some("/a.slice"));
+        assert_eq!(tested.kernels, ["6.18", "7.0..=7.2"]);
+        assert_eq!(job.staged.iter().map(|staged| &*staged.name).collect::<Vec<_>>(), ["plain", "with-file"]);
+        assert_eq!(job.staged[1].source, SchedulerSource::Program("/bin/sh".into()));
+    }
+
+    #[test]
+    fn a_variant_changes_machine_and_kernel_and_nothing_else() {
+        let entry = KtstrTestEntry {
+            name: "t",
+            module_path: "krate",
+            scheduler: Some(&IN_KERNEL),
+            ..KtstrTestEntry::DEFAULT
+        };
+        let variant = Variant {
+            name: "gauntlet/t/4cpu-2llc-nosmt/kernel_7_2".into(),
+            topology: Topology::new(1, 2, 2, 1).ok(),
+            kernel: Some("debian-7.2".into()),
+        };
+        let (own, varied) = (spec_of(&entry).unwrap(), spec_of_variant(&entry, &variant).unwrap());
+        assert_eq!(varied.name, variant.name);
+        assert_eq!(varied.kernel.as_deref(), Some("debian-7.2"));
+        assert_eq!(
+            (own.topology.to_string(), varied.topology.to_string()),
+            ("1n1l2c1t".into(), "1n2l2c1t".into())
+        );
+        assert_eq!(own.job, varied.job);
+        let Job::Test(job) = own.job else { panic!("a test is a job of its own") };
+        let texts = |words: &[&str]| words.iter().map(|word| (*word).to_owned()).collect::<Vec<_>>();
+        let commands = KernelBuiltin { enable: texts(&["on", "more"]), disable: texts(&["off"]) };
+        assert_eq!(job.scheduler.unwrap().source, SchedulerSource::Builtin(commands));
     }
 
     #[test]

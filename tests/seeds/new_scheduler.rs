@@ -3,6 +3,10 @@
 
 use ktstr::declare_scheduler;
 use ktstr::prelude::*;
+use ktstr_proto::{
+    RunId,
+    verdict::{Cause, RunReport},
+};
 
 declare_scheduler!(MY_SCHED, {
     name = "my_sched",
@@ -51,15 +55,58 @@ fn smt_steady_runs_with_a_scheduler_in_its_place() {
 
 fn runs(test: &str) {
     let scheduler = ktstr::executables::find("scx-ktstr").expect("the fixture scheduler is built");
+    let root = tempfile::tempdir().expect("room for a run");
     let output = std::process::Command::new(std::env::current_exe().expect("a test has an executable"))
         .args(["--exact", test, "--ignored", "--nocapture"])
         .env("KTSTR_SCHEDULER", scheduler)
         .env("KTSTR_KERNEL", "6.18")
+        .env("KTSTR_RUNS_ROOT", root.path())
         .output()
         .expect("the test executable runs");
     let text = String::from_utf8_lossy(&output.stdout) + String::from_utf8_lossy(&output.stderr);
     println!("{text}");
-    let passed = output.status.success() && text.contains("1 passed");
-    // Sixteen CPUs on a host with two that does other things besides.
-    assert!(passed || text.contains("may be the host's doing"), "{text}");
+    let runs = std::fs::read_dir(root.path()).expect("the run has a directory").flatten();
+    let recorded: Vec<_> =
+        runs.filter_map(|run| std::fs::read(run.path().join("sidecar.json")).ok()).collect();
+    let [sidecar] = recorded.as_slice() else { panic!("{} runs are recorded", recorded.len()) };
+    let report: RunReport = serde_json::from_slice(sidecar).expect("a report");
+    assert_eq!(output.status.success(), report.outcome <= Outcome::Pass, "{text}");
+    assert!(report.outcome <= Outcome::Pass || left_undecided_by_the_host(&report), "{text}");
+}
+
+/// Sixteen CPUs on a host with two that does other things besides: what that explains is no failure of the example.
+fn left_undecided_by_the_host(report: &RunReport) -> bool {
+    const EXCUSED: &str = "may be the host's doing";
+    if report.infrastructure || report.outcome != Outcome::Inconclusive {
+        return false;
+    }
+    if let Some(Cause::SchedulerStall { reason }) = &report.cause {
+        return reason.contains(EXCUSED);
+    }
+    let details = report.result.iter().flat_map(|result| &result.details);
+    let against: Vec<_> = details.filter(|detail| detail.outcome > Outcome::Pass).collect();
+    !against.is_empty() && against.iter().all(|detail| detail.message.contains(EXCUSED))
+}
+
+#[test]
+fn a_failure_with_an_excuse_among_its_remarks_is_a_failure() {
+    const EXCUSED: &str = "a gap of 4 s may be the host's doing";
+    let report = |details: &[(Outcome, &str)]| {
+        let mut result = AssertResult::pass();
+        details.iter().for_each(|(outcome, said)| result.push(DetailKind::Gap, *outcome, (*said).to_owned()));
+        let outcome = details.iter().map(|(outcome, _)| *outcome).max().expect("something is said");
+        let shape = Topology::new(1, 1, 1, 1).expect("the smallest machine");
+        RunReport {
+            outcome,
+            result: Some(result),
+            ..RunReport::blank(RunId("t-1".into()), "/t-1", "t", shape)
+        }
+    };
+    let excused = (Outcome::Inconclusive, EXCUSED);
+    assert!(left_undecided_by_the_host(&report(&[excused, (Outcome::Pass, "a remark")])));
+    assert!(!left_undecided_by_the_host(&report(&[(Outcome::Fail, "it is stuck"), excused])));
+    assert!(!left_undecided_by_the_host(&report(&[(Outcome::Inconclusive, "nobody knows"), excused])));
+    assert!(!left_undecided_by_the_host(&report(&[(Outcome::Fail, EXCUSED)])));
+    let broken = RunReport { infrastructure: true, ..report(&[excused]) };
+    assert!(!left_undecided_by_the_host(&broken));
 }

@@ -3,6 +3,7 @@
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::Output;
 
@@ -212,8 +213,8 @@ fn scenarios_on_this_host_say_which_finding_failed() {
 }
 
 /// A cgroup of this test, where this host lets one be made.
-fn own_cgroup() -> Option<std::path::PathBuf> {
-    let name = format!("cleanup-test-{}", std::process::id());
+fn own_cgroup(what: &str) -> Option<std::path::PathBuf> {
+    let name = format!("cleanup-{what}-{}", std::process::id());
     let mounts = ["/sys/fs/cgroup", "/sys/fs/cgroup/unified"].map(std::path::PathBuf::from);
     let cgroup2 = mounts.into_iter().find(|mount| mount.join("cgroup.procs").exists())?.join(name);
     fs::create_dir(&cgroup2).ok().map(|()| cgroup2).filter(|made| made.join("cgroup.events").exists())
@@ -221,7 +222,7 @@ fn own_cgroup() -> Option<std::path::PathBuf> {
 
 #[test]
 fn cleanup_empties_a_cgroup_and_leaves_it() {
-    let Some(parent) = own_cgroup() else {
+    let Some(parent) = own_cgroup("named") else {
         println!("NOT RUN: no cgroup can be made on this host");
         return;
     };
@@ -236,6 +237,73 @@ fn cleanup_empties_a_cgroup_and_leaves_it() {
     let said = text(&output.stdout);
     assert!(said.contains("/a: 2 cgroups removed") && said.contains("/c: 1 cgroups removed"), "{said}");
     assert_eq!((left, stayed), ([false; 3], true));
+}
+
+/// A process called `name` in a cgroup of its own; it lasts longer than any test.
+fn process_in(cgroup: &Path, name: &Path) -> std::process::Child {
+    let placed = format!("echo $$ > '{}/cgroup.procs' && exec '{}' 3600", cgroup.display(), name.display());
+    let child = std::process::Command::new("sh").args(["-c", &placed]).spawn().unwrap();
+    let own = name.file_name().unwrap().to_str().unwrap();
+    let comm = format!("/proc/{}/comm", child.id());
+    while fs::read_to_string(&comm).unwrap().trim() != own {
+        std::thread::sleep(std::time::Duration::from_millis(2));
+    }
+    child
+}
+
+/// Seen from a cgroup of its own as if that were the root: nothing else of the host can be reached from there.
+#[test]
+fn cleanup_of_itself_takes_what_dead_runs_left_and_nothing_else() {
+    let Some(root) = own_cgroup("bare") else {
+        println!("NOT RUN: no cgroup can be made on this host");
+        return;
+    };
+    let home = home();
+    let [sleeper, left] = ["ktstr-sleeper", "left-behind"].map(|name| home.path().join(name));
+    for name in [&sleeper, &left] {
+        std::os::unix::fs::symlink("/bin/sleep", name).unwrap();
+    }
+    // No process has an id beyond 2^22.
+    let dead = root.join("ktstr-4194305");
+    fs::create_dir_all(dead.join("cg_0/deep")).unwrap();
+    fs::create_dir(root.join("ktstr")).unwrap();
+    for foreign in ["ktstr-notes", "ktstrx", "system.slice"] {
+        fs::create_dir(root.join(foreign)).unwrap();
+    }
+    let mut orphan = process_in(&dead.join("cg_0/deep"), &left);
+    fs::create_dir(root.join("runs")).unwrap();
+    let mut running = process_in(&root.join("runs"), &sleeper);
+    let taken = root.join(format!("ktstr-{}", running.id()));
+    fs::create_dir(&taken).unwrap();
+    // The mount is seen by this command alone.
+    let script = format!(
+        "echo $$ > '{}/cgroup.procs' && exec unshare --mount --cgroup sh -c \
+         'mount -t cgroup2 none /sys/fs/cgroup && exec \"$0\" cleanup' '{KTSTR}'",
+        root.display()
+    );
+    let mut shell = command("sh", home.path());
+    let output = shell.args(["-c", &script]).output().unwrap();
+    let still_there = running.try_wait().unwrap().is_none();
+    let left = |name: &Path| fs::remove_dir(name).is_ok();
+    let gone =
+        [left(&dead.join("cg_0/deep")), left(&dead.join("cg_0")), left(&dead), left(&root.join("ktstr"))];
+    let foreign = ["ktstr-notes", "ktstrx", "system.slice"].map(|name| left(&root.join(name)));
+    let kept = left(&taken);
+    running.kill().unwrap();
+    let ended = orphan.try_wait().unwrap().and_then(|status| status.signal());
+    // One that the command has left is not left by the test.
+    let _ = orphan.kill();
+    let _ = (orphan.wait().unwrap(), running.wait().unwrap());
+    left(&root.join("runs"));
+    left(&root);
+    let (said, warned) = (text(&output.stdout), text(&output.stderr));
+    assert_eq!(output.status.code(), Some(0), "{said}{warned}");
+    assert!(said.contains("/sys/fs/cgroup/ktstr-4194305: 3 cgroups removed"), "{said}");
+    assert!(said.contains("/sys/fs/cgroup/ktstr: 1 cgroups removed"), "{said}");
+    assert_eq!(said.lines().count(), 2, "{said}");
+    assert!(warned.contains(&format!("ktstr-{}: process {0} still runs", running.id())), "{warned}");
+    assert_eq!((gone, foreign, kept, still_there), ([false; 4], [true; 3], true, true));
+    assert_eq!(ended, Some(9), "the process of the dead run was killed");
 }
 
 #[test]

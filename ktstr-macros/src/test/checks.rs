@@ -91,7 +91,6 @@ pub fn contradictions(attributes: &Attributes) -> Result<()> {
         }
     }
     snapshots(attributes)?;
-    own_shape_fits(attributes)?;
     pattern(attributes)?;
     twice(attributes)?;
     if let Some(root) = attributes.text("workload_root_cgroup")?
@@ -133,46 +132,13 @@ fn on(attributes: &Attributes, key: &str) -> Result<bool> {
     Ok(attributes.find(key).is_some())
 }
 
-fn key_span(attributes: &Attributes, key: &str) -> Span {
+pub(super) fn key_span(attributes: &Attributes, key: &str) -> Span {
     attributes.find(key).map_or_else(Span::call_site, |attribute| attribute.key.span())
 }
 
-fn value_span(attributes: &Attributes, key: &str) -> Span {
+pub(super) fn value_span(attributes: &Attributes, key: &str) -> Span {
     let value = attributes.find(key).and_then(|attribute| attribute.value.as_ref());
     value.map_or_else(|| key_span(attributes, key), Spanned::span)
-}
-
-/// A shape that is given in full must lie within the test's own limits.
-fn own_shape_fits(attributes: &Attributes) -> Result<()> {
-    let read = |key: &str| attributes.positive_u32(key);
-    let llcs = read("llcs")?;
-    let cpus = match (llcs, read("cores")?, read("threads")?) {
-        (Some(llcs), Some(cores), Some(threads)) => {
-            Some(u64::from(llcs) * u64::from(cores) * u64::from(threads))
-        }
-        _ => None,
-    };
-    let sizes = [
-        ("llcs", llcs.map(u64::from), "LLCs"),
-        ("cpus", cpus, "CPUs"),
-        ("numa_nodes", read("numa_nodes")?.map(u64::from), "NUMA nodes"),
-    ];
-    for (what, size, name) in sizes {
-        let Some(size) = size else { continue };
-        for (prefix, wrong) in [("min", "below"), ("max", "above")] {
-            let key = format!("{prefix}_{what}");
-            let Some(limit) = read(&key)?.map(u64::from) else { continue };
-            if (prefix == "min" && size < limit) || (prefix == "max" && size > limit) {
-                let message = format!("the test's own machine has {size} {name}, {wrong} `{key} = {limit}`");
-                return Err(Error::new(value_span(attributes, &key), message));
-            }
-        }
-    }
-    if attributes.flag("requires_smt")? == Some(true) && read("threads")? == Some(1) {
-        let message = "`requires_smt` and `threads = 1` cannot stand together";
-        return Err(Error::new(value_span(attributes, "threads"), message));
-    }
-    Ok(())
 }
 
 fn pattern(attributes: &Attributes) -> Result<()> {

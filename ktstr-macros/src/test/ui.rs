@@ -131,11 +131,70 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("min_cpus = 8, max_cpus = 4", "`min_cpus = 8` is above `max_cpus = 4`: no machine fits", "max_cpus"),
     (
         "llcs = 1, cores = 2, threads = 1, min_cpus = 4",
-        "the test's own machine has 2 CPUs, below `min_cpus = 4`",
+        "the test's own machine has 2 CPUs, below `min_cpus = 4`: make it larger or the bound smaller",
         "4",
     ),
-    ("llcs = 4, max_llcs = 2", "the test's own machine has 4 LLCs, above `max_llcs = 2`", "2"),
-    ("threads = 1, requires_smt", "`requires_smt` and `threads = 1` cannot stand together", "1"),
+    (
+        "llcs = 4, max_llcs = 2",
+        "the test's own machine has 4 LLCs, above `max_llcs = 2`: make it smaller or the bound larger",
+        "2",
+    ),
+    (
+        "min_llcs = 2",
+        "the test's own machine has 1 LLCs, below `min_llcs = 2`: make it larger or the bound smaller",
+        "2",
+    ),
+    (
+        "max_cpus = 1",
+        "the test's own machine has 2 CPUs, above `max_cpus = 1`: make it smaller or the bound larger",
+        "1",
+    ),
+    (
+        "min_numa_nodes = 2, llcs = 2",
+        "the test's own machine has 1 NUMA nodes, below `min_numa_nodes = 2`: make it larger or the bound smaller",
+        "2",
+    ),
+    (
+        "scheduler = S, llcs = 4, max_llcs = 2",
+        "the test's own machine has 4 LLCs, above `max_llcs = 2`: make it smaller or the bound larger",
+        "2",
+    ),
+    (
+        "threads = 1, requires_smt",
+        "the test's own machine has one thread per core, and `requires_smt` wants more: say `threads = 2`",
+        "1",
+    ),
+    (
+        "requires_smt",
+        "the test's own machine has one thread per core, and `requires_smt` wants more: say `threads = 2`",
+        "requires_smt",
+    ),
+    (
+        "llcs = 100, cores = 100",
+        "100 LLCs × 100 cores × 1 threads are 10000 CPUs, more than the 512 a machine can have: take at most 5 cores",
+        "100",
+    ),
+    (
+        "scheduler = S, llcs = 3, cores = 200",
+        "3 LLCs × 200 cores are 600 CPUs, more than the 512 a machine can have: take at most 170 cores",
+        "200",
+    ),
+    (
+        "llcs = 300",
+        "300 LLCs × 2 cores × 1 threads are 600 CPUs, more than the 512 a machine can have: take at most 256 LLCs",
+        "300",
+    ),
+    ("llcs = 65, numa_nodes = 65, cores = 1", "65 NUMA nodes are more than the 64 a machine can have", "65"),
+    (
+        "absent_llcs = 256",
+        "with 256 absent LLCs 514 CPUs are possible, more than the 512 a machine can have: take at most 255",
+        "256",
+    ),
+    (
+        "llcs = 256, absent_llcs = 1",
+        "with 1 absent LLCs 514 CPUs are possible, more than the 512 a machine can have: there is room for none",
+        "1",
+    ),
     (
         "workload_root_cgroup = \"a\"",
         "`workload_root_cgroup` begins with `/`, is not `/` itself and has no `..` in it",
@@ -193,9 +252,16 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ("post_vm = |r| Ok(())", "`post_vm` must be the name of a `fn(&VmResult) -> Result<()>`", "|"),
     (
         "llcs = 3, numa_nodes = 2",
-        "3 LLCs cannot be divided evenly among 2 NUMA nodes; `llcs` counts the whole machine",
+        "3 LLCs cannot be divided evenly among 2 NUMA nodes; `llcs` counts the whole machine: take 4",
         "llcs",
     ),
+    (
+        "numa_nodes = 2",
+        "1 LLCs cannot be divided evenly among 2 NUMA nodes; `llcs` counts the whole machine: take 2",
+        "numa_nodes",
+    ),
+    ("min_work_rate = -1.0", "`min_work_rate` must be a number that is not negative", "-"),
+    ("max_imbalance_ratio = \"2\"", "`max_imbalance_ratio` must be a number that is not negative", "\"2\""),
     (
         "scheduler = S, expect_err, auto_repro",
         "`expect_err` and `auto_repro` cannot stand together: a failure that is meant to be is not looked into",
@@ -235,6 +301,24 @@ const NOT_ON_HOST: &[(&str, &str, &str)] = &[
     ("requires_smt", "requires_smt", "it is run on no preset"),
     ("auto_repro", "auto_repro", "there is no machine that could run a second time"),
 ];
+
+/// Accepted: within the limits to the last CPU, and where the scheduler's part of the shape is not known.
+#[test]
+fn shapes_that_may_be_built_are_taken() {
+    for attributes in [
+        "llcs = 16, cores = 16, threads = 2",
+        "llcs = 64, numa_nodes = 64",
+        "absent_llcs = 255",
+        "scheduler = S, numa_nodes = 2",
+        "scheduler = S, requires_smt, min_llcs = 8, min_cpus = 64",
+        "llcs = 2, threads = 2, min_llcs = 2, min_cpus = 8, max_cpus = 8, requires_smt",
+        "requires_smt = false",
+    ] {
+        let parse = |text: &str| TokenStream::from_str(text).unwrap();
+        let taken = expand(parse(attributes), parse(GOOD));
+        assert!(taken.is_ok(), "{attributes}: {}", taken.unwrap_err());
+    }
+}
 
 #[test]
 fn what_only_a_machine_has_is_refused_on_the_host() {
