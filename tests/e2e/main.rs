@@ -4,6 +4,7 @@
 //! with an accelerator and looks at its report. Cases named `on_kvm…` are not run where hardware KVM
 //! cannot run a stock kernel, unless `KTSTR_REQUIRE` names kvm.
 
+mod asked;
 mod bad_input;
 mod confined;
 mod core_file;

@@ -22,14 +22,14 @@ const STOP: Payload = Payload::binary("stop", "sh").with_default_args(&[
 /// Runs until it is ended.
 const SLEEPER: Payload = Payload::binary("sleeper", "sh").with_default_args(&["-c", "exec sleep 1000"]);
 
-fn stop(name: &str) -> [Op; 2] {
+pub fn stop(name: &str) -> [Op; 2] {
     let args = vec![name.into()];
     let run = Op::RunPayload { payload: STOP, args, placement: Placement::RunnerCgroup };
     [run, Op::wait_payload("stop")]
 }
 
 /// Looks at each stop, in order, while the scenario stands there, and lets it go whatever was seen.
-fn look(stops: &[(&str, &dyn Fn() -> Result<()>)]) -> Result<()> {
+pub fn look(stops: &[(&str, &dyn Fn() -> Result<()>)]) -> Result<()> {
     let mut seen = Ok(());
     for (name, look) in stops {
         // On a host that is stopped for seconds it takes seconds.
@@ -48,7 +48,7 @@ fn look(stops: &[(&str, &dyn Fn() -> Result<()>)]) -> Result<()> {
     seen
 }
 
-fn text(path: impl AsRef<Path>) -> Result<String> {
+pub fn text(path: impl AsRef<Path>) -> Result<String> {
     let path = path.as_ref();
     Ok(fs::read_to_string(path).with_context(|| path.display().to_string())?.trim().to_owned())
 }
