@@ -35,6 +35,7 @@ pub mod render;
 pub mod report;
 pub mod sample;
 mod serve;
+pub mod stood;
 pub mod structure;
 pub mod symbols;
 pub mod types;

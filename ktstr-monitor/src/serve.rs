@@ -28,6 +28,7 @@ use ktstr_proto::monitor::{
     Attach, Attached, KernelWritten, MapWritten, MonitorEvent, MonitorLink, MonitorReply, MonitorRequest,
     MonitorSummary, SymbolsNoted, VcpuTimeNoted, Window, Windowed, WriteKernel, WriteMap,
 };
+use ktstr_proto::registers::Registers;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use thiserror::Error;
@@ -47,6 +48,7 @@ use crate::place;
 use crate::query::{self, QueryError};
 use crate::report::{self, Reasons};
 use crate::sample::Sampler;
+use crate::stood;
 use crate::vmcore;
 use crate::watch::{Sign, Watch};
 use crate::watchdog::{self, Patience};
@@ -487,7 +489,7 @@ impl Session {
         let captured = self.freeze.read(profile, live, &self.mem);
         let mut json = std::io::BufWriter::new(&taken.json);
         let unwritten = |e: std::io::Error| format!("cannot write the capture: {e}");
-        let mut node = captured.node(why);
+        let mut node = captured.node(why).with("registers", stood::node(profile, live, &taken.registers));
         let mut why = why.to_owned();
         if let Some(written) = &taken.written {
             node = node.with("watched", written.node());
@@ -495,7 +497,8 @@ impl Session {
         }
         serde_json::to_writer(&mut json, &node).map_err(|e| unwritten(e.into()))?;
         json.flush().map_err(unwritten)?;
-        taken.text.write_all(captured.text(&why).as_bytes()).map_err(unwritten)
+        let text = captured.text(&why) + &stood::text(profile, live, &taken.registers);
+        taken.text.write_all(text.as_bytes()).map_err(unwritten)
     }
 
     fn take(&mut self, capture: &Capture, mut fds: Fds) -> Result<Taken, RemoteError> {
@@ -510,8 +513,12 @@ impl Session {
         let (profile, live) = self.sampler.locate(&self.mem).map_err(|e| not_readable(&e))?;
         let view = View { profile, live, mem: live.view(&self.mem) };
         let clock_ns = state::newest_clock(&view);
-        // A kernel without the note costs the core file, not what was read.
-        let core = core.map(|core| vmcore::write(&view, &self.mem, &mut File::from(core)));
+        // A kernel without the note costs the core file, not what was read; no registers cost nothing else.
+        let about_cpus = capture.registers.clone();
+        let about_cpus = about_cpus.and_then(|all| stood::notes(&view, &all).map_err(|gap| chain(&gap)));
+        let no_registers = about_cpus.as_ref().err().filter(|_| core.is_some()).cloned();
+        let about_cpus = about_cpus.unwrap_or_default();
+        let core = core.map(|core| vmcore::write(&view, &self.mem, &about_cpus, &mut File::from(core)));
         let (vmcore_bytes, no_core) = match core {
             Some(Ok(bytes)) => (bytes, None),
             Some(Err(error)) => (0, Some(chain(&error))),
@@ -524,9 +531,10 @@ impl Session {
             copied_bytes: copied.bytes as u64,
             vmcore_bytes,
             no_core,
+            no_registers,
             clock_ns,
         };
-        Ok(Taken { read, json, text, written })
+        Ok(Taken { read, json, text, written, registers: capture.registers.clone() })
     }
 
     /// Time that did not pass for the guest does not count.
@@ -641,6 +649,7 @@ struct Taken {
     json: File,
     text: File,
     written: Option<Written>,
+    registers: Registers,
 }
 
 /// Run time of the vCPUs between samples, from totals that arrive at times of their own.

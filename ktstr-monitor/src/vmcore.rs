@@ -1,8 +1,8 @@
 //! Guest memory as an ELF core file, as crash tools read it, and back.
 //!
-//! The file holds the `VMCOREINFO` note that the kernel keeps in its memory and one segment for each
-//! piece of RAM, with its physical address and its place in the direct map. Pages of zeros are left
-//! as holes. Registers are not in it: memory is all that is known here.
+//! The file holds the `VMCOREINFO` note that the kernel keeps in its memory, notes about its CPUs that
+//! somebody else has made ([`crate::stood`]), and one segment for each piece of RAM, with its physical
+//! address and its place in the direct map. Pages of zeros are left as holes.
 
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom, Write};
@@ -86,9 +86,15 @@ pub fn note(view: &View<'_, '_>) -> Result<Vec<u8>, VmcoreError> {
     Ok(note)
 }
 
-/// Writes all of guest memory to `out`; returns how many bytes are not holes.
-pub fn write(view: &View<'_, '_>, mem: &GuestMem, out: &mut File) -> Result<u64, VmcoreError> {
-    let note = note(view)?;
+/// Writes all of guest memory to `out`, with the notes `about_cpus`; returns how many bytes are not holes.
+pub fn write(
+    view: &View<'_, '_>,
+    mem: &GuestMem,
+    about_cpus: &[u8],
+    out: &mut File,
+) -> Result<u64, VmcoreError> {
+    // CPUs first, as in the kernel's own dumps.
+    let note = [about_cpus, &note(view)?].concat();
     let regions = mem.layout().regions();
     let headers = HEADER + PROGRAM_HEADER * (regions.len() as u64 + 1);
     let mut at = (headers + note.len() as u64).next_multiple_of(PAGE);

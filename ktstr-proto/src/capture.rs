@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     kernel_place::{KernelTarget, KernelWidth},
     link::FdSlot,
+    registers::Registers,
     run::RunId,
 };
 
@@ -169,6 +170,8 @@ pub struct Capture {
     pub vmcore: Option<FdSlot>,
     /// The write that stopped the guest, if one did.
     pub watched: Option<PlaceWritten>,
+    /// The registers of the vCPUs.
+    pub registers: Registers,
 }
 
 /// Places that can be watched for writes at the same time: as many as an x86 processor has registers for.
@@ -252,6 +255,8 @@ pub struct Captured {
     pub vmcore_bytes: u64,
     /// Why there is no core file, where one was asked for.
     pub no_core: Option<String>,
+    /// Why the core file that was asked for has no registers.
+    pub no_registers: Option<String>,
     /// The newest clock of the run queues, nanoseconds of the guest's time.
     pub clock_ns: Option<u64>,
 }

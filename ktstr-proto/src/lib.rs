@@ -26,6 +26,7 @@ pub mod kernel_place;
 pub mod link;
 pub mod map_watch;
 pub mod monitor;
+pub mod registers;
 pub mod repro;
 pub mod ring;
 pub mod run;

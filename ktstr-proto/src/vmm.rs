@@ -8,6 +8,7 @@ use crate::{
     capture::WatchPoint,
     device::{DiskConfig, NetConfig},
     link::{FdSlot, Link, calls},
+    registers::Registers,
     ring::RingRegion,
     run::AccelKind,
     topology::{Numa, Topology},
@@ -219,12 +220,17 @@ pub struct Started {
 
 /// See [`VmmRequest::Pause`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Pause;
+pub struct Pause {
+    /// Whether the registers are wanted, too.
+    pub registers: bool,
+}
 /// All vCPUs stand.
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
 pub struct Paused {
     /// Time until they stood, microseconds.
     pub took_us: u64,
+    /// Their registers, where they were wanted.
+    pub registers: Option<Registers>,
 }
 /// See [`VmmRequest::Resume`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]

@@ -7,8 +7,8 @@ use std::{collections::BTreeMap, fmt::Write as _, path::PathBuf};
 
 use ktstr_proto::{
     Accel, AccelKind, FdSlot, RunId, Topology, VERSION, capture::*, client::*, codec, device::*, guest::*,
-    kernel_place::*, link::*, map_watch::*, monitor::*, repro::*, ring::*, run::*, scx_stats::*, symbols::*,
-    topology::numa::*, verdict::*, vmm::*,
+    kernel_place::*, link::*, map_watch::*, monitor::*, registers::*, repro::*, ring::*, run::*,
+    scx_stats::*, symbols::*, topology::numa::*, verdict::*, vmm::*,
 };
 use serde::Serialize;
 
@@ -212,6 +212,31 @@ fn watch_point() -> WatchPoint {
     WatchPoint { kva: 0x1000, len: 4 }
 }
 
+fn registers() -> VcpuRegisters {
+    VcpuRegisters {
+        rax: 1,
+        rbx: 2,
+        rcx: 3,
+        rdx: 4,
+        rsi: 5,
+        rdi: 6,
+        rbp: 7,
+        rsp: 8,
+        r8_to_r15: [9, 10, 11, 12, 13, 14, 15, 16],
+        rip: 17,
+        rflags: 18,
+        cs: 19,
+        ss: 20,
+        ds: 21,
+        es: 22,
+        fs: 23,
+        gs: 24,
+        fs_base: 25,
+        gs_base: 26,
+        cr3: 27,
+    }
+}
+
 fn captured() -> Captured {
     Captured {
         read_us: 1,
@@ -220,6 +245,7 @@ fn captured() -> Captured {
         copied_bytes: 5,
         vmcore_bytes: 4,
         no_core: None,
+        no_registers: Some("n".into()),
         clock_ns: Some(6),
     }
 }
@@ -301,7 +327,7 @@ pins! {
         VmmRequest::Resume(_) => "Resume", VmmRequest::Shutdown(_) => "Shutdown", VmmRequest::Kill(_) => "Kill",
         VmmRequest::Tell(_) => "Tell", VmmRequest::Watch(_) => "Watch",
     } from [
-        VmmRequest::Probe(Probe), VmmRequest::Start(start()), VmmRequest::Pause(Pause),
+        VmmRequest::Probe(Probe), VmmRequest::Start(start()), VmmRequest::Pause(Pause { registers: true }),
         VmmRequest::Resume(Resume), VmmRequest::Shutdown(Shutdown), VmmRequest::Kill(Kill),
         VmmRequest::Tell(Tell { id: 1, answer: vec![2] }),
         VmmRequest::Watch(Watch { places: vec![watch_point()] }),
@@ -317,7 +343,7 @@ pins! {
             ram: FdSlot(0), regions: vec![region()], console: None, emulator_pid: Some(4), emulator: Some(FdSlot(1)),
             walls: Walls::All, detail: "d".into(),
         }),
-        VmmReply::Pause(Paused { took_us: 5 }), VmmReply::Resume(Resumed { stood_us: 6 }),
+        VmmReply::Pause(Paused { took_us: 5, registers: Some(Ok(vec![registers()])) }), VmmReply::Resume(Resumed { stood_us: 6 }),
         VmmReply::Shutdown(Accepted), VmmReply::Kill(Accepted), VmmReply::Tell(Accepted),
         VmmReply::Watch(Watching),
     ];
@@ -363,6 +389,7 @@ pins! {
             MonitorRequest::Capture(Capture {
                 why: "w".into(), json: FdSlot(0), text: FdSlot(1), vmcore: Some(FdSlot(2)),
                 watched: Some(PlaceWritten { what: "x".into(), place: watch_point(), cpu: 3, nth: 1, last: true }),
+                registers: Err("r".into()),
             }),
             MonitorRequest::Thawed(Thawed { stood_us: 5 }),
             MonitorRequest::WriteMap(WriteMap { ram: FdSlot(0), map: "m".into(), path: "p".into(), value: -1 }),

@@ -12,6 +12,7 @@ use std::time::Instant;
 
 use ktstr_proto::capture::WatchPoint;
 use ktstr_proto::device::{DiskConfig, NetConfig};
+use ktstr_proto::registers::VcpuRegisters;
 pub use ktstr_proto::topology::{Numa, Topology};
 pub use ktstr_proto::vmm::{Isolation, VcpuStatistics};
 
@@ -217,6 +218,9 @@ pub trait Running: Send {
 
     /// Lets a frozen machine go on. Idempotent.
     fn resume(&mut self) -> Result<(), MachineError>;
+
+    /// The registers of all vCPUs of a frozen machine, by number.
+    fn registers(&mut self) -> Result<Vec<VcpuRegisters>, MachineError>;
 
     /// Watches these places of a frozen machine for writes, and no others: each write freezes it.
     fn watch(&mut self, places: &[WatchPoint]) -> Result<(), MachineError>;

@@ -275,7 +275,7 @@ impl Server {
         let result = match frame.request {
             VmmRequest::Probe(_) => Ok(VmmReply::Probe(probe())),
             VmmRequest::Start(start) => self.start(&start, fds, &mut attached).map(VmmReply::Start),
-            VmmRequest::Pause(_) => self.pause().map(VmmReply::Pause),
+            VmmRequest::Pause(pause) => self.pause(pause.registers).map(VmmReply::Pause),
             VmmRequest::Resume(_) => self.running("resume").and_then(|session| {
                 let stood = session.resume().map_err(|e| RemoteError::new(ErrorCode::Infrastructure, &e))?;
                 Ok(VmmReply::Resume(Resumed { stood_us: stood.as_micros() as u64 }))
@@ -310,11 +310,12 @@ impl Server {
         }
     }
 
-    fn pause(&mut self) -> Result<Paused, RemoteError> {
+    fn pause(&mut self, registers: bool) -> Result<Paused, RemoteError> {
         let begun = Instant::now();
         let session = self.running("pause")?;
         session.pause().map_err(|e| RemoteError::new(ErrorCode::Infrastructure, &e))?;
-        Ok(Paused { took_us: begun.elapsed().as_micros() as u64 })
+        let took_us = begun.elapsed().as_micros() as u64;
+        Ok(Paused { took_us, registers: registers.then(|| session.registers()) })
     }
 
     fn watch(&mut self, places: &[WatchPoint]) -> Result<Watching, RemoteError> {

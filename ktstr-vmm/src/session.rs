@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use ktstr_proto::capture::WatchPoint;
 use ktstr_proto::link::chain;
+use ktstr_proto::registers::Registers;
 use ktstr_proto::ring::{HostSignal, Mode, RingReader, RingRegion};
 use ktstr_proto::vmm::Saved;
 
@@ -199,6 +200,11 @@ impl Session {
         self.machine.pause()?;
         self.frozen.get_or_insert_with(Instant::now);
         Ok(())
+    }
+
+    /// The registers of all vCPUs, by number. The machine stands.
+    pub fn registers(&mut self) -> Registers {
+        self.machine.registers().map_err(|e| chain(&e))
     }
 
     /// Lets it go on, and says how long it stood. Also undoes a pause that did not come about.

@@ -17,7 +17,7 @@ use crate::observe::{at, int};
 
 /// `core` was taken at the same moment as `capture`.
 pub fn is_what_debuggers_take(core: &str, capture: &Value) {
-    headers_and_note(core);
+    headers_and_notes(core, capture);
     drgn(core, capture);
     crash(core, capture);
 }
@@ -26,8 +26,9 @@ fn symbols() -> Option<String> {
     std::env::var("KTSTR_DEBUG_VMLINUX").ok()
 }
 
-/// By these `crash` and `drgn` find the kernel's release, its symbols with KASLR, and its page tables.
-fn headers_and_note(core: &str) {
+/// By these `crash` and `drgn` find the kernel's release, its symbols with KASLR, its page tables, and where its CPUs
+/// stood.
+fn headers_and_notes(core: &str, capture: &Value) {
     let mut head = Vec::new();
     File::open(core).unwrap().take(1 << 20).read_to_end(&mut head).unwrap();
     let word = |at: usize, len: usize| {
@@ -43,15 +44,49 @@ fn headers_and_note(core: &str) {
     assert!(headers.iter().all(|(.., align)| *align == 0), "crash takes others for dumps of old kernels");
     assert!(headers.iter().any(|(kind, ..)| *kind == 1), "memory");
     let (_, offset, len, _) = headers.iter().find(|(kind, ..)| *kind == 4).expect("notes");
-    let note = &head[*offset as usize..(*offset + *len) as usize];
-    assert_eq!(&note[12..23], b"VMCOREINFO\0");
-    let text = std::str::from_utf8(&note[24..]).expect("text").trim_end_matches('\0');
+    let mut notes = &head[*offset as usize..(*offset + *len) as usize];
+    let (mut cpus, mut text) = (Vec::new(), String::new());
+    while !notes.is_empty() {
+        let part = |nth: usize| u32::from_le_bytes(notes[nth * 4..nth * 4 + 4].try_into().unwrap()) as usize;
+        let (name, len, kind) = (part(0), part(1), part(2));
+        let from = 12 + name.next_multiple_of(4);
+        let body = &notes[from..from + len];
+        match (&notes[12..12 + name - 1], kind) {
+            (b"CORE", 1) => cpus.push(body.to_vec()),
+            (b"VMCOREINFO", 0) => text = String::from_utf8(body.to_vec()).expect("text"),
+            other => panic!("a note of another kind: {other:?}"),
+        }
+        notes = &notes[from + len.next_multiple_of(4)..];
+    }
+    registers(&cpus, capture);
     let said: BTreeMap<&str, &str> = text.lines().filter_map(|line| line.split_once('=')).collect();
     let hex = |key: &str| u64::from_str_radix(said[key].trim_start_matches("0x"), 16).unwrap();
     assert_eq!(said["BUILD-ID"].len(), 40, "{text}");
     assert!(said.contains_key("OSRELEASE") && said["NUMBER(phys_base)"].parse::<i64>().is_ok(), "{text}");
     assert_eq!(hex("SYMBOL(_stext)") - hex("KERNELOFFSET"), 0xffff_ffff_8100_0000, "where it was linked to");
     assert!(hex("SYMBOL(init_top_pgt)") > hex("SYMBOL(_stext)"), "{text}");
+}
+
+/// `struct elf_prstatus` of each CPU, as include/linux/elfcore.h and arch/x86/include/asm/user_64.h have it.
+fn registers(found: &[Vec<u8>], capture: &Value) {
+    const NAMES: [&str; 27] = [
+        "r15", "r14", "r13", "r12", "rbp", "rbx", "r11", "r10", "r9", "r8", "rax", "rcx", "rdx", "rsi",
+        "rdi", "", "rip", "cs", "rflags", "rsp", "ss", "fs_base", "gs_base", "ds", "es", "fs", "gs",
+    ];
+    let queues = at(capture, "/rq").as_array().unwrap();
+    assert_eq!(found.len(), queues.len(), "one note for each CPU");
+    for (cpu, status) in found.iter().enumerate() {
+        assert_eq!(status.len(), 336, "sizeof(struct elf_prstatus)");
+        let pid = i32::from_le_bytes(status[32..36].try_into().unwrap());
+        // Idle tasks of other CPUs than the first are in no list of tasks.
+        let running = queues[cpu].pointer("/running/pid").and_then(Value::as_i64);
+        assert_eq!(i64::from(pid), running.unwrap_or(0));
+        let expected = at(capture, &format!("/registers/{cpu}"));
+        for (nth, name) in NAMES.iter().enumerate().filter(|(_, name)| !name.is_empty()) {
+            let value = u64::from_le_bytes(status[112 + nth * 8..][..8].try_into().unwrap());
+            assert_eq!(format!("{value:#x}"), at(expected, &format!("/{name}")).as_str().unwrap(), "{name}");
+        }
+    }
 }
 
 /// `drgn` reads the same run queues out of the core file.

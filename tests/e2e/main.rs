@@ -25,6 +25,7 @@ mod on_host;
 mod operations;
 mod pulse;
 mod race;
+mod registers;
 mod replay;
 mod repro;
 mod said;

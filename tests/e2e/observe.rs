@@ -94,12 +94,12 @@ fn bin(name: &str) -> PathBuf {
     PathBuf::from(std::env::var_os("KTSTR_BIN_DIR").expect("KTSTR_BIN_DIR names the executables")).join(name)
 }
 
-fn monitor(args: &[&str]) -> Output {
+pub fn monitor(args: &[&str]) -> Output {
     Command::new(bin("ktstr-monitor")).args(args).output().expect("ktstr-monitor can be run")
 }
 
 /// The answer to a question about a live run or a core file.
-fn ask(args: &[&str]) -> Value {
+pub fn ask(args: &[&str]) -> Value {
     let output = monitor(args);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{args:?}: {said}");
@@ -191,7 +191,7 @@ fn planted(kernel: Option<&str>, files: &Path) -> RunSpec {
 }
 
 /// What the guest's processes have printed so far.
-fn printed(dir: &Path) -> String {
+pub fn printed(dir: &Path) -> String {
     let log = fs::read_to_string(dir.join("guest.jsonl")).unwrap_or_default();
     let text = |line: &str| {
         let message: Value = serde_json::from_str(line).ok()?;

@@ -64,6 +64,9 @@ pub fn capture(run: Option<&str>, vmcore: bool, json: bool) -> Result<()> {
         taken.read.read_us,
         taken.stood_us
     );
+    if let Some(why) = &taken.read.no_registers {
+        eprintln!("the core file has no registers: {why}");
+    }
     Ok(())
 }
 

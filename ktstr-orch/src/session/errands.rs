@@ -216,11 +216,18 @@ impl Session {
         self.errands.begun += u32::from(matches!(errand, Errand::Capture { .. }));
         self.errands.written = None;
         let (until, placeholder) = (Instant::now() + SWITCH_LIMIT, Stage::Stopping { request: 0 });
-        let freezes = errand.freezes();
-        self.errands.underway =
-            Some(Underway { errand, stage: placeholder, until, at: None, found: None, path });
+        let (freezes, registers) = (errand.freezes(), errand.wants_registers());
+        self.errands.underway = Some(Underway {
+            errand,
+            stage: placeholder,
+            until,
+            at: None,
+            registers: None,
+            found: None,
+            path,
+        });
         if freezes {
-            match self.ask_vmm(VmmRequest::Pause(Pause)) {
+            match self.ask_vmm(VmmRequest::Pause(Pause { registers })) {
                 Some(request) => self.set_stage(Stage::Stopping { request }, SWITCH_LIMIT),
                 None => self.abandon("the VMM is gone"),
             }
@@ -256,8 +263,10 @@ impl Session {
             }
             Errand::Capture { why, vmcore, watched, .. } => {
                 let request = capture_request(underway.path.clone(), why, *vmcore, &mut fds);
-                request
-                    .map(|capture| MonitorRequest::Capture(Capture { watched: watched.clone(), ..capture }))
+                let registers = underway.registers.take();
+                let registers = registers.unwrap_or_else(|| Err("the VMM told none".to_owned()));
+                let watched = watched.clone();
+                request.map(|capture| MonitorRequest::Capture(Capture { watched, registers, ..capture }))
             }
             Errand::Value { request, .. } => {
                 asked::value_request(request, self.ram.as_ref(), frozen, &mut fds)
@@ -292,7 +301,12 @@ impl Session {
     pub(super) fn vmm_switched(&mut self, id: u32, result: &Result<VmmReply, RemoteError>) -> bool {
         let Some(underway) = &self.errands.underway else { return false };
         match (underway.stage, result) {
-            (Stage::Stopping { request }, Ok(VmmReply::Pause(_))) if request == id => self.read(true),
+            (Stage::Stopping { request }, Ok(VmmReply::Pause(paused))) if request == id => {
+                if let Some(underway) = &mut self.errands.underway {
+                    underway.registers = paused.registers.clone();
+                }
+                self.read(true);
+            }
             // Some vCPUs may stand, others not: all shall run.
             (Stage::Stopping { request }, Err(why)) if request == id => {
                 self.found(Found::Nothing(why.clone()), true);
@@ -504,6 +518,9 @@ impl Session {
                 if let Some(why) = &read.no_core {
                     self.notice(format!("{name} has no core file: {why}"));
                 }
+                if let Some(why) = &read.no_registers {
+                    self.notice(format!("{name}: its core file has no registers: {why}"));
+                }
                 let taken = CaptureTaken { path, stood_us: stood_us.unwrap_or(0), read };
                 self.record("capture", &(&name, &taken));
                 self.errands.unwritten = Some((cause, taken));
@@ -596,7 +613,8 @@ fn capture_request(path: PathBuf, why: &str, vmcore: bool, fds: &mut Fds) -> Res
     };
     let (json, text) = (open("json")?, open("txt")?);
     let vmcore = vmcore.then(|| open("vmcore")).transpose()?;
-    Ok(Capture { why: why.to_owned(), json, text, vmcore, watched: None })
+    let registers = Err("nobody was asked".to_owned());
+    Ok(Capture { why: why.to_owned(), json, text, vmcore, watched: None, registers })
 }
 
 #[cfg(test)]

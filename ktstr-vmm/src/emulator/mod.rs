@@ -14,6 +14,7 @@ pub mod layout;
 mod lockstep;
 pub mod migration;
 pub mod qmp;
+mod registers;
 pub mod running;
 pub mod version;
 mod watch;

@@ -18,6 +18,7 @@ use std::time::{Duration, Instant};
 
 use ktstr_jail::{JailError, JailSpec};
 use ktstr_proto::capture::WatchPoint;
+use ktstr_proto::registers::VcpuRegisters;
 use ktstr_proto::run::Jail;
 use ktstr_proto::topology::{TopologyError, numa::NumaError};
 use nix::sys::epoll::{Epoll, EpollCreateFlags, EpollEvent, EpollFlags};
@@ -30,6 +31,7 @@ use super::layout::{self, LayoutError};
 use super::lockstep::Lockstep;
 use super::migration::{self, MigrationError};
 use super::qmp::{Qmp, QmpError, QmpEvent, ShutdownReason};
+use super::registers::{self, RegistersError};
 use super::version::Version;
 use super::watch::Debugger;
 use crate::apic::ApicIds;
@@ -207,6 +209,7 @@ pub struct Prepared {
     qmp: Qmp,
     ram: Ram,
     mode: Mode,
+    cpus: u32,
     state: Option<OwnedFd>,
     incoming: bool,
     debugger: Debugger,
@@ -321,6 +324,7 @@ impl Prepared {
             qmp: Qmp::new(ours)?,
             ram,
             mode: emulator.mode,
+            cpus: spec.topology.cpus(),
             state,
             incoming,
             debugger,
@@ -423,6 +427,7 @@ pub struct EmulatedMachine {
     qmp: Qmp,
     ram: Ram,
     mode: Mode,
+    cpus: u32,
     state: Option<OwnedFd>,
     debugger: Debugger,
     stations: Vec<(&'static str, Instant)>,
@@ -436,7 +441,7 @@ pub struct EmulatedMachine {
 
 impl EmulatedMachine {
     fn new(prepared: Prepared) -> Result<EmulatedMachine, StartError> {
-        let Prepared { child, qmp, ram, mode, state, debugger, mut stations, .. } = prepared;
+        let Prepared { child, qmp, ram, mode, cpus, state, debugger, mut stations, .. } = prepared;
         stations.push(("vCPUs run", Instant::now()));
         let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(resource("make the event set"))?;
         for fd in [child.pidfd(), child.stderr(), qmp.as_fd()] {
@@ -447,6 +452,7 @@ impl EmulatedMachine {
             qmp,
             ram,
             mode,
+            cpus,
             state,
             debugger,
             stations,
@@ -609,6 +615,15 @@ impl Running for EmulatedMachine {
             },
             Mode::Det { .. } => stopping("continue", self.child.thaw()),
         }
+    }
+
+    fn registers(&mut self) -> Result<Vec<VcpuRegisters>, MachineError> {
+        let told = match self.mode {
+            _ if self.ended => Err(RegistersError::Ended),
+            Mode::Tcg => registers::ask(&mut self.qmp, self.cpus),
+            Mode::Det { .. } => Err(RegistersError::Det),
+        };
+        told.map_err(|error| refused("read the vCPUs' registers", error))
     }
 
     fn watch(&mut self, places: &[WatchPoint]) -> Result<(), MachineError> {

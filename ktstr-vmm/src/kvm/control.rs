@@ -20,6 +20,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::kick::{RunPage, ThreadId};
 use super::x86_64::state::{StateError, VcpuState};
 use ktstr_proto::capture::WatchPoint;
+use ktstr_proto::registers::VcpuRegisters;
 
 use crate::machine::{Event, Exit};
 
@@ -74,6 +75,29 @@ pub enum CollectError {
     },
 }
 
+/// There are no registers of a machine's vCPUs.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistersError {
+    /// They are only had of vCPUs that stand.
+    #[error("vCPU {cpu} does not stand, or has ended")]
+    Moving {
+        /// Which.
+        cpu: usize,
+    },
+    /// KVM does not tell.
+    #[error("read the registers of vCPU {cpu}")]
+    Kvm {
+        /// Which.
+        cpu: usize,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// What KVM told of the registers of a vCPU.
+pub type ToldRegisters = Result<VcpuRegisters, kvm_ioctls::Error>;
+
 /// Some vCPUs did not stop in time.
 #[derive(Debug, thiserror::Error)]
 #[error("{running} of {live} vCPUs did not leave the guest within {} s", PAUSE_DEADLINE.as_secs())]
@@ -93,6 +117,8 @@ struct State {
     members: Vec<Option<Member>>,
     live: usize,
     parked: usize,
+    /// By vCPU, of those that are parked.
+    registers: Vec<Option<ToldRegisters>>,
     exit: Option<Exit>,
     events: VecDeque<Event>,
     watched: Vec<WatchPoint>,
@@ -122,10 +148,11 @@ impl Control {
     /// For a machine of this many vCPUs.
     pub fn new(vcpus: u32) -> std::io::Result<Self> {
         let members = (0..vcpus).map(|_| None).collect();
+        let registers = vec![None; vcpus as usize];
         Ok(Self {
             wanted: AtomicU8::new(Wanted::Run as u8),
             watches: AtomicU64::new(0),
-            state: Mutex::new(State { members, live: vcpus as usize, ..State::default() }),
+            state: Mutex::new(State { members, registers, live: vcpus as usize, ..State::default() }),
             changed: Condvar::new(),
             event: EventFd::new(libc::EFD_NONBLOCK | libc::EFD_CLOEXEC)?,
         })
@@ -150,14 +177,16 @@ impl Control {
         self.state().members[cpu as usize] = Some(Member { page, thread });
     }
 
-    /// Waits while paused and nothing is asked of this vCPU.
-    pub fn turn(&self, cpu: u32) -> Turn {
+    /// Waits while paused and nothing is asked of this vCPU, whose `registers` are noted before.
+    pub fn turn(&self, cpu: u32, registers: impl FnOnce() -> ToldRegisters) -> Turn {
         match self.wanted() {
             Wanted::Run => return Turn::Run,
             Wanted::Stop => return Turn::Stop,
             Wanted::Pause => {}
         }
+        let registers = registers();
         let mut state = self.state();
+        state.registers[cpu as usize] = Some(registers);
         state.parked += 1;
         self.changed.notify_all();
         let turn = loop {
@@ -173,7 +202,19 @@ impl Control {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         };
         state.parked -= 1;
+        state.registers[cpu as usize] = None;
         turn
+    }
+
+    /// The registers of all vCPUs, by number. The machine stands.
+    pub fn registers(&self) -> Result<Vec<VcpuRegisters>, RegistersError> {
+        let state = self.state();
+        let told = state.registers.iter().enumerate().map(|(cpu, told)| match told {
+            Some(Ok(registers)) => Ok(*registers),
+            Some(Err(errno)) => Err(RegistersError::Kvm { cpu, source: (*errno).into() }),
+            None => Err(RegistersError::Moving { cpu }),
+        });
+        told.collect()
     }
 
     /// What a vCPU is. Called by its thread after [`Turn::Save`].

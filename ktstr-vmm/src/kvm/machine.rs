@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 use ktstr_jail::GuestThreads;
 use ktstr_proto::capture::WatchPoint;
 use ktstr_proto::link::chain;
+use ktstr_proto::registers::VcpuRegisters;
 use ktstr_proto::topology::{TopologyError, numa::NumaError};
 use ktstr_proto::vmm::VcpuStatistics;
 use kvm_bindings::{
@@ -370,6 +371,13 @@ impl Running for KvmMachine {
     fn resume(&mut self) -> Result<(), MachineError> {
         self.control.resume();
         Ok(())
+    }
+
+    fn registers(&mut self) -> Result<Vec<VcpuRegisters>, MachineError> {
+        self.control.registers().map_err(|source| MachineError {
+            action: "read the vCPUs' registers".into(),
+            source: Some(Box::new(source)),
+        })
     }
 
     fn watch(&mut self, places: &[WatchPoint]) -> Result<(), MachineError> {

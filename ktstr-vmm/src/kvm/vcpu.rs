@@ -6,12 +6,13 @@
 use std::sync::Arc;
 
 use ktstr_proto::capture::WatchPoint;
+use ktstr_proto::registers::VcpuRegisters;
 use kvm_bindings::{
     CpuId, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, Msrs, kvm_cpuid_entry2, kvm_msr_entry,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 
-use super::control::{Control, Turn, Wanted};
+use super::control::{Control, ToldRegisters, Turn, Wanted};
 use super::devices::{Devices, lock};
 use super::kick::{RunPage, ThreadId};
 use super::port_ring::PortRing;
@@ -128,7 +129,7 @@ impl Vcpu {
         loop {
             self.page.set_immediate_exit(false);
             let frozen = control.wanted() == Wanted::Pause;
-            match control.turn(self.cpu) {
+            match control.turn(self.cpu, || self.registers()) {
                 Turn::Run => {}
                 Turn::Stop => return,
                 Turn::Save => match self.save(control, devices) {
@@ -244,6 +245,32 @@ impl Vcpu {
         };
         let count = (internal.ndata as usize).min(internal.data.len());
         format!("{what}; {}; data {:x?}", self.position(), &internal.data[..count])
+    }
+
+    fn registers(&self) -> ToldRegisters {
+        let (regs, sregs) = (self.fd.get_regs()?, self.fd.get_sregs()?);
+        Ok(VcpuRegisters {
+            rax: regs.rax,
+            rbx: regs.rbx,
+            rcx: regs.rcx,
+            rdx: regs.rdx,
+            rsi: regs.rsi,
+            rdi: regs.rdi,
+            rbp: regs.rbp,
+            rsp: regs.rsp,
+            r8_to_r15: [regs.r8, regs.r9, regs.r10, regs.r11, regs.r12, regs.r13, regs.r14, regs.r15],
+            rip: regs.rip,
+            rflags: regs.rflags,
+            cs: sregs.cs.selector,
+            ss: sregs.ss.selector,
+            ds: sregs.ds.selector,
+            es: sregs.es.selector,
+            fs: sregs.fs.selector,
+            gs: sregs.gs.selector,
+            fs_base: sregs.fs.base,
+            gs_base: sregs.gs.base,
+            cr3: sregs.cr3,
+        })
     }
 
     fn position(&self) -> String {

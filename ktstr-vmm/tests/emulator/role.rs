@@ -276,10 +276,13 @@ fn the_interactive_console_is_two_sockets_and_det_has_none() {
 fn pause_resume_kill() {
     let Some(needs) = needs() else { return };
     let mut role = Role::spawn();
-    assert!(matches!(role.call(Pause, Fds::default()), Err(ChannelError::Refused { .. })));
+    assert!(matches!(
+        role.call(Pause { registers: false }, Fds::default()),
+        Err(ChannelError::Refused { .. })
+    ));
     role.start(&needs, AccelKind::Tcg, RING, "echo up; while true; do echo tick; sleep 0.02; done");
     role.until(|events| console(events).contains("tick"));
-    role.call(Pause, Fds::default()).unwrap();
+    role.call(Pause { registers: false }, Fds::default()).unwrap();
     // What was written before the pause may still be on its way.
     while role.channel.receive(Duration::from_millis(300)).is_ok() {}
     role.events.clear();

@@ -12,6 +12,7 @@ use ktstr_proto::{
     client::ClientReply,
     guest::HostRequest,
     link::RemoteError,
+    registers::Registers,
     scx_stats::{MissingStatsReason, StatsOf},
     verdict::CaptureMark,
 };
@@ -118,6 +119,11 @@ impl Errand {
         }
     }
 
+    /// Whether what the vCPUs were about to do is part of it.
+    pub(super) fn wants_registers(&self) -> bool {
+        matches!(self, Self::Capture { .. })
+    }
+
     pub(super) fn limit(&self) -> Duration {
         match self {
             Self::Capture { vmcore: true, .. } => VMCORE_LIMIT,
@@ -160,6 +166,8 @@ pub(super) struct Underway {
     pub(super) until: Instant,
     /// When the guest was found standing.
     pub(super) at: Option<Instant>,
+    /// What the vCPUs' registers held then.
+    pub(super) registers: Option<Registers>,
     pub(super) found: Option<Found>,
     pub(super) path: PathBuf,
 }
