@@ -225,6 +225,22 @@ impl TypeRef {
         Some(self.with(self.set.strip(self.id)?.0))
     }
 
+    /// The complete type that a mere declaration (`struct x;`) stands for: its own object's, else that of the first
+    /// of `others` that defines a structure, or a union, of that name. What is complete is itself.
+    pub fn complete<'s>(&self, others: impl IntoIterator<Item = &'s Arc<TypeSet>>) -> Option<Self> {
+        let here = self.strip()?;
+        let Some(Ty::Forward { union }) = here.set.ty(here.id) else { return Some(here) };
+        let name = here.set.get(here.id)?.name.as_str();
+        let is_it = |ty: &Ty| matches!(ty, Ty::Composite(composite) if composite.union == *union);
+        // Structures without a name are not the same for that.
+        let defined = |set: &Arc<TypeSet>| {
+            let found =
+                set.named(name).iter().find(|id| set.ty(**id).is_some_and(is_it) && !name.is_empty())?;
+            Some(Self::new(set, *found))
+        };
+        defined(&here.set).or_else(|| others.into_iter().find_map(defined))
+    }
+
     /// It without aliases, then its first member, and the first member of that: what else a pointer to it
     /// points at.
     pub fn beginnings(&self) -> impl Iterator<Item = Self> + use<> {

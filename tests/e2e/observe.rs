@@ -467,8 +467,7 @@ sleep 40
 "#;
 
 /// `KTSTR_PUBLISHED_SCHEDULER=PATH`: what a full capture of at least 1,000 tasks costs under that scheduler.
-#[test]
-fn a_crowd_under_a_published_scheduler_is_captured() {
+fn crowd(accel: Accel) {
     let Some(binary) = std::env::var_os("KTSTR_PUBLISHED_SCHEDULER").map(PathBuf::from) else {
         println!("NOT RUN: KTSTR_PUBLISHED_SCHEDULER names no scheduler; `cargo xtask published` builds one");
         return;
@@ -476,6 +475,7 @@ fn a_crowd_under_a_published_scheduler_is_captured() {
     let name = binary.file_name().unwrap().to_string_lossy().into_owned();
     let script = CROWD.replace("$NAME", &name);
     let mut spec = exec(&script);
+    spec.accel = accel;
     spec.topology = Topology::new(1, 1, 2, 1).unwrap();
     spec.memory_mb = Some(2048);
     spec.observe = true;
@@ -491,6 +491,16 @@ fn a_crowd_under_a_published_scheduler_is_captured() {
     }
     let (report, _) = live.end();
     println!("on {}", report.expect("a report").kernel);
+}
+
+#[test]
+fn a_crowd_under_a_published_scheduler_is_captured() {
+    crowd(Accel::Tcg);
+}
+
+#[test]
+fn on_kvm_a_crowd_under_a_published_scheduler_is_captured() {
+    crowd(Accel::Kvm);
 }
 
 /// Other series, for the support matrix: `KTSTR_MATRIX_KERNEL=6.16`.

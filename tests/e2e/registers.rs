@@ -27,7 +27,7 @@ fn hex(value: &Value, path: &str) -> u64 {
 /// Whether the CPU waits for an interrupt where idle CPUs do.
 fn idles(registers: &Value) -> bool {
     let at = at(registers, "/at").as_str().unwrap_or_default();
-    ["halt", "idle", "mwait"].iter().any(|word| at.contains(word))
+    ["halt", "mwait", "default_idle"].iter().any(|word| at.contains(word))
 }
 
 /// A CPU's registers go with its run queue: numbers of vCPUs and of CPUs are not mixed up.

@@ -244,14 +244,7 @@ impl<'r, 'a> Follow<'r, 'a> {
 
     /// The complete type that a mere declaration stands for.
     fn complete(&self, ty: &TypeRef) -> Option<TypeRef> {
-        let here = ty.strip()?;
-        let Some(Ty::Forward { union }) = here.set.ty(here.id) else { return Some(here) };
-        let name = &here.set.get(here.id)?.name;
-        let own = std::iter::once(&here.set);
-        own.chain(&self.objects).chain([self.reader.kernel_types()]).find_map(|set| {
-            let (id, composite) = set.composite(name)?;
-            (composite.union == *union).then(|| TypeRef::new(set, id))
-        })
+        ty.complete(self.objects.iter().chain([self.reader.kernel_types()]))
     }
 
     fn kernels_own(&self, ty: &TypeRef) -> Option<TypeRef> {

@@ -195,9 +195,11 @@ fn score(path: &PathBuf, kernel: &HashSet<String>) -> Score {
     score
 }
 
-/// The names of the kernel's structures.
+/// The names of the kernel's structures; `KTSTR_MATRIX_KERNEL` names another series than the newest.
 fn kernel_structures() -> Option<HashSet<String>> {
-    let (_, vmlinux) = stored_kernel(None)?;
+    let series = std::env::var("KTSTR_MATRIX_KERNEL").ok();
+    let (_, vmlinux) = stored_kernel(series.as_deref())?;
+    println!("structures of {}", vmlinux.display());
     let image =
         KernelImage::parse(fs::read(vmlinux).expect("a stored kernel is read")).expect("it is a vmlinux");
     let types = KernelTypes::parse(image.section(".BTF").expect("it has BTF")).expect("its BTF is read");

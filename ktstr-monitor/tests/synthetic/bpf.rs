@@ -19,6 +19,7 @@ use ktstr_monitor::types::{Ty, TypeId, TypeRef, TypeSet};
 use proptest::prelude::*;
 
 use crate::bpf_types::{LEN, PLACE, object};
+use crate::btf_writer::BtfWriter;
 use crate::guest::{Guest, Shape};
 
 const BOUND: Duration = Duration::from_secs(60);
@@ -81,6 +82,47 @@ fn a_hash_of_a_typed_value_is_read() {
     assert_eq!(entries.len(), 1);
     assert!(entries[0].starts_with("[42] {first = 1000, next = (struct item *) 0x"), "{entries:?}");
     assert!(entries[0].ends_with("small = [[0..1] = 5]}"), "{entries:?}");
+}
+
+/// `BTF_KIND_FWD`, of a structure or of a union.
+fn declared(btf: &mut BtfWriter, name: &str, union: bool) -> u32 {
+    btf.raw(name, 7 << 24 | u32::from(union) << 31, 0, &[])
+}
+
+#[test]
+fn what_one_object_only_declares_another_defines() {
+    let mut btf = BtfWriter::new();
+    for (name, union) in [("node", false), ("node", true), ("nowhere", false), ("", false)] {
+        let to = declared(&mut btf, name, union);
+        btf.pointer(to);
+    }
+    let of_own = declared(&mut btf, "own", false);
+    btf.structure("own", 4, &[]);
+    let declares = Arc::new(TypeSet::parse("declares", &btf.section()).unwrap());
+    let defines = |label: &str, size: u32, union: bool| {
+        let mut btf = BtfWriter::new();
+        let number = btf.int("u64", 8, false);
+        btf.structure("", 16, &[("anonymous", number, 0)]);
+        btf.structure("own", 24, &[("number", number, 0)]);
+        match union {
+            true => btf.union("node", size, &[("number", number, 0)]),
+            false => btf.structure("node", size, &[("number", number, 0)]),
+        };
+        Arc::new(TypeSet::parse(label, &btf.section()).unwrap())
+    };
+    let others = [defines("union", 32, true), defines("structure", 40, false), defines("later", 48, false)];
+    let complete = |id: u32| TypeRef::new(&declares, TypeId(id)).complete(&others);
+    let size = |id: u32| complete(id).and_then(|ty| ty.size());
+    // A structure is no union of the same name, and the first that defines it says what it is.
+    assert_eq!(size(1), Some(40));
+    assert_eq!(size(3), Some(32));
+    assert_eq!(complete(1).unwrap().name(), "struct node");
+    assert_eq!(complete(5), None, "defined nowhere");
+    assert_eq!(complete(7), None, "structures without a name are not the same for that");
+    assert_eq!(size(of_own), Some(4), "its own object comes first");
+    assert_eq!(complete(2).map(|ty| ty.id), Some(TypeId(2)), "a pointer is no declaration");
+    let again = complete(1).unwrap();
+    assert_eq!(again.complete(&others), Some(again), "what is complete is itself");
 }
 
 #[test]
