@@ -46,6 +46,12 @@ pub struct CgroupStats {
     pub wake_latency: Option<LatencyFigures>,
     /// How late timers were.
     pub timer_latency: Option<LatencyFigures>,
+    /// Time of one round of work, of work types for which that is the figure of interest.
+    #[serde(default)]
+    pub iteration_cost: Option<LatencyFigures>,
+    /// Time inside calls that block.
+    #[serde(default)]
+    pub block_time: Option<LatencyFigures>,
     /// Share of its pages on the NUMA nodes of its CPUs, 0 to 1; `None` when no pages were counted.
     pub page_locality: Option<f64>,
     /// Pages that the whole system moved between nodes meanwhile for each of its pages.
@@ -122,6 +128,12 @@ impl ScenarioStats {
         "worst_p99_timer_latency_us",
         "worst_p999_timer_latency_us",
         "worst_timer_latency_us",
+        "worst_median_iteration_cost_us",
+        "worst_p99_iteration_cost_us",
+        "worst_iteration_cost_us",
+        "worst_median_block_time_us",
+        "worst_p99_block_time_us",
+        "worst_block_time_us",
         "mean_run_delay_us",
         "worst_mean_run_delay_us",
         "worst_run_delay_us",
@@ -152,6 +164,12 @@ impl ScenarioStats {
             "worst_p99_timer_latency_us" => worst(|c| Some(c.timer_latency?.p99_us)),
             "worst_p999_timer_latency_us" => worst(|c| Some(c.timer_latency?.p999_us)),
             "worst_timer_latency_us" => worst(|c| Some(c.timer_latency?.worst_us)),
+            "worst_median_iteration_cost_us" => worst(|c| Some(c.iteration_cost?.median_us)),
+            "worst_p99_iteration_cost_us" => worst(|c| Some(c.iteration_cost?.p99_us)),
+            "worst_iteration_cost_us" => worst(|c| Some(c.iteration_cost?.worst_us)),
+            "worst_median_block_time_us" => worst(|c| Some(c.block_time?.median_us)),
+            "worst_p99_block_time_us" => worst(|c| Some(c.block_time?.p99_us)),
+            "worst_block_time_us" => worst(|c| Some(c.block_time?.worst_us)),
             "mean_run_delay_us" | "worst_mean_run_delay_us" => worst(|c| Some(c.mean_run_delay_us)),
             "worst_run_delay_us" => worst(|c| Some(c.worst_run_delay_us)),
             "worst_page_locality" => self.cgroups.iter().filter_map(|c| c.page_locality).reduce(f64::min),
@@ -359,6 +377,8 @@ mod tests {
             migration_ratio: Some(0.0),
             wake_latency: latency,
             timer_latency: latency,
+            iteration_cost: latency,
+            block_time: latency,
             page_locality: Some(1.0),
             cross_node_migration_ratio: Some(0.0),
             ..CgroupStats::default()
@@ -373,6 +393,8 @@ mod tests {
             pcount: 1,
             wake_latency: latency,
             timer_latency: latency,
+            iteration_cost: latency,
+            block_time: latency,
             ..PhaseCgroup::default()
         };
         for name in PhaseCgroup::METRICS {

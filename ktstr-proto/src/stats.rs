@@ -114,6 +114,12 @@ pub struct PhaseCgroup {
     /// How late timers of its workers were.
     #[serde(default)]
     pub timer_latency: Option<LatencyFigures>,
+    /// Time of one round of work of its workers, of work types for which that is the figure of interest.
+    #[serde(default)]
+    pub iteration_cost: Option<LatencyFigures>,
+    /// Time of its workers inside calls that block.
+    #[serde(default)]
+    pub block_time: Option<LatencyFigures>,
     /// Longest gap of a worker, milliseconds.
     #[serde(default)]
     pub max_gap_ms: u64,
@@ -139,6 +145,12 @@ impl PhaseCgroup {
         "p999_timer_latency_us",
         "median_timer_latency_us",
         "worst_timer_latency_us",
+        "median_iteration_cost_us",
+        "p99_iteration_cost_us",
+        "worst_iteration_cost_us",
+        "median_block_time_us",
+        "p99_block_time_us",
+        "worst_block_time_us",
         "mean_run_delay_us",
         "max_gap_ms",
         "min_off_cpu_pct",
@@ -161,6 +173,12 @@ impl PhaseCgroup {
             "p999_timer_latency_us" => Some(timer?.p999_us),
             "median_timer_latency_us" => Some(timer?.median_us),
             "worst_timer_latency_us" => Some(timer?.worst_us),
+            "median_iteration_cost_us" => Some(self.iteration_cost?.median_us),
+            "p99_iteration_cost_us" => Some(self.iteration_cost?.p99_us),
+            "worst_iteration_cost_us" => Some(self.iteration_cost?.worst_us),
+            "median_block_time_us" => Some(self.block_time?.median_us),
+            "p99_block_time_us" => Some(self.block_time?.p99_us),
+            "worst_block_time_us" => Some(self.block_time?.worst_us),
             "mean_run_delay_us" => Some(self.mean_run_delay_ns()? as f64 / 1000.0),
             "max_gap_ms" => Some(self.max_gap_ms as f64),
             "min_off_cpu_pct" => Some(self.min_off_cpu_pct),

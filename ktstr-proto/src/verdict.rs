@@ -282,6 +282,10 @@ pub struct PhaseSlice {
     pub wake_latency: Histogram,
     /// How late a timer was, nanoseconds.
     pub timer_latency: Histogram,
+    /// Time of one round of work, nanoseconds.
+    pub iteration_cost: Histogram,
+    /// Time inside calls that block, nanoseconds.
+    pub block_time: Histogram,
 }
 
 /// What a test function returns.

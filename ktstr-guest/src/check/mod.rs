@@ -333,6 +333,8 @@ fn cgroup_stats(members: &[WorkerReport], topo: Option<&TestTopology>) -> Cgroup
         worst_run_delay_us: members.iter().map(|w| mean_delay(w.run_delay_ns, w.pcount)).fold(0.0, f64::max),
         wake_latency: together(|w| (!w.is_messenger).then_some(&w.wake_latency)),
         timer_latency: together(|w| Some(&w.timer_latency)),
+        iteration_cost: together(|w| Some(&w.iteration_cost)),
+        block_time: together(|w| Some(&w.block_time)),
         page_locality: placed.map(|placed| placed.local),
         cross_node_migration_ratio: placed.map(|placed| placed.moved),
     }

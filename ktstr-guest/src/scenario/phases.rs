@@ -51,6 +51,8 @@ struct Kept {
     cgroup: String,
     wakes: Histogram,
     timers: Histogram,
+    costs: Histogram,
+    blocked: Histogram,
     /// Lowest and highest share of the time that a worker wanted to run and did not, percent.
     off_cpu: Option<(f64, f64)>,
 }
@@ -61,6 +63,8 @@ impl Kept {
             self.wakes.merge(&slice.wake_latency);
         }
         self.timers.merge(&slice.timer_latency);
+        self.costs.merge(&slice.iteration_cost);
+        self.blocked.merge(&slice.block_time);
         if slice.wall_time_ns > 0 {
             let off = slice
                 .wall_time_ns
@@ -140,6 +144,8 @@ impl Phases {
                 cgroup: cgroup.into(),
                 wakes: Histogram::default(),
                 timers: Histogram::default(),
+                costs: Histogram::default(),
+                blocked: Histogram::default(),
                 off_cpu: None,
             };
             kept.add(slice, is_messenger);
@@ -194,6 +200,8 @@ impl Phases {
                 cgroup.max_wake_latency_ns = wakes.max();
                 cgroup.wake_latency = LatencyFigures::of(wakes);
                 cgroup.timer_latency = LatencyFigures::of(&kept.timers);
+                cgroup.iteration_cost = LatencyFigures::of(&kept.costs);
+                cgroup.block_time = LatencyFigures::of(&kept.blocked);
                 (cgroup.min_off_cpu_pct, cgroup.max_off_cpu_pct) = kept.off_cpu.unwrap_or_default();
             }
         }
@@ -242,6 +250,7 @@ mod tests {
             run_delay_ns: 600,
             pcount: 3,
             wake_latency: Histogram::of(wakes.iter().copied()),
+            iteration_cost: Histogram::of(wakes.iter().map(|ns| 2 * ns)),
             ..PhaseSlice::default()
         };
         let worker = |slices| WorkerReport { phases: slices, ..report(1) };
@@ -255,6 +264,8 @@ mod tests {
         assert_eq!((step.wakes, step.max_wake_latency_ns), (4, 9000));
         assert_eq!(step.metric("worst_wake_latency_us"), Some(9.0));
         assert_eq!(step.metric("worst_timer_latency_us"), None);
+        assert_eq!(step.metric("worst_iteration_cost_us"), Some(18.0));
+        assert_eq!(step.metric("worst_block_time_us"), None);
         assert!(step.median_wake_latency_ns.abs_diff(1000) < 16 && step.p99_wake_latency_ns > 8900);
         assert_eq!(step.mean_run_delay_ns(), Some(200));
         let baseline = buckets[0].cgroup("a").unwrap();

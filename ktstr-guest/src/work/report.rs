@@ -110,6 +110,8 @@ fn slice(phase: u32, figures: &PhaseSlot) -> PhaseSlice {
         major_faults: figures.get(Counter::MajorFaults),
         wake_latency: figures.histogram(Series::Wake),
         timer_latency: figures.histogram(Series::Timer),
+        iteration_cost: figures.histogram(Series::Iteration),
+        block_time: figures.histogram(Series::Block),
     }
 }
 
