@@ -145,8 +145,9 @@ impl MemPolicy {
         for node in self.nodes() {
             mask |= 1_u64.checked_shl(node).filter(|_| node < MAX_NODES).ok_or(Errno::EINVAL)?;
         }
-        // The kernel takes one bit less than it is told (`get_nodes` in mm/mempolicy.c).
-        let bits = if mask == 0 { 0 } else { u64::from(MAX_NODES) + 1 };
+        // The kernel takes one bit less than it is told, and of none with a mask it makes too many (`get_nodes` in
+        // mm/mempolicy.c).
+        let bits = u64::from(MAX_NODES) + 1;
         // SAFETY: the kernel reads at most `bits` bits from the mask: one word, since the last bit does
         // not count.
         let done =
@@ -172,22 +173,37 @@ mod tests {
         assert!(check(MemPolicy::Local, both).unwrap_err().contains("exclude each other"));
     }
 
-    #[test]
-    fn a_policy_reaches_the_kernel() {
-        let numa_maps = std::thread::spawn(|| {
-            MemPolicy::Bind([0].into()).apply(MpolFlags::STATIC_NODES)?;
+    /// The mode of a thread that has set a policy, as the kernel says.
+    fn mode_after(policy: MemPolicy, flags: MpolFlags) -> nix::Result<i32> {
+        let set = std::thread::spawn(move || {
+            policy.apply(flags)?;
             let mut mode = -1_i32;
             // SAFETY: asks for the calling thread's mode alone; the kernel writes one int.
             let done = unsafe {
                 libc::syscall(libc::SYS_get_mempolicy, &raw mut mode, std::ptr::null::<u64>(), 0, 0, 0)
             };
             Errno::result(done)?;
-            Ok::<_, Errno>(mode & 0xff)
+            Ok(mode & 0xff)
         });
-        match numa_maps.join().unwrap() {
-            Ok(mode) => assert_eq!(mode, MPOL_BIND),
-            // A container or a kernel without NUMA refuses the call itself.
-            Err(errno) => assert!(matches!(errno, Errno::EPERM | Errno::ENOSYS), "{errno}"),
+        set.join().unwrap()
+    }
+
+    #[test]
+    fn policies_reach_the_kernel() {
+        for (policy, flags, wanted) in [
+            (MemPolicy::Default, MpolFlags::NONE, MPOL_DEFAULT),
+            (MemPolicy::Local, MpolFlags::NONE, MPOL_LOCAL),
+            (MemPolicy::Preferred(0), MpolFlags::NONE, MPOL_PREFERRED),
+            (MemPolicy::Bind([0].into()), MpolFlags::STATIC_NODES, MPOL_BIND),
+            (MemPolicy::Interleave([0].into()), MpolFlags::RELATIVE_NODES, MPOL_INTERLEAVE),
+        ] {
+            match mode_after(policy.clone(), flags) {
+                // Kernels before 5.14 keep `Local` as a preference for no node.
+                Ok(mode) if wanted == MPOL_LOCAL => assert!([MPOL_LOCAL, MPOL_PREFERRED].contains(&mode)),
+                Ok(mode) => assert_eq!(mode, wanted, "{policy:?}"),
+                // A container or a kernel without NUMA refuses the call itself.
+                Err(errno) => assert!(matches!(errno, Errno::EPERM | Errno::ENOSYS), "{policy:?}: {errno}"),
+            }
         }
     }
 }
