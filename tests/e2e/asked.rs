@@ -1,6 +1,7 @@
-//! What a test's attributes ask for, with the guest's kernel as witness.
+//! What a test's attributes, a cgroup's limits and a worker's memory policy ask for, with the guest's kernel as
+//! witness.
 
-use std::{fs, thread};
+use std::{collections::BTreeSet, fs, thread};
 
 use ktstr::prelude::*;
 use ktstr_proto::{
@@ -10,7 +11,7 @@ use ktstr_proto::{
 
 use crate::{
     harness::{run, spec},
-    operations::{look, stop, text},
+    operations::{SLEEPER, look, stop, text},
 };
 
 declare_scheduler!(ASKED, {
@@ -94,6 +95,91 @@ fn attributes_of_one_test(ctx: &Ctx) -> Result<AssertResult> {
     Ok(result)
 }
 
+#[ktstr_test(numa_nodes = 2, llcs = 2, cores = 1, threads = 1, memory_mib = 1024, duration_s = 1, ignore)]
+fn memory_and_limits(ctx: &Ctx) -> Result<AssertResult> {
+    let one = |name: &str| CgroupDef::named(name).workers(1).work_type(WorkType::bursty());
+    let both = || BTreeSet::from([0, 1]);
+    // Each with the words of `/proc/PID/numa_maps` (`mpol_to_str` in mm/mempolicy.c).
+    let policies = [
+        (one("prefer").mem_policy(MemPolicy::Preferred(1)), "prefer:1"),
+        (one("interleave").mem_policy(MemPolicy::Interleave(both())), "interleave:0-1"),
+        (one("local").mem_policy(MemPolicy::Local), "local"),
+        (one("many").mem_policy(MemPolicy::PreferredMany(both())), "prefer (many):0-1"),
+        (one("weighted").mem_policy(MemPolicy::WeightedInterleave(both())), "weighted interleave:0-1"),
+        (
+            one("static").mem_policy(MemPolicy::Bind([1].into())).mpol_flags(MpolFlags::STATIC_NODES),
+            "bind=static:1",
+        ),
+        (
+            // The first of the nodes that the cgroup may use.
+            one("relative")
+                .cpuset_mems([1])
+                .mem_policy(MemPolicy::Bind([0].into()))
+                .mpol_flags(MpolFlags::RELATIVE_NODES),
+            "bind=relative:1",
+        ),
+        (
+            one("balancing").mem_policy(MemPolicy::Bind(both())).mpol_flags(MpolFlags::NUMA_BALANCING),
+            "bind=balancing:0-1",
+        ),
+    ];
+    let expected: Vec<_> = policies.iter().map(|(def, words)| (def.name.clone(), *words)).collect();
+    let mut defs: Vec<_> = policies.into_iter().map(|(def, _)| def).collect();
+    defs.push(
+        one("limited").memory_high(96 << 20).memory_low(8 << 20).memory_swap_max(16 << 20).io_weight(250),
+    );
+    defs.push(one("beside").workload(&SLEEPER));
+
+    thread::scope(|scope| {
+        let scenario = scope.spawn(|| {
+            let step = Step::new(stop("settled").to_vec(), HoldSpec::FULL);
+            execute_scenario(ctx, Backdrop::from_cgroups(defs), vec![step])
+        });
+        let seen = look(&[("settled", &|| settled(ctx, &expected))]);
+        let result = scenario.join().map_err(|_| anyhow!("the scenario panicked"))??;
+        seen.map(|()| result)
+    })
+}
+
+/// Everything that is wrong, since a boot is not cheap.
+fn settled(ctx: &Ctx, expected: &[(String, &str)]) -> Result<()> {
+    let mut wrong = Vec::new();
+    for (cgroup, words) in expected {
+        let pid = *ctx.cgroups.processes(cgroup)?.first().with_context(|| format!("{cgroup} is empty"))?;
+        let maps = text(format!("/proc/{pid}/numa_maps"))?;
+        let stack = maps.lines().find(|line| line.contains(" stack")).context("no stack")?;
+        let policy = stack.split_once(' ').map_or("", |(_, rest)| rest);
+        if !policy.starts_with(&format!("{words} ")) {
+            wrong.push(format!("{cgroup}: {words} is not what {stack} says"));
+        }
+    }
+    let file = |cgroup: &str, name: &str| text(ctx.cgroups.path(cgroup).join(name));
+    for (cgroup, name, wanted) in [
+        ("relative", "cpuset.mems", "1"),
+        ("limited", "memory.high", "100663296"),
+        ("limited", "memory.low", "8388608"),
+        ("limited", "memory.swap.max", "16777216"),
+        ("limited", "io.weight", "default 250"),
+    ] {
+        let is = file(cgroup, name)?;
+        if is != wanted {
+            wrong.push(format!("{name} of {cgroup} is {is}, not {wanted}"));
+        }
+    }
+    let pid = *ctx.cgroups.processes("relative")?.first().context("relative is empty")?;
+    let status = text(format!("/proc/{pid}/status"))?;
+    if !status.lines().any(|line| line == "Mems_allowed_list:\t1") {
+        wrong.push(format!("memory of relative: {status}"));
+    }
+    let command = |pid: &u32| text(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let beside: Vec<_> = ctx.cgroups.processes("beside")?.iter().map(command).collect();
+    if beside.len() != 2 || !beside.iter().any(|command| command.contains("sleep")) {
+        wrong.push(format!("beside the worker: {beside:?}"));
+    }
+    ensure!(wrong.is_empty(), "{}", wrong.join("; "));
+    Ok(())
+}
+
 /// The test function returned, and what it said was true; what its workers went through is the host's affair.
 fn returned(name: &str) -> RunReport {
     let report = run(spec(name, Accel::Tcg));
@@ -114,4 +200,9 @@ fn attributes_of_a_test_reach_its_guest() {
     let asked = fs::read(report.run_dir.join("spec.json")).expect("what was asked is recorded");
     let asked: serde_json::Value = serde_json::from_slice(&asked).expect("as JSON");
     assert_eq!(asked["cleanup_budget_ms"], 900);
+}
+
+#[test]
+fn memory_policies_and_limits_are_the_kernels() {
+    returned("memory_and_limits");
 }

@@ -20,7 +20,7 @@ const STOP: Payload = Payload::binary("stop", "sh").with_default_args(&[
 ]);
 
 /// Runs until it is ended.
-const SLEEPER: Payload = Payload::binary("sleeper", "sh").with_default_args(&["-c", "exec sleep 1000"]);
+pub const SLEEPER: Payload = Payload::binary("sleeper", "sh").with_default_args(&["-c", "exec sleep 1000"]);
 
 pub fn stop(name: &str) -> [Op; 2] {
     let args = vec![name.into()];
