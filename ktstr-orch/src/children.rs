@@ -13,7 +13,11 @@ use std::{
 };
 
 use ktstr_jail::{Cell, JailError, Jailed};
-use ktstr_proto::{Channel, ChannelError, Link, run::Jail};
+use ktstr_proto::{Channel, ChannelError, Link, link::chain, run::Jail};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+
+/// A process whose socket is closed is about to end, if it has not; milliseconds.
+const ENDING_MS: u16 = 1000;
 
 /// Why a child process could not be started.
 #[derive(Debug, thiserror::Error)]
@@ -134,6 +138,18 @@ impl<L: Link> Child<L> {
         self.process.try_wait()
     }
 
+    /// Why it cannot be talked to: that it ended, and how, where that is known within a second.
+    pub fn why_silent(&mut self, error: &ChannelError) -> String {
+        let gone = matches!(error, ChannelError::Closed { .. }) && {
+            let mut fds = [PollFd::new(self.pidfd.as_fd(), PollFlags::POLLIN)];
+            matches!(poll(&mut fds, PollTimeout::from(ENDING_MS)), Ok(ready) if ready > 0)
+        };
+        match gone.then(|| self.ended()).flatten() {
+            Some(status) => format!("{} before it was told anything", describe(Some(status))),
+            None => chain(error),
+        }
+    }
+
     /// Ends the process at once and reaps it.
     pub fn kill(&mut self) -> Option<ExitStatus> {
         self.process.kill();
@@ -161,5 +177,25 @@ pub fn describe(status: Option<ExitStatus>) -> String {
         Some((_, Some(libc::SIGSYS))) => "was killed by its seccomp filter (SIGSYS)".into(),
         Some((_, Some(signal))) => format!("was killed by signal {signal}"),
         _ => "ended in an unknown way".into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ktstr_proto::vmm::VmmLink;
+
+    use super::*;
+
+    #[test]
+    fn who_ends_before_he_is_told_anything_is_told_of_by_his_end() {
+        let mut child = Child::<VmmLink>::spawn_free("false", &[], None).unwrap();
+        let error = loop {
+            child.channel.queue_hello("test").unwrap();
+            match child.channel.flush() {
+                Ok(_) => std::thread::yield_now(),
+                Err(error) => break error,
+            }
+        };
+        assert_eq!(child.why_silent(&error), "exited with status 1 before it was told anything");
     }
 }

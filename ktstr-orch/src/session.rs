@@ -277,7 +277,7 @@ impl Session {
             vmm.channel.queue_request(VmmRequest::Start(start), fds)?;
             vmm.channel.flush().map(drop)
         };
-        send(&mut vmm).map_err(|e| died(&e))?;
+        send(&mut vmm).map_err(|e| Stopped::Died(Process::Vmm, vmm.why_silent(&e)))?;
         self.record("vmm-pid", &vmm.pid());
         self.give_up = Some(self.must_speak_by(&plan));
         self.vmm = Some(vmm);

@@ -63,7 +63,12 @@ struct Mutation {
 /// What a stalled or ended scheduler does to a test is called by its cause; the rest by kinds of findings.
 const MUTATIONS: [Mutation; 4] = [
     Mutation { name: "stall", matching: "SchedulerStall", plausible: &[] },
-    Mutation { name: "slow", matching: "Benchmark", plausible: &["Gap", "Spread", "Monitor", "Throughput"] },
+    // Who waits for his first turn until the end has made no progress.
+    Mutation {
+        name: "slow",
+        matching: "Benchmark",
+        plausible: &["Gap", "Spread", "NoProgress", "Monitor", "Throughput"],
+    },
     Mutation { name: "unfair", matching: "Spread", plausible: &["Gap", "NoProgress", "Monitor"] },
     Mutation { name: "wrong_cpu", matching: "SchedulerError", plausible: &[] },
 ];
