@@ -138,25 +138,20 @@ impl Listed {
         self.metric_names.push(name);
         Ok(())
     }
-}
 
-impl Listed {
     /// What is judged by a number needs an output that has numbers.
     fn can_be_read_from(&self, output: &str) -> Result<()> {
         let numberless = self.checks.iter().filter_map(|check| match check {
             Expr::Call(call) if output == "ExitCode" => Some((call, call.func.to_token_stream().to_string())),
             _ => None,
         });
-        match numberless.into_iter().find(|(_, name)| name != "exit_code_eq") {
-            None => Ok(()),
-            Some((call, name)) => {
-                let message = format!(
-                    "`{name}` judges a number of the output, and `output = ExitCode`, the default, reads none: say \
-                     `output = Json`"
-                );
-                Err(Error::new(call.func.span(), message))
-            }
-        }
+        let mut numberless = numberless.filter(|(_, name)| name != "exit_code_eq");
+        let Some((call, name)) = numberless.next() else { return Ok(()) };
+        let message = format!(
+            "`{name}` judges a number of the output, and `output = ExitCode`, the default, reads none: say \
+             `output = Json`"
+        );
+        Err(Error::new(call.func.span(), message))
     }
 }
 

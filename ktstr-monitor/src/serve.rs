@@ -513,17 +513,20 @@ impl Session {
         let (profile, live) = self.sampler.locate(&self.mem).map_err(|e| not_readable(&e))?;
         let view = View { profile, live, mem: live.view(&self.mem) };
         let clock_ns = state::newest_clock(&view);
+        let (mut vmcore_bytes, mut no_core, mut no_registers) = (0, None, None);
         // A kernel without the note costs the core file, not what was read; no registers cost nothing else.
-        let about_cpus = capture.registers.clone();
-        let about_cpus = about_cpus.and_then(|all| stood::notes(&view, &all).map_err(|gap| chain(&gap)));
-        let no_registers = about_cpus.as_ref().err().filter(|_| core.is_some()).cloned();
-        let about_cpus = about_cpus.unwrap_or_default();
-        let core = core.map(|core| vmcore::write(&view, &self.mem, &about_cpus, &mut File::from(core)));
-        let (vmcore_bytes, no_core) = match core {
-            Some(Ok(bytes)) => (bytes, None),
-            Some(Err(error)) => (0, Some(chain(&error))),
-            None => (0, None),
-        };
+        if let Some(core) = core {
+            let told = capture.registers.as_ref().map_err(Clone::clone);
+            let about_cpus = told.and_then(|all| stood::notes(&view, all).map_err(|gap| chain(&gap)));
+            let about_cpus = about_cpus.unwrap_or_else(|why| {
+                no_registers = Some(why);
+                Vec::new()
+            });
+            match vmcore::write(&view, &self.mem, &about_cpus, &mut File::from(core)) {
+                Ok(bytes) => vmcore_bytes = bytes,
+                Err(error) => no_core = Some(chain(&error)),
+            }
+        }
         let read = Captured {
             read_us: began.elapsed().as_micros() as u64,
             tasks: copied.tasks as u32,

@@ -10,7 +10,7 @@ use super::{
     kernel, nearest,
     op::Placement,
 };
-use crate::work::WorkError;
+use crate::work::in_groups;
 
 /// Where a name lives.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -318,10 +318,7 @@ fn check_work(ctx: &Ctx, cgroup: &str, work: &super::WorkSpec) -> Result<(), Sce
     if let Some(work_type) = &work.work_type {
         let refused = |source| ScenarioError::Work { cgroup: cgroup(), source };
         work_type.check().map_err(|source| refused(source.into()))?;
-        let group = work_type.group_size();
-        if let Some(workers) = work.workers.filter(|workers| !workers.is_multiple_of(group)) {
-            return Err(refused(WorkError::Group { work_type: work_type.name(), group, workers }));
-        }
+        work.workers.map_or(Ok(()), |workers| in_groups(work_type, workers)).map_err(refused)?;
     }
     if let Some(policy) = work.sched_policy {
         policy.checked().map_err(|source| ScenarioError::SchedPolicy { cgroup: cgroup(), source })?;

@@ -108,6 +108,15 @@ fn system<T>(action: &'static str, result: nix::Result<T>) -> Result<T, WorkErro
     result.map_err(|e| WorkError::System { action, source: e.into() })
 }
 
+/// Refuses a number of workers that cannot be divided into the groups that the work takes.
+pub(crate) fn in_groups(work_type: &WorkType, workers: u32) -> Result<(), WorkError> {
+    let group = work_type.group_size();
+    match workers.is_multiple_of(group) {
+        true => Ok(()),
+        false => Err(WorkError::Group { work_type: work_type.name(), group, workers }),
+    }
+}
+
 /// What a worker is.
 #[derive(Debug, Clone, PartialEq, Eq, Default)]
 pub enum CloneMode {
@@ -247,14 +256,11 @@ impl WorkloadHandle {
         if config.workers == 0 {
             return Err(WorkError::NoWorkers);
         }
-        let (group, work_type) = (config.work_type.group_size(), config.work_type.name());
-        if !config.workers.is_multiple_of(group) {
-            return Err(WorkError::Group { work_type, group, workers: config.workers });
-        }
+        in_groups(&config.work_type, config.workers)?;
         if config.mode == CloneMode::Thread && config.work_type.needs_own_process() {
-            return Err(WorkError::Threads { work_type });
+            return Err(WorkError::Threads { work_type: config.work_type.name() });
         }
-        let board = Board::new(config.workers as usize, group as usize)
+        let board = Board::new(config.workers as usize, config.work_type.group_size() as usize)
             .map_err(|source| WorkError::System { action: "map memory for the workers' figures", source })?;
         let (alive, alive_write) = system("create the life pipe", pipe2(OFlag::O_CLOEXEC))?;
         let (ready, ready_write) = system("create the ready pipe", pipe2(OFlag::O_CLOEXEC))?;
@@ -638,9 +644,6 @@ fn in_child(life: impl FnOnce()) -> Result<Pid, WorkError> {
 
 /// Forks the one process of all these workloads, called `comm`.
 fn host(handles: &mut [WorkloadHandle], ready: &[File], comm: &str) -> Result<(), WorkError> {
-    if handles.iter().all(|handle| handle.workers() == 0) {
-        return Ok(());
-    }
     let links = handles.iter().map(WorkloadHandle::all_links).collect::<Result<Vec<_>, _>>()?;
     let births: Vec<_> = handles.iter().zip(ready).map(|(handle, ready)| handle.birth(ready)).collect();
     let child = in_child(|| life::hosting(&births, comm, &links))?;

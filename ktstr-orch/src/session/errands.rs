@@ -28,7 +28,7 @@ use ktstr_proto::{
     },
     client::ClientReply,
     guest::{HostRefusal, HostRequest, Phase},
-    link::{ErrorCode, RemoteError},
+    link::{ErrorCode, FdSlot, RemoteError},
     monitor::{MonitorReply, MonitorRequest},
     run::AccelKind,
     scx_stats::{Stats, StatsOf, boundary},
@@ -262,11 +262,13 @@ impl Session {
                 Ok(MonitorRequest::Ask(Ask { question: query.question.clone(), frozen }))
             }
             Errand::Capture { why, vmcore, watched, .. } => {
-                let request = capture_request(underway.path.clone(), why, *vmcore, &mut fds);
                 let registers = underway.registers.take();
                 let registers = registers.unwrap_or_else(|| Err("the VMM told none".to_owned()));
-                let watched = watched.clone();
-                request.map(|capture| MonitorRequest::Capture(Capture { watched, registers, ..capture }))
+                let files = capture_files(underway.path.clone(), *vmcore, &mut fds);
+                files.map(|(json, text, vmcore)| {
+                    let (why, watched) = (why.clone(), watched.clone());
+                    MonitorRequest::Capture(Capture { why, json, text, vmcore, watched, registers })
+                })
             }
             Errand::Value { request, .. } => {
                 asked::value_request(request, self.ram.as_ref(), frozen, &mut fds)
@@ -605,7 +607,12 @@ impl Session {
 /// A reply that belongs to nothing here.
 pub(super) type Unclaimed = Option<Result<MonitorReply, RemoteError>>;
 
-fn capture_request(path: PathBuf, why: &str, vmcore: bool, fds: &mut Fds) -> Result<Capture, String> {
+/// Makes the files of a capture for the monitor: JSON, text, core.
+fn capture_files(
+    path: PathBuf,
+    vmcore: bool,
+    fds: &mut Fds,
+) -> Result<(FdSlot, FdSlot, Option<FdSlot>), String> {
     let mut open = |ending: &str| {
         let path = path.with_extension(ending);
         let file = File::create(&path).map_err(|e| format!("cannot create {}: {e}", path.display()))?;
@@ -613,8 +620,7 @@ fn capture_request(path: PathBuf, why: &str, vmcore: bool, fds: &mut Fds) -> Res
     };
     let (json, text) = (open("json")?, open("txt")?);
     let vmcore = vmcore.then(|| open("vmcore")).transpose()?;
-    let registers = Err("nobody was asked".to_owned());
-    Ok(Capture { why: why.to_owned(), json, text, vmcore, watched: None, registers })
+    Ok((json, text, vmcore))
 }
 
 #[cfg(test)]
