@@ -38,6 +38,8 @@ pub enum Command {
     Capture(MonitorArgs),
     /// Watch a live run in the terminal
     Attach(MonitorArgs),
+    /// Print the JSON Schema of captures
+    Schema(MonitorArgs),
     /// Show the host's CPUs, last-level caches and NUMA nodes
     Topo,
     /// List which runs hold which of the host's last-level caches

@@ -56,6 +56,7 @@ fn dispatch(parsed: cli::Cli, plugin: bool) -> anyhow::Result<ExitCode> {
         Command::Write(args) => observe::run("write", &args),
         Command::Capture(args) => observe::run("capture", &args),
         Command::Attach(args) => observe::run("attach", &args),
+        Command::Schema(args) => observe::run("schema", &args),
         Command::Topo => topo::run(),
         Command::Locks(args) => locks::run(&args),
         Command::List(args) => scenarios::list(&args),

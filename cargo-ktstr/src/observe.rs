@@ -1,4 +1,4 @@
-//! `query`, `capture` and `attach`: the monitor's own commands, under the name that users know.
+//! `query`, `write`, `capture`, `attach` and `schema`: the monitor's own commands, under the name that users know.
 //!
 //! Nothing is parsed here; this process becomes `ktstr-monitor`, whose exit codes are then ours.
 

@@ -20,8 +20,11 @@ use crate::mem::{GuestMem, Kept};
 use crate::node::Node;
 use crate::paging::{KernelMem, Tlb};
 
-/// What a capture's members mean: `docs/reference/snapshots.md`.
+/// The version of [`CAPTURE_SCHEMA`].
 const SCHEMA: &str = "ktstr.capture/1";
+/// What a capture holds as JSON, for machines: a JSON Schema (2020-12). For people:
+/// `docs/reference/snapshots.md`.
+pub const CAPTURE_SCHEMA: &str = include_str!("../schema/capture.json");
 /// Pages whose place is remembered through one freeze.
 const PAGES: usize = 1 << 16;
 /// Bytes for which there is room from the beginning: about a thousand tasks and a scheduler's maps.

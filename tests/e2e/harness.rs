@@ -17,6 +17,8 @@ use ktstr_proto::{
     verdict::{Cause, Outcome, RunReport},
 };
 
+use crate::schema;
+
 /// Longer than any run here may take; the orchestrator's own deadlines are shorter.
 pub const PATIENCE: Duration = Duration::from_secs(600);
 
@@ -84,6 +86,7 @@ pub fn run_with_output(mut spec: RunSpec) -> (RunReport, String) {
         })
         .expect("a report");
     println!("{}", ktstr::render::report(&report));
+    schema::check_captures(&report.run_dir);
     (report, output)
 }
 

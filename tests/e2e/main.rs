@@ -29,6 +29,7 @@ mod registers;
 mod replay;
 mod repro;
 mod said;
+mod schema;
 mod session;
 mod shares;
 mod topology;

@@ -7,6 +7,7 @@ use serde_json::Value;
 use crate::core_file;
 use crate::harness::{Live, PATIENCE, exec, not_run, recorded_pid, run, spec, wait_for};
 use crate::observe::{ask, at, int, printed};
+use crate::schema;
 
 /// One process that computes; the other CPU has nothing to do.
 const ONE_SPINS: &str = r#"
@@ -72,8 +73,8 @@ fn stand_where_their_tasks_are(accel: Accel) {
     let capture = |more: &[&str]| -> (String, Value) {
         let path =
             at(&ask(&[&["capture", run, "--json"], more].concat()), "/path").as_str().unwrap().to_owned();
-        let read = std::fs::read(format!("{path}.json")).unwrap();
-        (path, serde_json::from_slice(&read).unwrap())
+        let capture = schema::checked(format!("{path}.json").as_ref());
+        (path, capture)
     };
     // At some moment one is idle and the other computes; interrupts come in between.
     let seen = wait_for("an idle CPU beside one that computes", PATIENCE, || {

@@ -17,11 +17,14 @@ use std::process::ExitCode;
 use anyhow::{Context, Result, bail};
 use ktstr_proto::capture::{Question, Structure};
 
+use crate::freeze::CAPTURE_SCHEMA;
+
 const USAGE: &str = "usage: ktstr-monitor query [RUN] QUESTION [--json] [--freeze] [--follow N]
        ktstr-monitor query --core FILE --kernel VMLINUX QUESTION [--json]
        ktstr-monitor capture [RUN] [--vmcore] [--json]
        ktstr-monitor attach [RUN] [--watch PATH]... [--rw]
        ktstr-monitor write [RUN] MAP PATH NUMBER --rw
+       ktstr-monitor schema
 
 RUN        directory of a live run, or a part of its id; not needed when only one is live
 QUESTION   tasks | task PID | dsq | scx | cgroups | bpf | modules | map NAME [PATH] | struct TYPE WHERE [PATH],
@@ -37,6 +40,7 @@ WHERE      a thread id (of a task_struct), 0xADDRESS, SYMBOL, SYMBOL@CPU, MODULE
 --watch    a path, or a question like 'map .bss nr', whose answer is shown, too
 --rw       numbers in maps may be written: NUMBER is put at PATH in MAP while the guest stands, which its report
            tells; never under det
+schema     prints the JSON Schema of a capture (capture-N.json), whose parts are what --json prints
 
 keys of attach: q leave, f freeze for each look, d capture, with --rw w write: MAP PATH NUMBER
 
@@ -119,6 +123,7 @@ fn run(args: &[String]) -> Result<()> {
             let (map, path, value) = assignment(words)?;
             live::write(run, map, path, value)
         }
+        "schema" => say(CAPTURE_SCHEMA.trim_end()),
         "--help" | "-h" => say(USAGE),
         _ => bail!("{USAGE}"),
     }
