@@ -133,7 +133,7 @@ pub fn answer(
 pub fn of_state(state: &KernelState, question: &Question) -> Result<Node, QueryError> {
     let member = |name: &str| state.node().get(name).cloned().unwrap_or(Node::Null);
     match question {
-        Question::Tasks => Ok(super::kernel::state::walk(&state.tasks, Task::brief)),
+        Question::Tasks => Ok(super::kernel::state::walk(&state.tasks, |task| state.brief_task_node(task))),
         Question::Task(pid) => {
             let is_it = |task: &&Task| task.copy.pid == Ok(*pid);
             let task = state.tasks.items.iter().find(is_it).ok_or(QueryError::NoTask { pid: *pid })?;

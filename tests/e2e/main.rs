@@ -5,6 +5,7 @@
 //! cannot run a stock kernel, unless `KTSTR_REQUIRE` names kvm.
 
 mod asked;
+mod attach;
 mod bad_input;
 mod confined;
 mod core_file;
@@ -32,6 +33,7 @@ mod said;
 mod schema;
 mod session;
 mod shares;
+mod terminal;
 mod topology;
 mod trust;
 mod verdicts;

@@ -85,7 +85,7 @@ impl Account {
     }
 }
 
-fn bin(name: &str) -> PathBuf {
+pub fn bin(name: &str) -> PathBuf {
     let exe = std::env::current_exe().unwrap();
     let beside = exe.ancestors().nth(2).unwrap().join(name);
     if beside.is_file() {

@@ -3,9 +3,10 @@
 use std::{
     fs,
     io::{Read, Write},
+    path::Path,
     sync::{
         Arc,
-        atomic::{AtomicBool, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     thread,
     time::{Duration, Instant},
@@ -14,7 +15,9 @@ use std::{
 use ktstr::prelude::*;
 use ktstr_proto::{Accel, verdict::Outcome};
 
-use crate::harness::{run, spec};
+use crate::attach::View;
+use crate::harness::{Live, spec};
+use crate::observe::monitor;
 
 /// Naps of each sleeper, and messages each way.
 const ROUNDS: u32 = 800;
@@ -76,24 +79,75 @@ fn naps(_: &Ctx) -> Result<AssertResult> {
     Ok(AssertResult::pass())
 }
 
+/// What the guest said in a run of `naps`, while `meanwhile` is done on the host.
+fn trace(root: &Path, meanwhile: impl FnOnce(&Path)) -> [String; 2] {
+    let mut spec = spec("naps", Accel::Det);
+    (spec.seed, spec.vary) = (7, true);
+    let live = Live::start(spec, root);
+    meanwhile(&live.dir);
+    let report = live.end().0.expect("a report");
+    assert_eq!(report.outcome, Outcome::Pass, "{:?}", report.cause);
+    let said =
+        ["console.log", "guest.jsonl"].map(|file| fs::read_to_string(report.run_dir.join(file)).unwrap());
+    assert!(said[1].contains("done after"), "{}", said[1]);
+    said
+}
+
+fn assert_same(one: &[String; 2], other: &[String; 2]) {
+    for (one, other) in one.iter().zip(other) {
+        let differing = one.lines().zip(other.lines()).find(|(one, other)| one != other);
+        assert!(one == other, "the first line that differs: {differing:#?}");
+    }
+}
+
 #[test]
 fn on_det_a_busy_host_is_not_seen_by_a_guest_that_naps() {
     let root = tempfile::tempdir().unwrap();
-    let trace = |name: &str| {
-        let mut spec = spec("naps", Accel::Det);
-        (spec.seed, spec.vary, spec.runs_root) = (7, true, root.path().join(name));
-        let report = run(spec);
-        assert_eq!(report.outcome, Outcome::Pass, "{:?}", report.cause);
-        ["console.log", "guest.jsonl"].map(|file| fs::read_to_string(report.run_dir.join(file)).unwrap())
-    };
-    let calm = trace("calm");
-    assert!(calm[1].contains("done after"), "{}", calm[1]);
-    let busy = {
-        let _noise = Noise::new();
-        trace("busy")
-    };
-    for (calm, busy) in calm.iter().zip(&busy) {
-        let differing = calm.lines().zip(busy.lines()).find(|(calm, busy)| calm != busy);
-        assert!(calm == busy, "the first line that differs: {differing:#?}");
-    }
+    let calm = trace(&root.path().join("calm"), |_| ());
+    let _noise = Noise::new();
+    assert_same(&calm, &trace(&root.path().join("busy"), |_| ()));
+}
+
+/// Questions of eight who come and go; two more attach on terminals.
+const QUESTIONS: [&[&str]; 8] = [
+    &["tasks", "--freeze"],
+    &["rq[*].nr_running"],
+    &["dsq", "--freeze"],
+    &["scx"],
+    &["cgroups", "--freeze"],
+    &["bpf"],
+    &["rq", "--freeze"],
+    &["struct", "task_struct", "1", "--freeze"],
+];
+
+#[test]
+fn on_det_ten_who_look_in_are_not_seen_by_the_guest() {
+    let root = tempfile::tempdir().unwrap();
+    let alone = trace(&root.path().join("alone"), |_| ());
+    let (answers, views) = (AtomicUsize::new(0), AtomicUsize::new(0));
+    let watched = trace(&root.path().join("watched"), |run| {
+        let over = || run.join("sidecar.json").exists();
+        let name = run.to_str().unwrap();
+        thread::scope(|scope| {
+            for question in QUESTIONS {
+                let ask = move || monitor(&[&["query", name], question].concat()).status.success();
+                let answers = &answers;
+                scope.spawn(move || {
+                    while !over() {
+                        answers.fetch_add(usize::from(ask()), Ordering::Relaxed);
+                    }
+                });
+            }
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !over() {
+                        views.fetch_add(usize::from(View::glance(run)), Ordering::Relaxed);
+                    }
+                });
+            }
+        });
+    });
+    println!("{answers:?} questions answered, {views:?} attached and left");
+    assert!(answers.into_inner() >= QUESTIONS.len() && views.into_inner() >= 1, "somebody looked in");
+    assert_same(&alone, &watched);
 }

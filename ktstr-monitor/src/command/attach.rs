@@ -1,18 +1,23 @@
 //! A terminal view of a live run: CPUs, dispatch queues, event rates, waiting tasks, chosen values.
 //!
 //! It asks the same questions as `query`, twice a second, and shows the answers; it holds no guest
-//! memory. Its keys freeze the guest for each look, have a capture taken, or leave; where the user said so
-//! (`--rw`), one begins a line that sets a number in a map.
+//! memory. Its keys show another list, freeze the guest for each look, have a capture taken, or leave; where the
+//! user said so (`--rw`), one begins a line that sets a number in a map. The run's end, and a signal that asks for
+//! its own, give the terminal back.
 
+use std::io::{IsTerminal, stdin, stdout};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use anyhow::Result;
+use anyhow::{Context, Result, ensure};
 use ktstr_proto::capture::{Query, Question, SetNumber, TakeCapture};
 use ktstr_proto::channel::ChannelError;
 use ktstr_proto::client::ClientLink;
 use ktstr_proto::{Channel, Fds};
 use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind};
 use serde_json::Value;
+use signal_hook::consts::{SIGHUP, SIGTERM};
 
 use super::live::{PATIENCE, connect, find};
 use super::screen::{Screen, draw};
@@ -27,9 +32,17 @@ const MAX_LINE: usize = 400;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Key {
     Leave,
+    View,
     Freeze,
     Capture,
     Write,
+}
+
+/// Why the view was left.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Left {
+    Asked,
+    Over,
 }
 
 /// Shows the run until a key or its end; `watched` are paths whose values are shown, too, and `rw` says that
@@ -37,53 +50,74 @@ enum Key {
 pub fn attach(run: Option<&str>, watched: &[String], rw: bool) -> Result<()> {
     let run = find(run)?;
     let mut channel = connect(&run)?;
-    let mut screen = Screen::new(&run.0, watched);
-    if rw {
-        screen.said.push_str(", w write");
+    ensure!(
+        stdin().is_terminal() && stdout().is_terminal(),
+        "attach needs a terminal: query answers without one"
+    );
+    let asked_to_end = Arc::new(AtomicBool::new(false));
+    for signal in [SIGTERM, SIGHUP] {
+        signal_hook::flag::register(signal, Arc::clone(&asked_to_end)).context("cannot watch for signals")?;
     }
-    look(&mut channel, &mut screen)?;
-    let mut terminal = ratatui::try_init()?;
-    let outcome = show(&mut terminal, &mut channel, &mut screen, rw);
+    let mut screen = Screen::new(&run.0, watched, rw);
+    let mut terminal = ratatui::try_init().context("the terminal cannot be used")?;
+    let outcome = show(&mut terminal, &mut channel, &mut screen, &asked_to_end);
     ratatui::try_restore()?;
-    outcome
+    if outcome? == Left::Over {
+        super::say(format_args!("the run {run} is over"))?;
+    }
+    Ok(())
 }
 
 fn show(
     terminal: &mut ratatui::DefaultTerminal,
     channel: &mut Channel<ClientLink>,
     screen: &mut Screen,
-    rw: bool,
-) -> Result<()> {
-    let mut next = Instant::now() + PERIOD;
-    loop {
+    asked_to_end: &AtomicBool,
+) -> Result<Left> {
+    let mut next = Instant::now();
+    while !asked_to_end.load(Ordering::Relaxed) {
         terminal.draw(|frame| draw(frame, screen))?;
         let limit = next.saturating_duration_since(Instant::now());
-        if screen.typed.is_some()
-            && let Some(code) = pressed(limit)?
-        {
-            type_on(channel, screen, code);
-            continue;
-        }
-        match key(limit)? {
-            Some(Key::Leave) => return Ok(()),
+        // No key of a line that is typed means anything else, however slowly it comes.
+        let asked = match screen.typed {
+            None => key(limit)?,
+            Some(_) => match pressed(limit)? {
+                None => None,
+                Some(code) => {
+                    type_on(channel, screen, code);
+                    continue;
+                }
+            },
+        };
+        match asked {
+            Some(Key::Leave) => return Ok(Left::Asked),
+            Some(Key::View) => screen.view = screen.view.next(),
             Some(Key::Freeze) => screen.freeze = !screen.freeze,
             Some(Key::Capture) => screen.said = capture(channel),
-            Some(Key::Write) if rw => screen.typed = Some(String::new()),
+            Some(Key::Write) if screen.rw => screen.typed = Some(String::new()),
             Some(Key::Write) => screen.said = "attached for reading: begin with --rw to write".into(),
             None => {
                 // A monitor that is busy, or a kernel that is not there yet, refuses for now.
-                if let Err(error) = look(channel, screen) {
-                    match error.downcast_ref::<ChannelError>() {
+                match look(channel, screen) {
+                    Ok(()) if screen.refused => {
+                        screen.refused = false;
+                        screen.said.clear();
+                    }
+                    Ok(()) => {}
+                    Err(error) => match error.downcast_ref::<ChannelError>() {
                         Some(refused @ ChannelError::Refused { .. }) => {
                             screen.said = ktstr_proto::link::chain(refused);
+                            screen.refused = true;
                         }
+                        Some(ChannelError::Closed { .. }) => return Ok(Left::Over),
                         _ => return Err(error),
-                    }
+                    },
                 }
                 next = Instant::now() + PERIOD;
             }
         }
     }
+    Ok(Left::Asked)
 }
 
 /// The key pressed within `limit`; none when there was none that means something.
@@ -96,6 +130,7 @@ fn key(limit: Duration) -> Result<Option<Key>> {
             KeyCode::Char('q') | KeyCode::Esc => Some(Key::Leave),
             // Raw mode hands the interrupt over as a key.
             KeyCode::Char('c') if key.modifiers.contains(event::KeyModifiers::CONTROL) => Some(Key::Leave),
+            KeyCode::Tab => Some(Key::View),
             KeyCode::Char('f') => Some(Key::Freeze),
             KeyCode::Char('d') => Some(Key::Capture),
             KeyCode::Char('w') => Some(Key::Write),
@@ -145,7 +180,9 @@ fn write(channel: &mut Channel<ClientLink>, words: &[String]) -> Result<String> 
 fn capture(channel: &mut Channel<ClientLink>) -> String {
     let wanted = TakeCapture { run: None, vmcore: false };
     match channel.call(wanted, Fds::default(), PATIENCE, |_, _| ()) {
-        Ok((taken, _)) => format!("captured in {} us: {}.txt", taken.stood_us, taken.path.display()),
+        Ok((taken, _)) => {
+            format!("captured, the guest stood for {} us: {}.txt", taken.stood_us, taken.path.display())
+        }
         Err(error) => format!("no capture: {}", ktstr_proto::link::chain(&error)),
     }
 }

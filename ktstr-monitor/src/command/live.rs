@@ -91,6 +91,10 @@ pub fn find(run: Option<&str>) -> Result<RunId> {
         let dir = dir.canonicalize().with_context(|| format!("cannot open {}", dir.display()))?;
         return Ok(RunId(dir.file_name().unwrap_or_default().to_string_lossy().into_owned()));
     }
+    if let Some(file) = run.filter(|run| Path::new(run).is_file()) {
+        let how = "a core file is asked by query --core FILE --kernel VMLINUX";
+        return Err(NoRun(format!("{file} is a file, not the directory of a live run; {how}")).into());
+    }
     let sockets = std::fs::read_to_string("/proc/net/unix").context("cannot list sockets")?;
     let live: BTreeSet<&str> = listening(&sockets).collect();
     let mut meant: Vec<_> = live.into_iter().filter(|id| run.is_none_or(|run| id.contains(run))).collect();

@@ -42,7 +42,7 @@ WHERE      a thread id (of a task_struct), 0xADDRESS, SYMBOL, SYMBOL@CPU, MODULE
            tells; never under det
 schema     prints the JSON Schema of a capture (capture-N.json), whose parts are what --json prints
 
-keys of attach: q leave, f freeze for each look, d capture, with --rw w write: MAP PATH NUMBER
+keys of attach: q leave, Tab next view, f freeze for each look, d capture, with --rw w write: MAP PATH NUMBER
 
 exit codes: 0 answered, 1 the question has no answer, 3 no such run, 4 broken";
 
@@ -50,6 +50,8 @@ exit codes: 0 answered, 1 the question has no answer, 3 no such run, 4 broken";
 #[derive(Debug, Default, PartialEq, Eq)]
 struct Options {
     words: Vec<String>,
+    /// Options that were given.
+    given: Vec<String>,
     json: bool,
     freeze: bool,
     vmcore: bool,
@@ -82,39 +84,31 @@ pub fn main(args: &[String]) -> ExitCode {
 
 fn run(args: &[String]) -> Result<()> {
     let (command, rest) = args.split_first().context(USAGE)?;
+    let options = options(rest)?;
+    options.are_of(command)?;
     match command.as_str() {
-        "query" => {
-            let options = options(rest)?;
-            match &options.core {
-                Some(core) => {
-                    let kernel = options.kernel.as_ref().context("--core needs --kernel VMLINUX")?;
-                    let question = question(&options.words, options.follow)?;
-                    core::query(core, kernel, &question, options.json)
-                }
-                None => {
-                    let (run, question) = run_and_question(&options.words, options.follow)?;
-                    live::query(run, question, options.freeze, options.json)
-                }
+        "query" => match &options.core {
+            Some(core) => {
+                let kernel = options.kernel.as_ref().context("--core needs --kernel VMLINUX")?;
+                let question = question(&options.words, options.follow)?;
+                core::query(core, kernel, &question, options.json)
             }
-        }
-        "capture" => {
-            let options = options(rest)?;
-            match options.words.as_slice() {
-                [] => live::capture(None, options.vmcore, options.json),
-                [run] => live::capture(Some(run), options.vmcore, options.json),
-                _ => bail!("{USAGE}"),
+            None => {
+                let (run, question) = run_and_question(&options.words, options.follow)?;
+                live::query(run, question, options.freeze, options.json)
             }
-        }
-        "attach" => {
-            let options = options(rest)?;
-            match options.words.as_slice() {
-                [] => attach::attach(None, &options.watch, options.rw),
-                [run] => attach::attach(Some(run), &options.watch, options.rw),
-                _ => bail!("{USAGE}"),
-            }
-        }
+        },
+        "capture" => match options.words.as_slice() {
+            [] => live::capture(None, options.vmcore, options.json),
+            [run] => live::capture(Some(run), options.vmcore, options.json),
+            _ => bail!("{USAGE}"),
+        },
+        "attach" => match options.words.as_slice() {
+            [] => attach::attach(None, &options.watch, options.rw),
+            [run] => attach::attach(Some(run), &options.watch, options.rw),
+            _ => bail!("{USAGE}"),
+        },
         "write" => {
-            let options = options(rest)?;
             anyhow::ensure!(options.rw, "a write changes the guest: say --rw if that is meant");
             let (run, words) = match options.words.as_slice() {
                 [run, words @ ..] if words.len() == 3 => (Some(run.as_str()), words),
@@ -129,10 +123,37 @@ fn run(args: &[String]) -> Result<()> {
     }
 }
 
+impl Options {
+    /// Every option that was given means something to the command.
+    fn are_of(&self, command: &str) -> Result<()> {
+        let known: &[&str] = match command {
+            "query" if self.core.is_some() => &["--core", "--kernel", "--json", "--follow"],
+            "query" => &["--json", "--freeze", "--follow"],
+            "capture" => &["--vmcore", "--json"],
+            "attach" => &["--watch", "--rw"],
+            "write" => &["--rw"],
+            _ => return Ok(()),
+        };
+        match self.given.iter().find(|given| !known.contains(&given.as_str())) {
+            None => Ok(()),
+            Some(core) if core == "--core" => {
+                bail!(
+                    "{command} is for live runs; a core file is asked by query --core FILE --kernel VMLINUX"
+                )
+            }
+            Some(other) if self.core.is_some() => bail!("{other} is for live runs, not for core files"),
+            Some(other) => bail!("{other} means nothing to {command}\n{USAGE}"),
+        }
+    }
+}
+
 fn options(args: &[String]) -> Result<Options> {
     let mut options = Options::default();
     let mut args = args.iter();
     while let Some(arg) = args.next() {
+        if arg.starts_with("--") {
+            options.given.push(arg.clone());
+        }
         let mut value = || args.next().with_context(|| format!("{arg} needs a value"));
         match arg.as_str() {
             "--json" => options.json = true,
@@ -226,8 +247,12 @@ mod tests {
     #[test]
     fn options_may_stand_anywhere() {
         let found = options(&words("--json demo --core f dsq --freeze")).unwrap();
+        assert!(found.are_of("attach").unwrap_err().to_string().contains("query --core"));
+        assert!(found.are_of("query").unwrap_err().to_string().contains("--freeze"));
         assert_eq!((found.words, found.json, found.freeze), (words("demo dsq"), true, true));
         assert_eq!(found.core, Some("f".into()));
+        assert!(options(&words("run --rw --watch jiffies")).unwrap().are_of("attach").is_ok());
+        assert!(options(&words("dsq --rw")).unwrap().are_of("query").is_err());
         assert!(options(&words("dsq --core")).is_err() && options(&words("--jsno")).is_err());
     }
 }

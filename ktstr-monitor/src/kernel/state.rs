@@ -207,12 +207,21 @@ impl KernelState {
     }
 
     fn task_node(&self, task: &Task) -> Node {
+        task.node().with("runnable_age_ms", self.age_ms(task))
+    }
+
+    /// What a list of tasks shows of one.
+    pub fn brief_task_node(&self, task: &Task) -> Node {
+        task.brief().with("runnable_age_ms", self.age_ms(task))
+    }
+
+    fn age_ms(&self, task: &Task) -> Node {
         let ms = |age: &Option<u64>| match age.map(|age| self.jiffies_to_ms(age)) {
             None => Node::Absent("it does not wait".into()),
             Some(None) => Node::Absent(NO_HZ.into()),
             Some(Some(ms)) => ms.into(),
         };
-        task.node().with("runnable_age_ms", Node::reading(&task.runnable_age, ms))
+        Node::reading(&task.runnable_age, ms)
     }
 
     /// Milliseconds of that many jiffies.
