@@ -4,6 +4,8 @@ use std::{fs, path::Path};
 
 use nix::unistd::Pid;
 
+use crate::scenario::parse_cpu_list;
+
 const CPUS: &str = "/sys/devices/system/cpu";
 const NODES: &str = "/sys/devices/system/node";
 
@@ -58,16 +60,9 @@ pub(super) fn memory_nodes() -> Vec<u32> {
         .collect()
 }
 
-/// A list as the kernel prints it, e.g. `0-3,8`; what is no number is left out.
+/// A list as the kernel prints it, e.g. `0-3,8`; of what is no list nothing.
 pub(super) fn parse_list(text: &str) -> Vec<u32> {
-    let mut numbers = Vec::new();
-    for part in text.trim().split(',') {
-        let (from, to) = part.split_once('-').unwrap_or((part, part));
-        if let (Ok(from), Ok(to)) = (from.trim().parse::<u32>(), to.trim().parse::<u32>()) {
-            numbers.extend(from..=to.min(from.saturating_add(4096)));
-        }
-    }
-    numbers
+    parse_cpu_list(text).unwrap_or_default()
 }
 
 #[cfg(test)]
