@@ -5,5 +5,6 @@
 mod facts;
 mod guest;
 mod hidden;
+mod levels;
 mod object;
 mod planted;
