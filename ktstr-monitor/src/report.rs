@@ -79,6 +79,7 @@ pub fn summary(summary: Summary, reasons: &Reasons) -> wire::MonitorSummary {
         watched: Vec::new(),
         busy_places: Vec::new(),
         symbols: None,
+        stood: Vec::new(),
     }
 }
 

@@ -295,9 +295,14 @@ impl Session {
         let mut next = Instant::now();
         loop {
             match next_request(channel, Some(next))? {
-                Some((id, MonitorRequest::Finish(_), _)) => {
+                Some((id, MonitorRequest::Finish(finish), _)) => {
                     self.sample(channel)?;
-                    let summary = self.summary();
+                    let mut summary = self.summary();
+                    if let (Some(Ok(stood)), Some((profile, live))) =
+                        (finish.registers, self.sampler.located())
+                    {
+                        summary.stood = stood::places(profile, live, &stood);
+                    }
                     channel.queue_reply(id, Ok(MonitorReply::Finish(summary)), Fds::default())?;
                     return Ok(channel.drain(PATIENCE)?);
                 }

@@ -32,14 +32,19 @@ pub fn node(profile: &Profile, live: &LiveKernel, registers: &Registers) -> Node
     }
 }
 
+/// Of each vCPU.
+pub fn places(profile: &Profile, live: &LiveKernel, registers: &[VcpuRegisters]) -> Vec<String> {
+    let one = |of| place(profile, live, of).unwrap_or_else(|where_else| where_else.to_owned());
+    registers.iter().map(one).collect()
+}
+
 /// For people.
 pub fn text(profile: &Profile, live: &LiveKernel, registers: &Registers) -> String {
     let mut out = "\n== where CPUs stood ==\n".to_owned();
     // Writing to a String cannot fail.
     match registers {
         Ok(all) => {
-            for (cpu, one) in all.iter().enumerate() {
-                let at = place(profile, live, one).unwrap_or_else(|where_else| where_else.to_owned());
+            for ((cpu, one), at) in all.iter().enumerate().zip(places(profile, live, all)) {
                 let _ = writeln!(
                     out,
                     "CPU {cpu}: {at}, rip {:#x}, rsp {:#x}, cr3 {:#x}",

@@ -10,6 +10,7 @@ mod excuse;
 mod expect;
 mod observed;
 mod tail;
+mod triple_fault;
 
 use ktstr_proto::{
     AccelKind,
@@ -426,6 +427,7 @@ impl Evidence {
         }
         let how = match &self.exit {
             Some(VmExit::InternalError { detail }) => format!("the machine stopped: {detail}"),
+            Some(VmExit::TripleFault(fault)) => triple_fault::told(fault, self.monitor.as_ref()),
             Some(exit) => format!("{exit:?} before a result was sent"),
             None => "the machine is gone".into(),
         };

@@ -7,6 +7,7 @@ use crate::{
     kernel_place::KernelWrite,
     link::{FdSlot, Link, calls},
     map_watch::{MapMetric, MapWatch},
+    registers::Registers,
     symbols::{SymbolsCompared, SymbolsTold},
     vmm::RamRegion,
 };
@@ -128,7 +129,10 @@ pub struct Attached {
 
 /// See [`MonitorRequest::Finish`].
 #[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Finish;
+pub struct Finish {
+    /// Of the vCPUs, where the machine ended for what one of them did.
+    pub registers: Option<Registers>,
+}
 
 /// Which samples count from now on; all do until the first of these is said.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -261,4 +265,7 @@ pub struct MonitorSummary {
     /// What came of [`CompareSymbols`]; none where the guest said nothing or its kernel was never found.
     #[serde(default)]
     pub symbols: Option<SymbolsCompared>,
+    /// Where the vCPUs of [`Finish::registers`] stood, by number: `function+0xoffset`, or what else it is.
+    #[serde(default)]
+    pub stood: Vec<String>,
 }

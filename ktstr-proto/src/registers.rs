@@ -32,3 +32,35 @@ pub struct VcpuRegisters {
     pub gs_base: u64,
     pub cr3: u64,
 }
+
+/// What rules how a CPU finds memory and handlers; names as in the SDM, volume 3, chapter 2.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[expect(missing_docs, reason = "the names are the processor's")]
+pub struct ControlRegisters {
+    pub cr0: u64,
+    pub cr2: u64,
+    pub cr4: u64,
+    pub efer: u64,
+    pub gdt: DescriptorTable,
+    pub idt: DescriptorTable,
+}
+
+/// GDTR or IDTR.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+pub struct DescriptorTable {
+    /// Linear address.
+    pub base: u64,
+    /// Offset of its last byte.
+    pub limit: u16,
+}
+
+/// A vCPU found no handler for an exception, and none for the double fault that this is.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TripleFault {
+    /// The vCPU.
+    pub cpu: u32,
+    /// Those of the vCPU, if they were had.
+    pub control: Option<ControlRegisters>,
+    /// Of all vCPUs, where each was when the machine ended for it.
+    pub registers: Registers,
+}

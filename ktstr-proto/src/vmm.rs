@@ -8,7 +8,7 @@ use crate::{
     capture::WatchPoint,
     device::{DiskConfig, NetConfig},
     link::{FdSlot, Link, calls},
-    registers::Registers,
+    registers::{Registers, TripleFault},
     ring::RingRegion,
     run::AccelKind,
     topology::{Numa, Topology},
@@ -318,7 +318,7 @@ impl VmExit {
     #[must_use]
     pub fn is_of_itself(&self) -> bool {
         match self {
-            Self::PowerOff | Self::Reset | Self::TripleFault | Self::InternalError { .. } => true,
+            Self::PowerOff | Self::Reset | Self::TripleFault(_) | Self::InternalError { .. } => true,
             Self::EmulatorDied { how, .. } => how != KILLED,
             Self::Killed => false,
         }
@@ -332,8 +332,8 @@ pub enum VmExit {
     PowerOff,
     /// The guest reset itself (a kernel panic with `panic=-1` does).
     Reset,
-    /// A vCPU ended in a triple fault.
-    TripleFault,
+    /// A vCPU ended in a triple fault. An emulator does not tell it from a reset.
+    TripleFault(Box<TripleFault>),
     /// Killed on request.
     Killed,
     /// The emulator died.

@@ -52,6 +52,18 @@ fn disk() -> DiskConfig {
     DiskConfig::new().filesystem(Filesystem::Ext4).iops(300).bytes_per_sec(1 << 20)
 }
 
+fn triple_fault() -> TripleFault {
+    let control = ControlRegisters {
+        cr0: 2,
+        cr2: 3,
+        cr4: 4,
+        efer: 5,
+        gdt: DescriptorTable { base: 6, limit: 7 },
+        idt: DescriptorTable { base: 8, limit: 9 },
+    };
+    TripleFault { cpu: 1, control: Some(control), registers: Ok(vec![VcpuRegisters::default()]) }
+}
+
 fn region() -> RamRegion {
     RamRegion { gpa: 0, len: 1 << 20, offset: 0 }
 }
@@ -361,11 +373,11 @@ pins! {
         VmmEvent::Station { what: "w".into(), at_us: 9 },
     ];
     VmExit {
-        VmExit::PowerOff => "PowerOff", VmExit::Reset => "Reset", VmExit::TripleFault => "TripleFault",
+        VmExit::PowerOff => "PowerOff", VmExit::Reset => "Reset", VmExit::TripleFault(_) => "TripleFault",
         VmExit::Killed => "Killed", VmExit::EmulatorDied { .. } => "EmulatorDied",
         VmExit::InternalError { .. } => "InternalError",
     } from [
-        VmExit::PowerOff, VmExit::Reset, VmExit::TripleFault, VmExit::Killed,
+        VmExit::PowerOff, VmExit::Reset, VmExit::TripleFault(Box::new(triple_fault())), VmExit::Killed,
         VmExit::EmulatorDied { how: "h".into(), stderr: "s".into() },
         VmExit::InternalError { detail: "d".into() },
     ];
@@ -382,7 +394,7 @@ pins! {
                 ram: FdSlot(0), regions: vec![region()], kernel: FdSlot(1), cpus: 4, absent_cpus: 7, period_ms: 100,
                 sustained_samples: 5, watchdog_ms: Some(6), watches: vec![watch()],
             }),
-            MonitorRequest::Finish(Finish),
+            MonitorRequest::Finish(Finish { registers: Some(Err("r".into())) }),
             MonitorRequest::Window(Window::Restart),
             MonitorRequest::VcpuTime(VcpuTime { ran_ns: vec![1, 2] }),
             MonitorRequest::Ask(Ask { question: Question::Scx, frozen: true }),

@@ -12,7 +12,7 @@ use std::time::Instant;
 
 use ktstr_proto::capture::WatchPoint;
 use ktstr_proto::device::{DiskConfig, NetConfig};
-use ktstr_proto::registers::VcpuRegisters;
+use ktstr_proto::registers::{TripleFault, VcpuRegisters};
 pub use ktstr_proto::topology::{Numa, Topology};
 pub use ktstr_proto::vmm::{Isolation, VcpuStatistics};
 
@@ -128,10 +128,7 @@ pub enum Exit {
     /// The guest asked for a reset (with `panic=-1` also after a kernel panic).
     Reset,
     /// A CPU faulted while delivering a double fault: no handler was left.
-    TripleFault {
-        /// The CPU that faulted, if the backend knows.
-        cpu: Option<u32>,
-    },
+    TripleFault(Box<TripleFault>),
     /// The hypervisor gave up on the guest.
     InternalError {
         /// What the backend knows about it, registers included.

@@ -472,7 +472,7 @@ fn exit_on_the_wire(exit: Exit) -> VmExit {
     match exit {
         Exit::PowerOff => VmExit::PowerOff,
         Exit::Reset => VmExit::Reset,
-        Exit::TripleFault { .. } => VmExit::TripleFault,
+        Exit::TripleFault(fault) => VmExit::TripleFault(fault),
         Exit::InternalError { detail } => VmExit::InternalError { detail },
         Exit::BackendDied { how, stderr } => VmExit::EmulatorDied { how, stderr },
         Exit::Killed => VmExit::Killed,

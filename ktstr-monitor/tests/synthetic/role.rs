@@ -83,8 +83,10 @@ impl Monitor {
 
     fn finish(&mut self) -> (MonitorSummary, Vec<MonitorEvent>) {
         let mut events = Vec::new();
-        let (summary, _) =
-            self.channel().call(Finish, Fds::default(), PATIENCE, |event, _| events.push(event)).unwrap();
+        let (summary, _) = self
+            .channel()
+            .call(Finish { registers: None }, Fds::default(), PATIENCE, |event, _| events.push(event))
+            .unwrap();
         (summary, events)
     }
 
@@ -296,7 +298,7 @@ fn bad_attachments_are_refused_each_with_its_reason() {
 #[test]
 fn finish_before_attach_is_refused() {
     let mut monitor = Monitor::greeted();
-    let finished = monitor.channel().call(Finish, Fds::default(), PATIENCE, |_, _| {});
+    let finished = monitor.channel().call(Finish { registers: None }, Fds::default(), PATIENCE, |_, _| {});
     let Err(ChannelError::Refused { source, .. }) = finished else { panic!("{finished:?}") };
     assert!(matches!(source.code, ErrorCode::BadRequest | ErrorCode::Jail), "{source:?}");
 }

@@ -9,6 +9,7 @@ use ktstr_proto::{
     monitor::{Finish, MonitorRequest},
     run::{AccelKind, Expectation, Job, RunSpec},
     verdict::{Assert, RunReport},
+    vmm::VmExit,
 };
 
 use super::{SUMMARY_LIMIT, Session, State};
@@ -41,7 +42,13 @@ impl Session {
         let budget = self.spec.cleanup_budget_ms.map_or(SUMMARY_LIMIT, Duration::from_millis);
         self.give_up = Some(Instant::now() + budget.min(SUMMARY_LIMIT));
         match self.monitor {
-            Some(_) => self.ask_monitor(MonitorRequest::Finish(Finish)),
+            Some(_) => {
+                let registers = match &self.evidence.exit {
+                    Some(VmExit::TripleFault(fault)) => Some(fault.registers.clone()),
+                    _ => None,
+                };
+                self.ask_monitor(MonitorRequest::Finish(Finish { registers }));
+            }
             None => self.finish(),
         }
     }

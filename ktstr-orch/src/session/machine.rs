@@ -157,7 +157,7 @@ impl Session {
                         return;
                     }
                     self.distrust_snapshot(why);
-                } else if matches!(exit, VmExit::Reset | VmExit::TripleFault) {
+                } else if matches!(exit, VmExit::Reset | VmExit::TripleFault(_)) {
                     // Whatever did it may have been there before the snapshot was taken.
                     self.distrust_snapshot("a guest that began from it did not end well");
                 }

@@ -20,6 +20,7 @@ use vmm_sys_util::eventfd::EventFd;
 use super::kick::{RunPage, ThreadId};
 use super::x86_64::state::{StateError, VcpuState};
 use ktstr_proto::capture::WatchPoint;
+use ktstr_proto::link::chain;
 use ktstr_proto::registers::VcpuRegisters;
 
 use crate::machine::{Event, Exit};
@@ -181,7 +182,10 @@ impl Control {
     pub fn turn(&self, cpu: u32, registers: impl FnOnce() -> ToldRegisters) -> Turn {
         match self.wanted() {
             Wanted::Run => return Turn::Run,
-            Wanted::Stop => return Turn::Stop,
+            Wanted::Stop => {
+                self.stood(cpu, registers());
+                return Turn::Stop;
+            }
             Wanted::Pause => {}
         }
         let registers = registers();
@@ -202,11 +206,18 @@ impl Control {
             state = self.changed.wait(state).unwrap_or_else(PoisonError::into_inner);
         };
         state.parked -= 1;
-        state.registers[cpu as usize] = None;
+        if turn != Turn::Stop {
+            state.registers[cpu as usize] = None;
+        }
         turn
     }
 
-    /// The registers of all vCPUs, by number. The machine stands.
+    /// Notes where a vCPU is that runs no more.
+    pub fn stood(&self, cpu: u32, registers: ToldRegisters) {
+        self.state().registers[cpu as usize] = Some(registers);
+    }
+
+    /// The registers of all vCPUs, by number. The machine stands, or has ended.
     pub fn registers(&self) -> Result<Vec<VcpuRegisters>, RegistersError> {
         let state = self.state();
         let told = state.registers.iter().enumerate().map(|(cpu, told)| match told {
@@ -261,7 +272,10 @@ impl Control {
 
     /// Sends `Exited`. Called once, when the last vCPU is gone and all output is flushed.
     pub fn announce_exit(&self) {
-        let exit = self.state().exit.clone().unwrap_or(Exit::Killed);
+        let mut exit = self.state().exit.clone().unwrap_or(Exit::Killed);
+        if let Exit::TripleFault(fault) = &mut exit {
+            fault.registers = self.registers().map_err(|e| chain(&e));
+        }
         self.send(Event::Exited(exit));
     }
 

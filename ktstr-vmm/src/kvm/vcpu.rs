@@ -6,9 +6,10 @@
 use std::sync::Arc;
 
 use ktstr_proto::capture::WatchPoint;
-use ktstr_proto::registers::VcpuRegisters;
+use ktstr_proto::registers::{ControlRegisters, DescriptorTable, TripleFault, VcpuRegisters};
 use kvm_bindings::{
-    CpuId, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, Msrs, kvm_cpuid_entry2, kvm_msr_entry,
+    CpuId, KVM_SYSTEM_EVENT_RESET, KVM_SYSTEM_EVENT_SHUTDOWN, Msrs, kvm_cpuid_entry2, kvm_dtable,
+    kvm_msr_entry,
 };
 use kvm_ioctls::{VcpuExit, VcpuFd, VmFd};
 
@@ -148,6 +149,7 @@ impl Vcpu {
                 return control.finish(exit);
             }
             if let Stay::Ended(exit) = self.step(control, devices) {
+                control.stood(self.cpu, self.registers());
                 return control.finish(exit);
             }
         }
@@ -209,7 +211,7 @@ impl Vcpu {
                 }
                 None
             }
-            Ok(VcpuExit::Shutdown) => Some(Exit::TripleFault { cpu: Some(cpu) }),
+            Ok(VcpuExit::Shutdown) => Some(Exit::TripleFault(Box::new(self.triple_fault()))),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_SHUTDOWN, _)) => Some(Exit::PowerOff),
             Ok(VcpuExit::SystemEvent(KVM_SYSTEM_EVENT_RESET, _)) => Some(Exit::Reset),
             Ok(VcpuExit::InternalError) => {
@@ -271,6 +273,20 @@ impl Vcpu {
             gs_base: sregs.gs.base,
             cr3: sregs.cr3,
         })
+    }
+
+    /// Whoever announces the end adds the registers of all vCPUs.
+    fn triple_fault(&self) -> TripleFault {
+        let table = |of: kvm_dtable| DescriptorTable { base: of.base, limit: of.limit };
+        let control = self.fd.get_sregs().ok().map(|sregs| ControlRegisters {
+            cr0: sregs.cr0,
+            cr2: sregs.cr2,
+            cr4: sregs.cr4,
+            efer: sregs.efer,
+            gdt: table(sregs.gdt),
+            idt: table(sregs.idt),
+        });
+        TripleFault { cpu: self.cpu, control, registers: Err("not gathered".into()) }
     }
 
     fn position(&self) -> String {

@@ -114,7 +114,14 @@ fn kvm_triple_fault_is_its_own_exit() {
     let Some(kernels) = kernels() else { return };
     let script = "echo b >/proc/sysrq-trigger";
     let mut guest = Boot { cmdline: "reboot=t", topology: ONE, ..Boot::new(&kernels[0], script) }.start();
-    assert_eq!(guest.exit(), Exit::TripleFault { cpu: Some(0) }, "{}", text(&guest.com1));
+    let exit = guest.exit();
+    let Exit::TripleFault(fault) = &exit else { panic!("{exit:?}: {}", text(&guest.com1)) };
+    let registers = fault.registers.as_ref().expect("all vCPUs tell theirs");
+    assert_eq!((fault.cpu, registers.len()), (0, 1));
+    let control = fault.control.expect("and this one more");
+    // KVM for AMD's processors has put it back to where it began; the other's kernel has emptied its table.
+    let initial = control.cr0 & 1 == 0 && registers[0].rip == 0xfff0;
+    assert!(initial || (control.idt.limit == 0 && registers[0].rip >> 63 == 1), "{fault:x?}");
 }
 
 #[test]

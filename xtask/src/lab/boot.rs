@@ -21,6 +21,9 @@ use std::time::Instant;
 pub const PORT_NAME: &str = "org.ktstr.lab";
 /// The exchange image as the lab sees it.
 pub const EXCHANGE_DEVICE: &str = "/dev/vda";
+/// Without the claim of fast byte-wise string instructions: with it kernels and C libraries copy with them,
+/// and emulated each byte costs as much as a word.
+const CPU: &str = "max,-erms,-fsrm";
 
 /// How the lab's machine looks.
 pub struct Shape {
@@ -129,7 +132,7 @@ fn emulator_argv(kernel: &LabKernel, shape: &Shape) -> Result<Vec<String>> {
         "-machine",
         "q35",
         "-cpu",
-        "max",
+        CPU,
         "-smp",
         &vcpus,
         "-m",
