@@ -16,7 +16,7 @@ pub fn text(why: &str, state: &KernelState) -> String {
     let mut out = String::new();
     // Writing to a String cannot fail.
     let _ = writeln!(out, "capture: {why}\nkernel: {}", state.version.trim());
-    let hz = state.hz.map_or("unknown".into(), |hz| hz.to_string());
+    let hz = show(&state.hz);
     let _ =
         writeln!(out, "jiffies: {} (HZ {hz}), read in {} us", show(&state.jiffies), state.took.as_micros());
     heading(&mut out, "sched_ext");
@@ -89,7 +89,7 @@ fn waiting(out: &mut String, state: &KernelState) {
     let mut waiting: Vec<_> = state.tasks.items.iter().filter_map(|task| Some((age(task)?, task))).collect();
     waiting.sort_by_key(|(age, _)| std::cmp::Reverse(*age));
     for (age, task) in &waiting {
-        let ms = state.jiffies_to_ms(*age).map_or(format!("{age} jiffies"), |ms| format!("{ms} ms"));
+        let ms = state.jiffies_to_ms(*age).map_or_else(|_| format!("{age} jiffies"), |ms| format!("{ms} ms"));
         let _ = writeln!(out, "{ms:>10}  {}", task_line(task));
     }
     if waiting.is_empty() {

@@ -77,8 +77,8 @@ impl Patience {
         Self { ram, ms: ms.min(MAX_MS), seen: None }
     }
 
-    /// Gives a scheduler its limit if it has not got it, and tells of it when that is news. Until the kernel's
-    /// clock tells how long a jiffy is nothing is done.
+    /// Gives a scheduler its limit if it has not got it, and tells of it when that is news. Where the kernel
+    /// does not tell how long a jiffy is nothing is done.
     ///
     /// A kernel that keeps the limit in a variable names the scheduler first and sets the variable later: what is
     /// written in between is lost, and what is refused because of the scheduler before it is no answer for this
@@ -89,7 +89,7 @@ impl Patience {
         let known = self.seen.filter(|(of, ..)| *of == instance);
         let to = match known {
             Some((_, to, _)) => to,
-            None => self.ms * u64::from(state::hz_of(&view)?) / 1000,
+            None => self.ms * u64::from(state::hz(&view).ok()?) / 1000,
         };
         if known.is_some() && scx_state::watchdog_timeout(&view, Some(instance)).is_ok_and(|now| now >= to) {
             return None;

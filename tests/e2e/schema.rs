@@ -52,6 +52,7 @@ fn a_capture_that_lacks_or_adds_a_member_is_not_what_the_schema_says() {
     assert!(report.outcome <= Outcome::Inconclusive, "{:?}", report.cause);
     let file = report.captures.iter().find_map(|mark| mark.file.as_ref().ok()).expect("a capture");
     let whole = checked(&report.run_dir.join(file));
+    assert_eq!(whole["hz"], 250, "CONFIG_HZ of Debian's kernels");
     let changed = |change: &dyn Fn(&mut Value)| {
         let mut capture = whole.clone();
         change(&mut capture);

@@ -16,7 +16,7 @@ use super::module::{self, Module};
 use super::profile::Profile;
 use super::scx_state::{self, ScxState};
 use super::task::{Task, TaskReader};
-use super::value::{Gap, Reading};
+use super::value::{Gap, Reading, read_field};
 use super::view::{Known, View};
 use super::{cpu as cpu_mirrors, scx_state as scx_mirrors, task as task_mirrors};
 use crate::addr::Kva;
@@ -95,8 +95,8 @@ pub struct KernelState {
     pub took: Duration,
     /// `jiffies`.
     pub jiffies: Reading<u64>,
-    /// Jiffies per second, as far as it can be told.
-    pub hz: Option<u32>,
+    /// Jiffies per second.
+    pub hz: Reading<u32>,
     /// All possible CPUs.
     pub cpus: Vec<Cpu>,
     /// All tasks.
@@ -137,9 +137,6 @@ impl Parts {
     pub const NONE: Self = Self { cpus: false, tasks: false, dsqs: false, cgroups: false, modules: false };
 }
 
-/// Said in place of what depends on it.
-const NO_HZ: &str = "CONFIG_HZ cannot be told from clocks near five minutes of uptime";
-
 impl KernelState {
     /// Reads `parts`; consistent when the vCPUs stand, else each value for itself.
     pub fn read(profile: &Profile, live: &LiveKernel, mem: &GuestMem, parts: Parts) -> Self {
@@ -173,7 +170,7 @@ impl KernelState {
         let cgroups = if parts.cgroups { cgroup::all(&view) } else { empty_of() };
         let psi = if parts.cgroups { cgroup::psi(&view, view.symbol("psi_system")) } else { Ok(None) };
         let modules = if parts.modules { module::all(&view) } else { empty_of() };
-        let hz = hz(&view, &jiffies);
+        let hz = hz(&view);
         let (version, took) = (profile.version(), began.elapsed());
         Self { version, took, jiffies, hz, cpus, tasks, unreadable_tasks, modules, scx, dsqs, cgroups, psi }
     }
@@ -194,7 +191,7 @@ impl KernelState {
         Node::map([
             ("kernel", self.version.as_str().into()),
             ("jiffies", Node::reading(&self.jiffies, |jiffies| (*jiffies).into())),
-            ("hz", self.hz.map_or_else(|| Node::Absent(NO_HZ.into()), Node::from)),
+            ("hz", Node::reading(&self.hz, |hz| (*hz).into())),
             ("rq", Node::List(self.cpus.iter().map(|cpu| rq_node(cpu, &shown)).collect())),
             ("scx", self.scx.node()),
             ("dsq", walk(&self.dsqs, |dsq| dsq_node(dsq, &shown))),
@@ -216,17 +213,16 @@ impl KernelState {
     }
 
     fn age_ms(&self, task: &Task) -> Node {
-        let ms = |age: &Option<u64>| match age.map(|age| self.jiffies_to_ms(age)) {
-            None => Node::Absent("it does not wait".into()),
-            Some(None) => Node::Absent(NO_HZ.into()),
-            Some(Some(ms)) => ms.into(),
-        };
-        Node::reading(&task.runnable_age, ms)
+        let shown = |ms: &Option<u64>| ms.map_or_else(|| Node::Absent("it does not wait".into()), Node::from);
+        let age = task.runnable_age.clone();
+        Node::reading(&age.and_then(|age| age.map(|age| self.jiffies_to_ms(age)).transpose()), shown)
     }
 
     /// Milliseconds of that many jiffies.
-    pub fn jiffies_to_ms(&self, jiffies: u64) -> Option<u64> {
-        Some(jiffies.checked_mul(1000)? / u64::from(self.hz?))
+    pub fn jiffies_to_ms(&self, jiffies: u64) -> Reading<u64> {
+        let hz = u64::from(self.hz.clone()?);
+        let ms = jiffies.checked_mul(1000).map(|ms| ms / hz);
+        ms.ok_or(Gap::Implausible { what: "jiffies", value: jiffies.into() })
     }
 }
 
@@ -281,11 +277,6 @@ pub fn walk<T>(walk: &Walk<T>, node: impl Fn(&T) -> Node) -> Node {
     Node::List(walk.items.iter().map(node).chain(cut).collect())
 }
 
-/// Jiffies per second, as far as it can be told.
-pub(crate) fn hz_of(view: &View<'_, '_>) -> Option<u32> {
-    hz(view, &view.word("jiffies_64").or_else(|_| view.word("jiffies")))
-}
-
 /// The newest clock of the run queues, nanoseconds of the guest's time.
 pub fn newest_clock(view: &View<'_, '_>) -> Option<u64> {
     let clocks = view.live.cpus().iter().filter_map(|area| {
@@ -295,17 +286,19 @@ pub fn newest_clock(view: &View<'_, '_>) -> Option<u64> {
     clocks.max()
 }
 
-/// `CONFIG_HZ`, from how far `jiffies` is at what the run queues' clocks say: it starts at minus five
-/// minutes. Near that moment the quotient says nothing.
-fn hz(view: &View<'_, '_>, jiffies: &Reading<u64>) -> Option<u32> {
-    const USUAL: [u32; 4] = [100, 250, 300, 1000];
-    let seconds = newest_clock(view)? as f64 / 1e9 - 300.0;
-    // INITIAL_JIFFIES is -300 * HZ in 32 bits, so jiffies_64 passes 2^32 five minutes after boot.
-    let ticks = jiffies.clone().ok()? as f64 - f64::from(u32::MAX) - 1.0;
-    if seconds.abs() < 30.0 {
-        return None;
+/// `CONFIG_HZ`, from the clock source that counts jiffies: its `mult` is the nanoseconds of one, shifted
+/// (kernel/time/jiffies.c).
+pub(crate) fn hz(view: &View<'_, '_>) -> Reading<u32> {
+    const CLOCK: &str = "clocksource_jiffies";
+    let at = view.symbol(CLOCK)?;
+    let member = |name: &'static str| -> Reading<i128> {
+        read_field(&view.mem, at, &view.profile.types().field("clocksource", name)?, CLOCK)
+    };
+    let (mult, shift) = (member("mult")?, member("shift")?);
+    let implausible = || Gap::Implausible { what: CLOCK, value: mult };
+    let ns = u32::try_from(shift).ok().and_then(|shift| mult.checked_shr(shift)).ok_or_else(implausible)?;
+    match ns {
+        1..=1_000_000_000 => Ok(((1_000_000_000 + ns / 2) / ns) as u32),
+        _ => Err(implausible()),
     }
-    let found = ticks / seconds;
-    let near = |hz: &&u32| (found / f64::from(**hz) - 1.0).abs() < 0.08;
-    USUAL.iter().find(near).copied()
 }
