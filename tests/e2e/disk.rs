@@ -57,7 +57,7 @@ fn on_a_file_system(ctx: &Ctx, kind: &str) -> Result<AssertResult> {
 }
 
 /// Needs no program of the host, and lasts until it is killed, however late.
-#[ktstr_test(duration_s = 60, disk = DiskConfig::new().capacity_mib(2), ignore)]
+#[ktstr_test(llcs = 1, cores = 1, threads = 1, duration_s = 60, disk = DiskConfig::new().capacity_mib(2), ignore)]
 fn on_a_disk(ctx: &Ctx) -> Result<AssertResult> {
     let disk = std::fs::File::options().write(true).open(DISK_DEVICE)?;
     disk.write_all_at(FLUSHED, 4096)?;
@@ -94,10 +94,23 @@ fn det_has_no_disks_and_says_so() {
 
 #[test]
 fn a_dead_device_process_is_named() {
+    a_device_process_dies(Accel::Tcg);
+}
+
+#[test]
+fn on_kvm_a_dead_device_process_is_named() {
+    a_device_process_dies(Accel::Kvm);
+}
+
+fn a_device_process_dies(accel: Accel) {
     let root = tempfile::tempdir().unwrap();
-    let live = Live::start(spec("on_a_disk", Accel::Tcg), root.path());
+    let live = Live::start(spec("on_a_disk", accel), root.path());
+    if !reached(&live.dir, "ScenarioStarted") {
+        let report = live.end().0.expect("the orchestrator lives and reports");
+        assert!(not_run(&report, accel), "the run ended before its scenario: {:?}", report.cause);
+        return;
+    }
     let device = recorded_pid(&live.dir, "device-pid", "/value");
-    assert!(reached(&live.dir, "ScenarioStarted"), "the run ended before its scenario");
     let image = image_of(device);
     kill(Pid::from_raw(device.try_into().unwrap()), Signal::SIGKILL).unwrap();
     let (report, _) = live.end();

@@ -12,6 +12,7 @@ mod core_file;
 mod death;
 mod device_work;
 mod disk;
+mod exits;
 mod gauntlet;
 mod harness;
 mod host;
