@@ -116,6 +116,7 @@ fn kvm_triple_fault_is_its_own_exit() {
     let mut guest = Boot { cmdline: "reboot=t", topology: ONE, ..Boot::new(&kernels[0], script) }.start();
     let exit = guest.exit();
     let Exit::TripleFault(fault) = &exit else { panic!("{exit:?}: {}", text(&guest.com1)) };
+    println!("{fault:x?}");
     let registers = fault.registers.as_ref().expect("all vCPUs tell theirs");
     assert_eq!((fault.cpu, registers.len()), (0, 1));
     let control = fault.control.expect("and this one more");

@@ -6,7 +6,7 @@
 
 use super::guest_setup::{CGROUP_ROOT, bring_up, find_port};
 use super::wire::{self, Decoder, Exit, Frame, Kind, RunRequest};
-use super::{INFRASTRUCTURE, boot, exchange};
+use super::{INFRASTRUCTURE, boot, exchange, shutdowns};
 use anyhow::{Context, Result, bail};
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -326,6 +326,9 @@ impl Agent {
         }
         let Some(running) = self.running.take() else { return };
         remove_cgroup(&running.cgroup);
+        for piece in shutdowns::take().as_bytes().chunks(wire::MAX_BODY) {
+            self.send(Kind::Stderr, piece);
+        }
         let (code, signal) = match running.ended {
             Some((WaitStatus::Exited(_, code), _)) => (Some(code), None),
             Some((WaitStatus::Signaled(_, signal, _), _)) => (None, Some(signal as i32)),

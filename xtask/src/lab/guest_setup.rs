@@ -3,6 +3,7 @@
 //! console and powers off.
 
 use super::initrd::MODULES;
+use super::shutdowns;
 use anyhow::{Context, Result, bail};
 use nix::mount::{MsFlags, mount};
 use std::fs::{self, File};
@@ -20,6 +21,7 @@ pub fn bring_up() -> Result<()> {
     move_to_tmpfs_root().context("moving to a tmpfs root")?;
     mount_kernel_filesystems()?;
     load_modules()?;
+    shutdowns::note();
     prepare_devices()?;
     prepare_user_space()?;
     prepare_cgroup().context("preparing cgroup2")

@@ -25,6 +25,7 @@ mod guest_setup;
 mod initrd;
 mod keeper;
 mod kernel;
+mod shutdowns;
 mod state;
 mod wire;
 
