@@ -134,9 +134,10 @@ impl Options {
             "write" => &["--rw"],
             _ => return Ok(()),
         };
-        match self.given.iter().find(|given| !known.contains(&given.as_str())) {
+        let unknown = |given: &&String| !known.contains(&given.as_str());
+        match self.given.iter().find(unknown) {
             None => Ok(()),
-            Some(core) if core == "--core" => {
+            Some(_) if self.core.is_some() && !known.contains(&"--core") => {
                 bail!(
                     "{command} is for live runs; a core file is asked by query --core FILE --kernel VMLINUX"
                 )

@@ -151,7 +151,10 @@ pub fn draw(frame: &mut Frame<'_>, screen: &Screen) {
         Some(line) => format!("write MAP PATH NUMBER (Enter, Esc): {line}"),
         None => screen.said.clone(),
     };
-    let lines = said.chars().count().div_ceil(usize::from(area.width.max(1))) as u16;
+    // Words that are moved to the next line leave room behind: one line more than the characters fill.
+    let columns = usize::from(area.width.max(1));
+    let lines = said.chars().count().div_ceil(columns) as u16;
+    let lines = if lines > 1 { lines + 1 } else { lines };
     let cpus = items(&screen.cpus).len() as u16 + 3;
     let rows = Layout::vertical([
         Constraint::Length(1),
