@@ -11,11 +11,11 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use crossterm::event::{self, Event, KeyCode, KeyEventKind};
 use ktstr_proto::capture::{Query, Question, SetNumber, TakeCapture};
 use ktstr_proto::channel::ChannelError;
 use ktstr_proto::client::ClientLink;
 use ktstr_proto::{Channel, Fds};
-use ratatui::crossterm::event::{self, Event, KeyCode, KeyEventKind};
 use serde_json::Value;
 use signal_hook::consts::{SIGHUP, SIGTERM};
 
@@ -77,7 +77,8 @@ fn show(
     let mut next = Instant::now();
     while !asked_to_end.load(Ordering::Relaxed) {
         terminal.draw(|frame| draw(frame, screen))?;
-        let limit = next.saturating_duration_since(Instant::now());
+        // Keys are looked for however late it is.
+        let limit = next.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
         // No key of a line that is typed means anything else, however slowly it comes.
         let asked = match screen.typed {
             None => key(limit)?,
