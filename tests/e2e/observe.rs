@@ -98,9 +98,14 @@ pub fn monitor(args: &[&str]) -> Output {
     Command::new(bin("ktstr-monitor")).args(args).output().expect("ktstr-monitor can be run")
 }
 
-/// The answer to a question about a live run or a core file.
+/// The answer to a question about a live run or a core file. A guest that begins from a snapshot may be at work before
+/// the monitor can be asked.
 pub fn ask(args: &[&str]) -> Value {
-    let output = monitor(args);
+    let output = wait_for("an answer", SOON, || {
+        let output = monitor(args);
+        let too_early = String::from_utf8_lossy(&output.stderr).contains("still reading the kernel file");
+        (!too_early).then_some(output)
+    });
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{args:?}: {said}");
     serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{args:?}: {e}"))

@@ -59,8 +59,8 @@ fn what_is_typed_is_carried_out_and_the_status_comes_back() {
     // The guest hears of it through a port of its own, when it may.
     terminal.type_keys("while [ \"$(stty size)\" != '19 83' ]; do :; done; echo seen-$((2*50))\r");
     terminal.until("seen-100");
-    // The key interrupts the guest's command, not ours.
-    terminal.type_keys("echo begun-$((3*3)); sleep 10000\r");
+    // The key interrupts the guest's command, not ours; between two commands it would reach the guest's shell.
+    terminal.type_keys("sh -c 'echo begun-$((3*3)); exec sleep 10000'\r");
     terminal.until("begun-9");
     terminal.type_keys("\x03");
     terminal.type_keys("echo status=$?\r");

@@ -8,6 +8,7 @@ use std::{
 };
 
 use nix::{
+    fcntl::{FcntlArg, FdFlag, fcntl},
     poll::{PollFd, PollFlags, poll},
     pty::{OpenptyResult, Winsize, openpty},
     sys::termios::{LocalFlags, tcgetattr},
@@ -27,6 +28,10 @@ impl Terminal {
     /// Starts `program` on a terminal of that size.
     pub fn start(program: &Command, rows: u16, cols: u16) -> Self {
         let pty = openpty(Some(&winsize(rows, cols)), None).unwrap();
+        // Whoever sits there is gone with this process: the program hears that its terminal hangs up.
+        for end in [&pty.master, &pty.slave] {
+            fcntl(end, FcntlArg::F_SETFD(FdFlag::FD_CLOEXEC)).unwrap();
+        }
         let end = || Stdio::from(pty.slave.try_clone().unwrap());
         // It becomes the program, with a session of its own: the kernel tells it of keys and of the window's size.
         let mut own = Command::new("setsid");
