@@ -6,7 +6,7 @@
 use super::exchange::IMAGE_SIZE;
 use super::kernel::LabKernel;
 use super::state::{Launch, StateDir};
-use super::{AGENT_COMMAND, KEEPER_COMMAND, initrd};
+use super::{AGENT_COMMAND, KEEPER_COMMAND, initrd, shutdowns};
 use crate::prereq::{SOUND, emulator_version};
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
@@ -118,10 +118,14 @@ fn emulator_argv(kernel: &LabKernel, shape: &Shape) -> Result<Vec<String>> {
         path.to_str().map(str::to_owned).with_context(|| format!("{} is not UTF-8", path.display()))
     };
     // After an oops or a lock-up (twice the threshold, seconds) nobody should trust the lab's verdicts.
-    let append = format!(
-        "console=ttyS0 tsc=reliable no_timer_check panic=-1 oops=panic softlockup_panic=1 watchdog_thresh=20 \
-         loglevel=4 rdinit=/init -- {AGENT_COMMAND}"
-    );
+    let mut append = "console=ttyS0 tsc=reliable no_timer_check panic=-1 oops=panic softlockup_panic=1 \
+                      watchdog_thresh=20 loglevel=4 rdinit=/init"
+        .to_owned();
+    // What the kernel does not know is its init's environment.
+    if std::env::var_os(shutdowns::ASKED).is_some() {
+        append.push_str(&format!(" {}=1", shutdowns::ASKED));
+    }
+    append.push_str(&format!(" -- {AGENT_COMMAND}"));
     let vcpus = shape.vcpus.to_string();
     let port = format!("virtserialport,chardev=agent,name={PORT_NAME}");
     let args = [
