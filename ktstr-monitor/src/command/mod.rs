@@ -40,7 +40,7 @@ WHERE      a thread id (of a task_struct), 0xADDRESS, SYMBOL, SYMBOL@CPU, MODULE
 --watch    a path, or a question like 'map .bss nr', whose answer is shown, too
 --rw       numbers in maps may be written: NUMBER is put at PATH in MAP while the guest stands, which its report
            tells; never under det
-schema     prints the JSON Schema of a capture (capture-N.json), whose parts are what --json prints
+schema     prints the JSON Schema of a capture (capture-N.json); what --json prints of a path is a part of it
 
 keys of attach: q leave, Tab next view, f freeze for each look, d capture, with --rw w write: MAP PATH NUMBER
 
@@ -132,6 +132,7 @@ impl Options {
             "capture" => &["--vmcore", "--json"],
             "attach" => &["--watch", "--rw"],
             "write" => &["--rw"],
+            "schema" => &[],
             _ => return Ok(()),
         };
         let unknown = |given: &&String| !known.contains(&given.as_str());
