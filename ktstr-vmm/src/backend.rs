@@ -45,6 +45,8 @@ pub struct Started {
     pub machine: Box<dyn Running>,
     /// Process id of the emulator and its pidfd.
     pub emulator: Option<(u32, OwnedFd)>,
+    /// What the emulator cannot be trusted with.
+    pub weakness: Option<&'static str>,
 }
 
 impl Ready {
@@ -92,7 +94,7 @@ impl Ready {
                             source: Some(Box::new(source)),
                         }
                     })?;
-                Ok(Started { machine: Box::new(machine), emulator: None })
+                Ok(Started { machine: Box::new(machine), emulator: None, weakness: None })
             }
             Ready::Emulated(prepared) => {
                 let machine = prepared.start()?;
@@ -101,7 +103,8 @@ impl Ready {
                     source: Some(Box::new(source)),
                 })?;
                 let emulator = Some((machine.pid(), pidfd));
-                Ok(Started { machine: Box::new(machine), emulator })
+                let weakness = machine.weakness();
+                Ok(Started { machine: Box::new(machine), emulator, weakness })
             }
         }
     }

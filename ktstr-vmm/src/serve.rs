@@ -421,7 +421,7 @@ fn launch(
         emulator_pid,
         emulator: pidfd.map(|pidfd| attached.attach(pidfd)),
         walls: confine::walls(&confined),
-        detail: detail(&backend),
+        detail: detail(&backend, running.weakness),
     };
     Ok((session, started))
 }
@@ -454,10 +454,14 @@ fn backend(start: &Start, jail: Jail) -> Result<Backend, RefusedStart> {
     }))
 }
 
-fn detail(backend: &Backend) -> String {
-    match backend {
+fn detail(backend: &Backend, weakness: Option<&str>) -> String {
+    let name = match backend {
         Backend::Kvm => "KVM".to_owned(),
         Backend::Emulator(spec) => format!("QEMU {}.{}", spec.version.major, spec.version.minor),
+    };
+    match weakness {
+        None => name,
+        Some(weakness) => format!("{name}, {weakness}"),
     }
 }
 

@@ -44,7 +44,7 @@ const VMM: Held = &[
     ("eventpoll", 2),
 ];
 /// Control, debugger, disk, network (whose place is `s`); serial ports, RAM and initramfs as they were given and as it opened
-/// them.
+/// them; the library that is preloaded, and what that reports by.
 const EMULATOR: Held = &[
     ("socket", 4),
     ("s", 1),
@@ -52,6 +52,8 @@ const EMULATOR: Held = &[
     ("memfd:guest-ram", 2),
     ("kernel", 1),
     ("unnamed file", 1),
+    ("memfd:coherence", 1),
+    ("pipe", 1),
     ("eventfd", ANY),
     ("eventpoll", ANY),
     ("signalfd", ANY),

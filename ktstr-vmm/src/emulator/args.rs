@@ -113,8 +113,8 @@ pub struct Inherited<'a> {
     pub state: Option<BorrowedFd<'a>>,
     /// The debugger's socket, which nobody serves until something is to be watched.
     pub gdb: Option<BorrowedFd<'a>>,
-    /// What keeps the host's moments from a run under `det`: a library, and where it reports.
-    pub lockstep: Option<[BorrowedFd<'a>; 2]>,
+    /// What is preloaded: a library, and where it reports.
+    pub preload: Option<[BorrowedFd<'a>; 2]>,
 }
 
 impl<'a> Inherited<'a> {
@@ -128,7 +128,7 @@ impl<'a> Inherited<'a> {
         fds.extend(self.networks.iter().map(|(socket, _)| socket.as_fd()));
         fds.extend(self.state);
         fds.extend(self.gdb);
-        fds.extend(self.lockstep.into_iter().flatten());
+        fds.extend(self.preload.into_iter().flatten());
         fds
     }
 }
@@ -333,7 +333,7 @@ mod tests {
             networks: &[],
             state: None,
             gdb: console.then_some(fd),
-            lockstep: None,
+            preload: None,
         };
         let threads = Threads::choose(mode, Version { major: 10, minor: 0, micro: 2 }, topology.cpus(), 2);
         let ids = ApicIds::new(*topology).unwrap().with_absent(absent_llcs).unwrap();

@@ -2,17 +2,17 @@
 //! runs that replay bit for bit (`det`).
 //!
 //! [`version`] knows what an installed emulator can be trusted with, [`layout`] where it puts RAM,
-//! [`args`] how it is called, [`migration`] how the state of its devices is kept, `lockstep` what keeps the
-//! host's moments from a `det` run, [`child`] and [`qmp`] how it is held and spoken to; [`running`] puts them behind [`crate::machine::Running`]. It refuses network, disks and every other device that a
-//! scheduler test has no use for.
+//! [`args`] how it is called, [`migration`] how the state of its devices is kept, `preload` what
+//! is changed about it while it runs, [`child`] and [`qmp`] how it is held and spoken to; [`running`] puts them
+//! behind [`crate::machine::Running`].
 
 pub mod args;
 pub mod child;
 mod files;
 pub mod gdb;
 pub mod layout;
-mod lockstep;
 pub mod migration;
+mod preload;
 pub mod qmp;
 mod registers;
 pub mod running;

@@ -28,8 +28,8 @@ use super::child::{ChildError, Emulator, describe};
 use super::files::{one_initrd, sealed_ram, state_file};
 use super::gdb::GdbError;
 use super::layout::{self, LayoutError};
-use super::lockstep::Lockstep;
 use super::migration::{self, MigrationError};
+use super::preload::{Library, Preload};
 use super::qmp::{Qmp, QmpError, QmpEvent, ShutdownReason};
 use super::registers::{self, RegistersError};
 use super::version::Version;
@@ -213,7 +213,8 @@ pub struct Prepared {
     state: Option<OwnedFd>,
     incoming: bool,
     debugger: Debugger,
-    lockstep: Option<Lockstep>,
+    preload: Option<Preload>,
+    weakness: Option<&'static str>,
     stations: Vec<(&'static str, Instant)>,
 }
 
@@ -270,8 +271,10 @@ impl Prepared {
         let debugger = (emulator.mode == Mode::Tcg)
             .then(|| UnixStream::pair().map_err(resource("make the debugger's socket")))
             .transpose()?;
-        let lockstep = matches!(emulator.mode, Mode::Det { .. })
-            .then(|| Lockstep::new().map_err(resource("make the library that det runs with")))
+        let cpus = spec.topology.cpus();
+        let threads = Threads::choose(emulator.mode, emulator.version, cpus, emulator.host_cpus);
+        let preload = Library::choose(emulator.mode, threads)
+            .map(|library| library.preload().map_err(resource("make the library that the emulator preloads")))
             .transpose()?;
         let cmdline = with_own_parameters(&spec.cmdline);
         let fds = Inherited {
@@ -286,18 +289,13 @@ impl Prepared {
             networks: &spec.devices.networks,
             state: state.as_ref().map(AsFd::as_fd),
             gdb: debugger.as_ref().map(|(_, theirs)| theirs.as_fd()),
-            lockstep: lockstep.as_ref().map(Lockstep::descriptors),
+            preload: preload.as_ref().map(Preload::descriptors),
         };
         let incoming = filling.is_some();
         let mut stations = vec![("RAM made", Instant::now())];
         let machine = args::Machine {
             mode: emulator.mode,
-            threads: Threads::choose(
-                emulator.mode,
-                emulator.version,
-                spec.topology.cpus(),
-                emulator.host_cpus,
-            ),
+            threads,
             topology: &spec.topology,
             possible: ids.possible(),
             x2apic,
@@ -308,7 +306,7 @@ impl Prepared {
             incoming,
             fds,
         };
-        let environment = lockstep.as_ref().map(Lockstep::environment).unwrap_or_default();
+        let environment = preload.as_ref().map(Preload::environment).unwrap_or_default();
         let child = spawn_confined(emulator, &args::compose(&machine), &environment, &fds)?;
         stations.push(("emulator's process", Instant::now()));
         if let Some(filling) = filling {
@@ -324,11 +322,12 @@ impl Prepared {
             qmp: Qmp::new(ours)?,
             ram,
             mode: emulator.mode,
-            cpus: spec.topology.cpus(),
+            cpus,
             state,
             incoming,
             debugger,
-            lockstep,
+            preload,
+            weakness: None,
             stations,
         })
     }
@@ -345,8 +344,11 @@ impl Prepared {
             return Err(self.explain(error));
         }
         self.stations.push(("emulator answers", Instant::now()));
-        if self.lockstep.take().is_some_and(|lockstep| !lockstep.confirms()) {
-            return Err(StartError::NoLockstep);
+        if self.preload.take().is_some_and(|preload| !preload.confirms()) {
+            match self.mode {
+                Mode::Det { .. } => return Err(StartError::NoLockstep),
+                Mode::Tcg => self.weakness = Some(STALE_TEXT),
+            }
         }
         if let Some(state) = self.state.as_ref().filter(|_| self.incoming) {
             migration::take_in(&mut self.qmp, state.as_fd())?;
@@ -369,6 +371,9 @@ impl Prepared {
         error.into()
     }
 }
+
+/// Of an emulator with several threads that does not take the library against it.
+const STALE_TEXT: &str = "may run outdated kernel text";
 
 /// Where distributions put the emulator's firmware, for callers that name no files.
 const FIRMWARE: [&str; 2] = ["/usr/share/qemu", "/usr/share/seabios"];
@@ -430,6 +435,7 @@ pub struct EmulatedMachine {
     cpus: u32,
     state: Option<OwnedFd>,
     debugger: Debugger,
+    weakness: Option<&'static str>,
     stations: Vec<(&'static str, Instant)>,
     ready: Epoll,
     events: VecDeque<Event>,
@@ -441,7 +447,7 @@ pub struct EmulatedMachine {
 
 impl EmulatedMachine {
     fn new(prepared: Prepared) -> Result<EmulatedMachine, StartError> {
-        let Prepared { child, qmp, ram, mode, cpus, state, debugger, mut stations, .. } = prepared;
+        let Prepared { child, qmp, ram, mode, cpus, state, debugger, weakness, mut stations, .. } = prepared;
         stations.push(("vCPUs run", Instant::now()));
         let ready = Epoll::new(EpollCreateFlags::EPOLL_CLOEXEC).map_err(resource("make the event set"))?;
         for fd in [child.pidfd(), child.stderr(), qmp.as_fd()] {
@@ -455,6 +461,7 @@ impl EmulatedMachine {
             cpus,
             state,
             debugger,
+            weakness,
             stations,
             ready,
             events: VecDeque::new(),
@@ -463,6 +470,12 @@ impl EmulatedMachine {
             killed: false,
             ended: false,
         })
+    }
+
+    /// What this emulator cannot be trusted with, although its version could.
+    #[must_use]
+    pub fn weakness(&self) -> Option<&'static str> {
+        self.weakness
     }
 
     /// The emulator's process id.

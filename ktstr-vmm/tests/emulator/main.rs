@@ -3,6 +3,7 @@
 //! Needs `qemu-system-x86_64`, a static busybox and kernels (`KTSTR_KERNEL`, several separated by
 //! `:`, or the kernel store); says NOT RUN otherwise, which `KTSTR_REQUIRE=tcg` makes a failure.
 
+mod coherence;
 mod guest;
 #[path = "../../../tests/e2e/pulse.rs"]
 mod pulse;

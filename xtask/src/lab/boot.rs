@@ -7,7 +7,10 @@ use super::exchange::IMAGE_SIZE;
 use super::kernel::LabKernel;
 use super::state::{Launch, StateDir};
 use super::{AGENT_COMMAND, KEEPER_COMMAND, initrd, shutdowns};
-use crate::prereq::{SOUND, emulator_version};
+use crate::{
+    prereq::{SOUND, emulator_version},
+    workspace,
+};
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -24,6 +27,9 @@ pub const EXCHANGE_DEVICE: &str = "/dev/vda";
 /// Without the claim of fast byte-wise string instructions: with it kernels and C libraries copy with them,
 /// and emulated each byte costs as much as a word.
 const CPU: &str = "max,-erms,-fsrm";
+
+/// Source of the library that its emulator runs with.
+const COHERENCE: &str = "ktstr-vmm/src/emulator/coherence.c";
 
 /// How the lab's machine looks.
 pub struct Shape {
@@ -69,6 +75,7 @@ fn start(state: &StateDir, kernel: &LabKernel, shape: &Shape, agent: &Path, inpu
     fs::write(state.file("last-used"), "").context("writing last-used")?;
     let launch = Launch {
         argv: emulator_argv(kernel, shape)?,
+        environment: coherent(state)?,
         idle_seconds: shape.idle_seconds,
         inputs,
         kernel_release: kernel.release.clone(),
@@ -168,6 +175,22 @@ fn emulator_argv(kernel: &LabKernel, shape: &Shape) -> Result<Vec<String>> {
         "virtio-blk-pci,drive=exchange",
     ];
     Ok(args.into_iter().map(str::to_owned).collect())
+}
+
+/// The library that keeps vCPUs on threads of their own from kernel text that is no more, built for the lab; it
+/// reports with a `c` in `emulator.log`.
+fn coherent(state: &StateDir) -> Result<Vec<(String, String)>> {
+    let (source, library) = (workspace::root().join(COHERENCE), state.file("coherence.so"));
+    let mut compiler = Command::new("cc");
+    compiler.args(["-O2", "-shared", "-fPIC", "-o"]).arg(&library).arg(&source).arg("-ldl");
+    let status = compiler.status().context("starting the C compiler")?;
+    if !status.success() {
+        bail!("{compiler:?}: {status}");
+    }
+    let library = library.to_str().context("the lab's directory is not UTF-8")?.to_owned();
+    Ok([("LD_PRELOAD", library), ("KTSTR_COHERENCE", "2".to_owned())]
+        .map(|(name, value)| (name.to_owned(), value))
+        .to_vec())
 }
 
 /// Changes when a boot with these inputs would differ.

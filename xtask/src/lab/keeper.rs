@@ -60,6 +60,7 @@ fn start(state: &StateDir, launch: &Launch) -> Result<Child> {
     let mut command = Command::new(program);
     command
         .args(args)
+        .envs(launch.environment.iter().cloned())
         .current_dir(state.path())
         .stdin(Stdio::null())
         .stdout(log.try_clone().context("duplicating the log's descriptor")?)

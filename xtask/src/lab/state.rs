@@ -17,6 +17,8 @@ use std::time::{Duration, Instant};
 pub struct Launch {
     /// Emulator and its arguments, paths relative to the state directory.
     pub argv: Vec<String>,
+    /// What it is to find in its environment, in addition.
+    pub environment: Vec<(String, String)>,
     /// Seconds without a client after which the lab ends.
     pub idle_seconds: u64,
     /// Fingerprint of kernel, initrd and options; another one means a reboot.
