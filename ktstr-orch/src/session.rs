@@ -85,6 +85,8 @@ pub struct Session {
     monitor_known: bool,
     /// It has read the kernel file and takes requests.
     monitor_attached: bool,
+    /// It has found the running kernel.
+    kernel_readable: bool,
     /// What counts, to be told to the monitor once it listens.
     window: Option<Window>,
     vmm_known: bool,
@@ -137,6 +139,7 @@ impl Session {
             device: None,
             monitor_known: false,
             monitor_attached: false,
+            kernel_readable: false,
             window: None,
             vmm_known: false,
             evidence: Evidence::default(),

@@ -101,6 +101,8 @@ pub enum ErrorCode {
     BadInput,
     /// The jail could not be entered.
     Jail,
+    /// It cannot be done yet: the same request may be answered in a while.
+    NotYet,
 }
 
 /// Names a descriptor attached to the same frame: its position in the frame's list.

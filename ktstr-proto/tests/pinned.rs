@@ -578,8 +578,10 @@ pins! {
     ErrorCode {
         ErrorCode::BadRequest => "BadRequest", ErrorCode::Unavailable => "Unavailable",
         ErrorCode::Infrastructure => "Infrastructure", ErrorCode::BadInput => "BadInput", ErrorCode::Jail => "Jail",
+        ErrorCode::NotYet => "NotYet",
     } from [
         ErrorCode::BadRequest, ErrorCode::Unavailable, ErrorCode::Infrastructure, ErrorCode::BadInput, ErrorCode::Jail,
+        ErrorCode::NotYet,
     ];
 }
 

@@ -14,7 +14,7 @@ use ktstr_proto::{
     Accel, Topology,
     client::ClientEvent,
     run::{Job, RunSpec, ShellJob},
-    verdict::{Cause, Outcome, RunReport},
+    verdict::{Cause, Outcome, Process, RunReport},
 };
 
 use crate::schema;
@@ -136,6 +136,18 @@ impl Live {
     pub fn end(self) -> (Result<RunReport, ClientError>, Instant) {
         self.thread.join().expect("the client does not panic")
     }
+}
+
+/// Kills the machine of a run.
+pub fn end_machine(live: Live) {
+    let vmm = nix::unistd::Pid::from_raw(recorded_pid(&live.dir, "vmm-pid", "/value").cast_signed());
+    nix::sys::signal::kill(vmm, nix::sys::signal::SIGKILL).expect("it is there");
+    let report = live.end().0.expect("a report");
+    assert!(
+        matches!(report.cause, Some(Cause::ProcessDied { process: Process::Vmm, .. })),
+        "{:?}",
+        report.cause
+    );
 }
 
 /// The one run directory below `root`, once it exists.

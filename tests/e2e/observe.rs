@@ -3,8 +3,10 @@
 use std::{
     collections::BTreeMap,
     fs,
+    io::{BufRead, BufReader, Read},
     path::{Path, PathBuf},
-    process::{Command, Output},
+    process::{Command, Output, Stdio},
+    thread,
     time::Instant,
 };
 
@@ -16,7 +18,7 @@ use ktstr_proto::{
 use serde_json::Value;
 
 use crate::core_file;
-use crate::harness::{Live, PATIENCE, SOON, exec, recorded_pid, run, spec, wait_for};
+use crate::harness::{Live, PATIENCE, SOON, end_machine, exec, recorded_pid, run, spec, wait_for};
 use crate::matrix;
 
 /// A worker that is stopped after some work has constant figures; six that spin fill the queues.
@@ -98,14 +100,9 @@ pub fn monitor(args: &[&str]) -> Output {
     Command::new(bin("ktstr-monitor")).args(args).output().expect("ktstr-monitor can be run")
 }
 
-/// The answer to a question about a live run or a core file. A guest that begins from a snapshot may be at work before
-/// the monitor can be asked.
+/// The answer to a question about a live run or a core file.
 pub fn ask(args: &[&str]) -> Value {
-    let output = wait_for("an answer", SOON, || {
-        let output = monitor(args);
-        let too_early = String::from_utf8_lossy(&output.stderr).contains("still reading the kernel file");
-        (!too_early).then_some(output)
-    });
+    let output = monitor(args);
     let said = String::from_utf8_lossy(&output.stderr);
     assert!(output.status.success(), "{args:?}: {said}");
     serde_json::from_slice(&output.stdout).unwrap_or_else(|e| panic!("{args:?}: {e}"))
@@ -399,7 +396,7 @@ fn facts(kernel: Option<&str>) {
 
     // Ten who ask at once all get their answer.
     let began = Instant::now();
-    std::thread::scope(|scope| {
+    thread::scope(|scope| {
         let asked = (0..10).map(|_| scope.spawn(|| ask(&["query", run, "rq[*].nr_running", "--json"])));
         let answers: Vec<Value> = asked.collect::<Vec<_>>().into_iter().map(|t| t.join().unwrap()).collect();
         assert!(answers.iter().all(|answer| answer.as_array().is_some_and(|cpus| cpus.len() == 2)));
@@ -506,6 +503,83 @@ fn a_crowd_under_a_published_scheduler_is_captured() {
 #[test]
 fn on_kvm_a_crowd_under_a_published_scheduler_is_captured() {
     crowd(Accel::Kvm);
+}
+
+/// From a run's first moment on it can be asked, and answers once its guest is there: a question, one for which the
+/// guest stands, and a capture.
+#[test]
+fn who_asks_too_early_gets_an_answer_and_asks_once() {
+    let root = tempfile::tempdir().unwrap();
+    let mut spec = exec("sleep 1000");
+    spec.warm = false;
+    spec.observe = true;
+    let live = Live::start(spec, root.path());
+    let run = live.dir.to_str().unwrap();
+    // 3: its socket is not there yet.
+    let early = |words: &[&str]| {
+        let output = wait_for("the run's socket", SOON, || {
+            let output = monitor(words);
+            (output.status.code() != Some(3)).then_some(output)
+        });
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        println!("{words:?}: {said}");
+        assert!(output.status.success(), "{words:?}: {said}");
+        let mut waited_for: Vec<&str> = said.lines().filter(|line| line.starts_with("waiting: ")).collect();
+        let nr_told = waited_for.len();
+        waited_for.dedup();
+        assert_eq!(waited_for.len(), nr_told, "each is told once");
+        serde_json::from_slice::<Value>(&output.stdout).expect("JSON")
+    };
+    thread::scope(|scope| {
+        let running = scope.spawn(|| early(&["query", run, "rq[*].nr_running", "--json"]));
+        let frozen = scope.spawn(|| early(&["query", run, "scx.state", "--freeze", "--json"]));
+        let taken = early(&["capture", run, "--json"]);
+        assert!(Path::new(&format!("{}.json", at(&taken, "/path").as_str().unwrap())).is_file());
+        assert!(running.join().unwrap().as_array().is_some_and(|cpus| !cpus.is_empty()));
+        assert_eq!(frozen.join().unwrap(), "disabled");
+    });
+    // Of all tries one is a capture.
+    let files = fs::read_dir(&live.dir).unwrap().flatten();
+    let is_capture = |file: &fs::DirEntry| {
+        let name = file.file_name().into_string().unwrap();
+        name.starts_with("capture-") && name.ends_with(".json")
+    };
+    assert_eq!(files.filter(is_capture).count(), 1);
+
+    end_machine(live);
+}
+
+/// Who waits for a run that ends before it can be asked is told so.
+#[test]
+fn who_waits_for_a_run_that_ends_is_told() {
+    let root = tempfile::tempdir().unwrap();
+    let mut spec = exec("sleep 1000");
+    spec.warm = false;
+    spec.observe = true;
+    let live = Live::start(spec, root.path());
+    let run = live.dir.to_str().unwrap().to_owned();
+    wait_for("the run's socket", SOON, || {
+        let name = live.dir.file_name().unwrap().to_str().unwrap();
+        fs::read_to_string("/proc/net/unix").unwrap().contains(name).then_some(())
+    });
+    let mut asking = Command::new(bin("ktstr-monitor"))
+        .args(["query", &run, "tasks"])
+        .stdout(Stdio::null())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = BufReader::new(asking.stderr.take().unwrap());
+    let (mut first, mut rest) = (String::new(), String::new());
+    said.read_line(&mut first).unwrap();
+    end_machine(live);
+    said.read_to_string(&mut rest).unwrap();
+    let status = asking.wait().unwrap();
+    println!("{first}{rest}");
+    // On a host that stops for seconds the answer is the first that is heard of it.
+    if first.starts_with("waiting: ") && !status.success() {
+        let told = ["ended before it could be asked", "does not run any more"];
+        assert!(told.iter().any(|told| rest.contains(told)), "{rest}");
+    }
 }
 
 /// Other series, for the support matrix: `KTSTR_MATRIX_KERNEL=6.16`.

@@ -42,6 +42,8 @@ WHERE      a thread id (of a task_struct), 0xADDRESS, SYMBOL, SYMBOL@CPU, MODULE
            tells; never under det
 schema     prints the JSON Schema of a capture (capture-N.json); what --json prints of a path is a part of it
 
+A run that cannot be asked yet (queued, booting) is waited for, 300 s at most; what for is told on standard error.
+
 keys of attach: q leave, Tab next view, f freeze for each look, d capture, with --rw w write: MAP PATH NUMBER
 
 exit codes: 0 answered, 1 the question has no answer, 3 no such run, 4 broken";

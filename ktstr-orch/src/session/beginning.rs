@@ -86,7 +86,7 @@ impl Session {
         self.abandon("the machine boots anew");
         // It lives until its successor has descriptors of other numbers.
         self.retired = self.monitor.take();
-        (self.monitor_known, self.monitor_attached) = (false, false);
+        (self.monitor_known, self.monitor_attached, self.kernel_readable) = (false, false, false);
         self.host = None;
         self.decoder = FrameDecoder::default();
         self.evidence.console = Tail::default();

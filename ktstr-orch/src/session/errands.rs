@@ -167,23 +167,35 @@ impl Session {
 
     fn enqueue(&mut self, errand: Errand) {
         let refused = match &self.monitor {
-            _ if self.state != State::Running => Some("the machine does not run (any more, or yet)"),
-            None => Some(
+            _ if matches!(self.state, State::Planning | State::Starting) => {
+                Some((ErrorCode::NotYet, "the machine does not run yet"))
+            }
+            _ if self.state != State::Running => {
+                Some((ErrorCode::Unavailable, "the machine does not run any more"))
+            }
+            None => Some((
+                ErrorCode::Unavailable,
                 "no monitor observes this run (KTSTR_OBSERVE=0, a shell without KTSTR_OBSERVE=1, or it has died)",
-            ),
+            )),
             // The test waits for its answer; somebody who looks in from outside may ask again.
             Some(_) if !self.monitor_attached && errand.test().is_none() => {
-                Some("the monitor is still reading the kernel file")
+                Some((ErrorCode::NotYet, "the monitor is still reading the kernel file"))
             }
-            Some(_) if self.errands.waiting.len() >= MAX_WAITING => Some("too many questions wait already"),
+            Some(_) if !self.kernel_readable && errand.asker().is_some() => Some((
+                ErrorCode::NotYet,
+                "the guest has not brought its kernel up so far that it can be read",
+            )),
+            Some(_) if self.errands.waiting.len() >= MAX_WAITING => {
+                Some((ErrorCode::Unavailable, "too many questions wait already"))
+            }
             Some(_) => None,
         };
         match (refused, errand.asker()) {
             (None, _) => self.errands.waiting.push_back(errand),
-            (Some(why), Some(asker)) => {
-                self.errands.answers.push((asker, Err(error(ErrorCode::Unavailable, why))));
+            (Some((code, why)), Some(asker)) => {
+                self.errands.answers.push((asker, Err(error(code, why))));
             }
-            (Some(why), None) => {
+            (Some((_, why)), None) => {
                 self.notice(format!("{} was not taken: {why}", errand.name()));
                 self.came_to_nothing(&errand, why);
                 if let Some(id) = errand.test() {

@@ -181,7 +181,9 @@ impl Session {
 fn refused(error: &RemoteError) -> Stopped {
     use ktstr_proto::link::ErrorCode;
     match error.code {
-        ErrorCode::Unavailable | ErrorCode::Jail => Stopped::Missing(error.message.clone()),
+        ErrorCode::Unavailable | ErrorCode::NotYet | ErrorCode::Jail => {
+            Stopped::Missing(error.message.clone())
+        }
         ErrorCode::BadRequest | ErrorCode::BadInput => Stopped::BadRequest(error.message.clone()),
         ErrorCode::Infrastructure => {
             Stopped::Died(Process::Vmm, format!("could not start the machine: {}", error.message))

@@ -147,6 +147,7 @@ impl Session {
                 self.capture_written(written);
             }
             Message::Event(event) => {
+                self.kernel_readable |= event == MonitorEvent::Ready;
                 if let MonitorEvent::Sample(sample) = &event {
                     self.timeline.sample(sample, self.begun.elapsed());
                     self.errands.guest_time(sample.cpus.iter().filter_map(|cpu| cpu.clock).max());

@@ -1,6 +1,7 @@
 //! Errands in whatever order their replies come.
 
 use ktstr_proto::{
+    capture::Question,
     channel::Message,
     link::ReplyFrame,
     run::{Job, RunSpec, ShellJob},
@@ -35,6 +36,35 @@ fn a_machine_that_ends_before_it_can_go_on_is_no_failure() {
     early.state = State::Starting;
     early.vmm_message(refusal(), Fds::default());
     assert!(early.evidence.stopped.is_some(), "a refused start ends the run");
+}
+
+/// Who asks before the machine runs may ask again, and is told so by the code; who asks after its end may not.
+#[test]
+fn a_question_that_comes_too_early_is_told_so_by_its_code() {
+    let root = tempfile::tempdir().unwrap();
+    let mut session = session(root.path());
+    let mut asked = |state| {
+        session.state = state;
+        let asker = Asker { connection: 1, request: 2 };
+        session.query(asker, Query { run: None, question: Question::Tasks, freeze: false });
+        session.capture(asker, &TakeCapture { run: None, vmcore: false });
+        let answers = session.take_answers();
+        let code = |(to, answer): &Answered| {
+            assert_eq!(*to, asker);
+            answer.as_ref().expect_err("nothing runs").code
+        };
+        (answers.iter().map(code).collect::<Vec<_>>(), session.captures())
+    };
+    for (state, code) in [
+        (State::Planning, ErrorCode::NotYet),
+        (State::Starting, ErrorCode::NotYet),
+        // Nobody observes it, which will stay so.
+        (State::Running, ErrorCode::Unavailable),
+        (State::Finishing, ErrorCode::Unavailable),
+    ] {
+        // However often it is asked for, the report has no capture that was not taken.
+        assert_eq!(asked(state), (vec![code; 2], 0), "{state:?}");
+    }
 }
 
 /// What the scheduler says before a planned capture is waited for, and not for ever.
