@@ -126,6 +126,14 @@ fn cpu_line(out: &mut String, state: &KernelState, cpu: &Cpu) {
         show(&rq.scx_local_nr),
         show(&rq.clock),
     );
+    let _ = writeln!(
+        out,
+        "    util_avg of 1024: cfs {}, rt {}, dl {}, irq {}",
+        show(&rq.cfs_util_avg),
+        show(&rq.avg_rt_util),
+        show(&rq.avg_dl_util),
+        show(&rq.avg_irq_util),
+    );
     for at in &cpu.runnable.items {
         let _ =
             writeln!(out, "    runnable: {}", state.task_at(*at).map_or_else(|| at.to_string(), task_line));

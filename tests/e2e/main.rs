@@ -20,6 +20,7 @@ mod kaslr;
 mod kernel_places;
 mod kernels;
 mod leaves;
+mod load_avg;
 mod maps;
 mod matrix;
 mod observe;

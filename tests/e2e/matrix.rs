@@ -12,7 +12,7 @@ use std::{
 use serde_json::Value;
 
 /// Capabilities in the order of the table: name, and where a capture shows them.
-const CAPABILITIES: [(&str, &[&str]); 19] = [
+const CAPABILITIES: [(&str, &[&str]); 20] = [
     (
         "run queue: counts, clocks, running task",
         &[
@@ -30,6 +30,10 @@ const CAPABILITIES: [(&str, &[&str]); 19] = [
     ("run queue: cfs", &["rq/*/cfs"]),
     ("run queue: rt", &["rq/*/rt"]),
     ("run queue: dl", &["rq/*/dl"]),
+    (
+        "run queue: average load by class",
+        &["rq/*/avg_rt", "rq/*/avg_dl", "rq/*/avg_irq/util_avg", "rq/*/avg_hw/util_avg"],
+    ),
     ("run queue: sched_ext", &["rq/*/scx", "rq/*/runnable_list"]),
     (
         "schedstat of CPUs",

@@ -34,6 +34,26 @@ crate::mirror! {
         active_balance: i32 = "active_balance",
         push_cpu: i32 = "push_cpu",
         misfit_task_load: u64 = "misfit_task_load",
+        /// `struct sched_avg` of what is not cfs, of 1024: how it was at `last_update_time`, nanoseconds of the run
+        /// queue's clocks in steps of 1024.
+        avg_rt_updated: u64 = "avg_rt.last_update_time",
+        avg_rt_load: u64 = "avg_rt.load_avg",
+        avg_rt_runnable: u64 = "avg_rt.runnable_avg",
+        avg_rt_util: u64 = "avg_rt.util_avg",
+        avg_dl_updated: u64 = "avg_dl.last_update_time",
+        avg_dl_load: u64 = "avg_dl.load_avg",
+        avg_dl_runnable: u64 = "avg_dl.runnable_avg",
+        avg_dl_util: u64 = "avg_dl.util_avg",
+        /// Where the kernel accounts interrupts or stolen time (`CONFIG_HAVE_SCHED_AVG_IRQ`).
+        avg_irq_updated: u64 = "avg_irq.last_update_time",
+        avg_irq_load: u64 = "avg_irq.load_avg",
+        avg_irq_runnable: u64 = "avg_irq.runnable_avg",
+        avg_irq_util: u64 = "avg_irq.util_avg",
+        /// Where the kernel is told of capacity that heat takes (`CONFIG_SCHED_HW_PRESSURE`).
+        avg_hw_updated: u64 = "avg_hw.last_update_time",
+        avg_hw_load: u64 = "avg_hw.load_avg",
+        avg_hw_runnable: u64 = "avg_hw.runnable_avg",
+        avg_hw_util: u64 = "avg_hw.util_avg",
         avg_idle: u64 = "avg_idle",
         prev_steal_time: u64 = "prev_steal_time",
         sd: Kva = "sd",
@@ -46,6 +66,7 @@ crate::mirror! {
         /// No new name for the one above: it is the reference of the average, and may go back.
         cfs_zero_vruntime: u64 = "cfs.zero_vruntime",
         cfs_curr: Kva = "cfs.curr",
+        cfs_avg_updated: u64 = "cfs.avg.last_update_time",
         cfs_load_avg: u64 = "cfs.avg.load_avg",
         cfs_runnable_avg: u64 = "cfs.avg.runnable_avg",
         cfs_util_avg: u64 = "cfs.avg.util_avg",
