@@ -1,6 +1,8 @@
 //! Attributes of tests on a real kernel: programs beside the workers, files for them, expected failures,
 //! a look at the run from the host, schedulers that take over.
 
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+
 use ktstr::{host::KTSTR_TESTS, prelude::*};
 
 declare_scheduler!(SCX_KTSTR, {
@@ -18,6 +20,8 @@ declare_scheduler!(CONFIGURED, {
     binary = "scx-ktstr",
     config_file_def = ("--config {file}", "/include-files/scx-ktstr.conf"),
 });
+
+declare_scheduler!(ERRS, { name = "errs", binary = "scx-ktstr", sched_args = ["--crash-after", "1000"] });
 
 declare_scheduler!(IN_THE_KERNEL, {
     name = "short-turns",
@@ -144,6 +148,44 @@ fn everything_reaches_the_guest(ctx: &Ctx) -> Result<AssertResult> {
 )]
 fn an_expected_crash_passes(ctx: &Ctx) -> Result<AssertResult> {
     scenarios::steady(ctx)
+}
+
+fn tells_the_crash(vm: &VmResult) -> Result<()> {
+    let repro = vm.report.auto_repro.as_ref().context("a second run")?;
+    ensure!(repro.end.as_ref().is_some_and(|end| end.fired), "{:?}", repro.end);
+    ensure!(repro.seen.iter().any(|seen| seen.site == "scx_bpf_error_bstr"), "the call that raised it");
+    Ok(())
+}
+
+/// A crash that the second run must catch: then the test passes.
+#[ktstr_test(scheduler = ERRS, duration_s = 30, expect_auto_repro, post_vm = tells_the_crash)]
+fn a_crash_is_looked_into_as_it_must_be(ctx: &Ctx) -> Result<AssertResult> {
+    scenarios::steady(ctx)
+}
+
+/// Whether [`nothing_to_look_into`] ran at all.
+static RAN: AtomicBool = AtomicBool::new(false);
+
+fn it_ran(_: &VmResult) -> Result<()> {
+    RAN.store(true, SeqCst);
+    Ok(())
+}
+
+/// Nothing crashes, so that nothing can be looked into; run by the test below.
+#[ktstr_test(scheduler = OTHER, duration_s = 1, expect_auto_repro, post_vm_unconditional = it_ran, ignore)]
+fn nothing_to_look_into(ctx: &Ctx) -> Result<AssertResult> {
+    scenarios::steady(ctx)
+}
+
+#[test]
+fn without_a_crash_a_second_run_cannot_be_expected() {
+    let entry = KTSTR_TESTS.iter().find(|entry| entry.name == "nothing_to_look_into").expect("registered");
+    let ended = ktstr::host::run_variant(entry, &ktstr::host::Variant::of(entry));
+    if RAN.load(SeqCst) {
+        assert_eq!(ended, Err("failed".to_owned()));
+    } else {
+        assert_eq!(ended, Ok(()), "what could not be run is no failure, unless it is required");
+    }
 }
 
 /// A name that is not there is an error before anything runs.

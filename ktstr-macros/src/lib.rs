@@ -21,7 +21,7 @@ use proc_macro::TokenStream;
 /// `workers_per_cgroup`, `scheduler`, `extra_sched_args`, `config`, `staged_schedulers`, `payload`,
 /// `workloads`, `extra_include_files`, `workload_root_cgroup`, `host_only`. What is judged: every
 /// threshold of `Assert` by its name, `watchdog_timeout_s`, `expect_err` with `expect_scx_bpf_error_contains` and
-/// `expect_scx_bpf_error_matches`, `survives_storm`, `auto_repro`, `allow_inconclusive`, `post_vm`,
+/// `expect_scx_bpf_error_matches`, `survives_storm`, `auto_repro`, `expect_auto_repro`, `allow_inconclusive`, `post_vm`,
 /// `post_vm_unconditional`, after captures of the guest: `num_snapshots`. On which other machines it makes sense: `min_llcs`, `max_llcs`, `min_cpus`,
 /// `max_cpus`, `min_numa_nodes`, `max_numa_nodes`, `requires_smt`. And `performance_mode`,
 /// `no_perf_mode`, `ignore`. Other attributes of the function go to the emitted `#[test]`.

@@ -61,6 +61,7 @@ const REST: &[&str] = &[
     "expect_scx_bpf_error_matches",
     "survives_storm",
     "auto_repro",
+    "expect_auto_repro",
     "allow_inconclusive",
     "performance_mode",
     "no_perf_mode",
@@ -347,6 +348,7 @@ fn constraints(attributes: &Attributes) -> Result<TokenStream> {
 fn expectation(attributes: &Attributes) -> Result<TokenStream> {
     let err = attributes.flag("expect_err")?.unwrap_or(false);
     let storm = attributes.flag("survives_storm")?.unwrap_or(false);
+    let looked_into = attributes.flag("expect_auto_repro")?.unwrap_or(false);
     let contains = option(attributes.text("expect_scx_bpf_error_contains")?);
     let matches = option(attributes.text("expect_scx_bpf_error_matches")?);
     Ok(quote!(::ktstr::host::Expect {
@@ -354,6 +356,7 @@ fn expectation(attributes: &Attributes) -> Result<TokenStream> {
         error_contains: #contains,
         error_matches: #matches,
         survives_storm: #storm,
+        auto_repro: #looked_into,
     }))
 }
 

@@ -42,6 +42,8 @@ pub struct Expect {
     pub error_matches: Option<&'static str>,
     /// The scheduler must stay attached all the time.
     pub survives_storm: bool,
+    /// Its scheduler must crash, and the second run must crash likewise with probes that see it.
+    pub auto_repro: bool,
 }
 
 /// A look at a finished run on the host.
@@ -203,7 +205,13 @@ impl KtstrTestEntry {
         config: None,
         assert: Assert::NO_OVERRIDES,
         constraints: Constraints::NONE,
-        expect: Expect { err: false, error_contains: None, error_matches: None, survives_storm: false },
+        expect: Expect {
+            err: false,
+            error_contains: None,
+            error_matches: None,
+            survives_storm: false,
+            auto_repro: false,
+        },
         auto_repro: true,
         allow_inconclusive: false,
         performance_mode: false,

@@ -9,6 +9,7 @@
 pub mod bpf_map;
 mod constraints;
 mod entry;
+mod looked_into;
 mod on_host;
 mod record;
 mod replay;
@@ -209,6 +210,12 @@ fn carry_out(entry: &KtstrTestEntry, variant: &Variant) -> Result<Carried, Broke
         |reason: &str| Ok(Carried::LeftOut(record::left_out(entry, variant, spec::own_runs_root(), reason)));
     let spec = spec_of_variant(entry, variant).map_err(Broken::request)?;
     match seeds::Plan::of(&spec, entry.seeds).map_err(Broken::request)? {
+        seeds::Plan::Many(..) if entry.expect.auto_repro => {
+            left_out("expect_auto_repro: of several seeds none is looked into; leave KTSTR_SEEDS away")
+        }
+        seeds::Plan::Once if entry.expect.auto_repro && !spec.auto_repro => left_out(
+            "expect_auto_repro: KTSTR_AUTO_REPRO=0 (`--no-auto-repro`) forbids the second run that it demands",
+        ),
         seeds::Plan::Once => {
             let accel = spec.accel;
             let report = run_once(entry, spec)?;
@@ -268,6 +275,7 @@ fn run_once(entry: &KtstrTestEntry, spec: RunSpec) -> Result<RunReport, Broken> 
     });
     let report = ended.map_err(|error| Broken::orchestrator(error, session.run_id().cloned()))?;
     let written = report.clone();
+    let report = if entry.expect.auto_repro { looked_into::weighed(report) } else { report };
     let mut report = look_at(entry, RunReport { allow_inconclusive: entry.allow_inconclusive, ..report });
     if report != written {
         record::write(&mut report);

@@ -313,7 +313,8 @@ fn cpu_budget(entry: &KtstrTestEntry) -> Result<Option<u32>, SpecError> {
 }
 
 fn expectation(entry: &KtstrTestEntry) -> Expectation {
-    let Expect { err, error_contains, error_matches, survives_storm } = entry.expect;
+    // The second run comes after what is judged there; `looked_into` looks at it.
+    let Expect { err, error_contains, error_matches, survives_storm, auto_repro: _ } = entry.expect;
     let (error_contains, error_matches) = (error_contains.map(Into::into), error_matches.map(Into::into));
     Expectation { err, error_contains, error_matches, survives_storm }
 }
@@ -486,6 +487,7 @@ mod tests {
                 error_contains: Some("a"),
                 error_matches: Some("b"),
                 survives_storm: false,
+                auto_repro: false,
             },
             no_perf_mode: true,
             cpu_budget: Some(5),

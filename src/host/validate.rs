@@ -52,6 +52,12 @@ pub enum Invalid {
     /// A scheduler must survive that is not there, or must fail.
     #[error("`survives_storm` needs a scheduler and excludes `expect_err`")]
     Storm,
+    /// A second run is expected that there never is.
+    #[error("`expect_auto_repro` cannot hold: {why}")]
+    ExpectAutoRepro {
+        /// Why there is none.
+        why: &'static str,
+    },
     /// No seed.
     #[error("0 seeds are no run at all")]
     Seeds,
@@ -245,7 +251,7 @@ impl KtstrTestEntry {
             refuse_if(given && self.scheduler.is_none(), Invalid::MapsOfNobody { which })?;
         }
         refuse_if(self.cleanup_budget_ms == Some(0), Invalid::CleanupBudget)?;
-        let Expect { err, error_contains, error_matches, survives_storm } = self.expect;
+        let Expect { err, error_contains, error_matches, survives_storm, auto_repro } = self.expect;
         for (which, given) in [
             ("expect_scx_bpf_error_contains", error_contains.is_some()),
             ("expect_scx_bpf_error_matches", error_matches.is_some()),
@@ -258,6 +264,9 @@ impl KtstrTestEntry {
             return Err(Invalid::Pattern { pattern, why });
         }
         refuse_if(survives_storm && (err || self.scheduler.is_none()), Invalid::Storm)?;
+        if let Some(why) = self.never_looked_into().filter(|_| auto_repro && !self.host_only) {
+            return Err(Invalid::ExpectAutoRepro { why });
+        }
         if let Some(what) = self.of_a_machine().filter(|_| self.host_only) {
             return Err(Invalid::HostOnly { what });
         }
@@ -293,12 +302,32 @@ impl KtstrTestEntry {
         }
     }
 
+    /// Why there is no second run of it, or none that could be expected.
+    fn never_looked_into(&self) -> Option<&'static str> {
+        let reasons = [
+            (self.scheduler.is_none(), "it needs `scheduler`: there must be a scheduler that can crash"),
+            (
+                self.scheduler.is_some_and(Scheduler::is_builtin),
+                "what is the kernel's own has no program that could crash",
+            ),
+            (!self.auto_repro, "`auto_repro = false` forbids a second run: remove it"),
+            (self.expect.err, "with `expect_err` there is no second run: keep one of them"),
+            (
+                self.expect.survives_storm,
+                "with `survives_storm` the scheduler must not crash: keep one of them",
+            ),
+            (self.seeds.is_some(), "of several seeds none is looked into: remove `seeds`"),
+        ];
+        reasons.into_iter().find_map(|(is, why)| is.then_some(why))
+    }
+
     /// Something it asks for that only a machine has.
     fn of_a_machine(&self) -> Option<&'static str> {
         let wanted = [
             (self.scheduler.is_some() || !self.staged_schedulers.is_empty(), "a scheduler"),
             (self.post_vm.is_some() || self.post_vm_unconditional.is_some(), "a look at its end"),
             (self.expect.err, "a scheduler's failure"),
+            (self.expect.auto_repro, "a second run"),
             (self.seeds.is_some(), "seeds"),
             (self.num_snapshots > 0, "captures"),
             (self.disk.is_some(), "a disk"),
@@ -389,6 +418,7 @@ mod tests {
         let good = KtstrTestEntry { name: "t", ..KtstrTestEntry::DEFAULT };
         assert_eq!(good.validate(), Ok(()));
         let expect = |expect| KtstrTestEntry { expect, ..good };
+        let looked_into = Expect { auto_repro: true, ..Expect::default() };
         for (bad, part) in [
             (KtstrTestEntry { name: "a/b", ..good }, "has a `/` in it"),
             (KtstrTestEntry { duration_s: 0, ..good }, "0 s"),
@@ -420,6 +450,31 @@ mod tests {
             (KtstrTestEntry { performance_mode: true, no_perf_mode: true, ..good }, "cannot stand together"),
             (expect(Expect { error_contains: Some("x"), ..Expect::default() }), "needs `expect_err`"),
             (expect(Expect { survives_storm: true, ..Expect::default() }), "needs a scheduler"),
+            (expect(looked_into), "`expect_auto_repro` cannot hold: it needs `scheduler`"),
+            (KtstrTestEntry { host_only: true, ..expect(looked_into) }, "a second run cannot be had there"),
+            (
+                KtstrTestEntry { scheduler: Some(&SCHEDULER), auto_repro: false, ..expect(looked_into) },
+                "`auto_repro = false` forbids a second run: remove it",
+            ),
+            (
+                KtstrTestEntry { scheduler: Some(&KERNELS_OWN), ..expect(looked_into) },
+                "the kernel's own has no program that could crash",
+            ),
+            (
+                KtstrTestEntry { scheduler: Some(&SCHEDULER), seeds: Some(2), ..expect(looked_into) },
+                "of several seeds none is looked into: remove `seeds`",
+            ),
+            (
+                KtstrTestEntry { scheduler: Some(&SCHEDULER), ..expect(Expect { err: true, ..looked_into }) },
+                "with `expect_err` there is no second run: keep one of them",
+            ),
+            (
+                KtstrTestEntry {
+                    scheduler: Some(&SCHEDULER),
+                    ..expect(Expect { survives_storm: true, ..looked_into })
+                },
+                "with `survives_storm` the scheduler must not crash",
+            ),
             (KtstrTestEntry { host_only: true, scheduler: Some(&SCHEDULER), ..good }, "`host_only`"),
             (KtstrTestEntry { scheduler: Some(&LAYERED), ..good }, "add `config = …`"),
             (

@@ -44,6 +44,14 @@ pub(super) const EXCLUDE: &[(&str, &str, &str)] = &[
     ("host_only", "networks", "there is no machine that could have them"),
     ("expect_err", "auto_repro", "a failure that is meant to be is not looked into"),
     ("host_only", "auto_repro", "there is no machine that could run a second time"),
+    ("expect_err", "expect_auto_repro", "a failure that is meant to be is not looked into; keep one of them"),
+    ("host_only", "expect_auto_repro", "there is no machine that could run a second time"),
+    ("survives_storm", "expect_auto_repro", "a scheduler cannot both survive and crash"),
+    (
+        "seeds",
+        "expect_auto_repro",
+        "of several seeds none is looked into; name the one that crashes by KTSTR_SEED",
+    ),
     ("expect_err", "post_vm", "it is not called after a failure; use `post_vm_unconditional`"),
 ];
 
@@ -64,6 +72,7 @@ pub(super) const NEED: &[(&str, &str, &str)] = &[
     ("watch_bpf_maps", "scheduler", "there must be a scheduler whose maps are watched"),
     ("survives_storm", "scheduler", "there must be a scheduler that can survive"),
     ("auto_repro", "scheduler", "there must be a scheduler that can crash"),
+    ("expect_auto_repro", "scheduler", "there must be a scheduler that can crash"),
     ("extra_sched_args", "scheduler", "there must be a scheduler that takes them"),
     ("staged_schedulers", "scheduler", "there must be a scheduler that they take over from"),
     ("config", "scheduler", "there must be a scheduler that reads it"),
@@ -89,6 +98,11 @@ pub fn contradictions(attributes: &Attributes) -> Result<()> {
             let message = format!("`{min} = {low}` is above `{max} = {high}`: no machine fits");
             return Err(Error::new(key_span(attributes, max), message));
         }
+    }
+    if on(attributes, "expect_auto_repro")? && attributes.flag("auto_repro")? == Some(false) {
+        let message = "`expect_auto_repro` and `auto_repro = false` cannot stand together: without a second run there \
+                       is nothing to expect of it; remove `auto_repro = false`";
+        return Err(Error::new(value_span(attributes, "auto_repro"), message));
     }
     snapshots(attributes)?;
     pattern(attributes)?;
@@ -124,8 +138,15 @@ fn snapshots(attributes: &Attributes) -> Result<()> {
 
 /// Whether an attribute is there, and, if it is a flag, true.
 fn on(attributes: &Attributes, key: &str) -> Result<bool> {
-    const FLAGS: &[&str] =
-        &["performance_mode", "no_perf_mode", "survives_storm", "expect_err", "host_only", "auto_repro"];
+    const FLAGS: &[&str] = &[
+        "performance_mode",
+        "no_perf_mode",
+        "survives_storm",
+        "expect_err",
+        "host_only",
+        "auto_repro",
+        "expect_auto_repro",
+    ];
     if FLAGS.contains(&key) {
         return Ok(attributes.flag(key)?.unwrap_or(false));
     }

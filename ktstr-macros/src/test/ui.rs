@@ -268,6 +268,34 @@ const REFUSED: &[(&str, &str, &str)] = &[
         "auto_repro",
     ),
     ("auto_repro", "`auto_repro` needs `scheduler`: there must be a scheduler that can crash", "auto_repro"),
+    (
+        "expect_auto_repro",
+        "`expect_auto_repro` needs `scheduler`: there must be a scheduler that can crash",
+        "expect_auto_repro",
+    ),
+    (
+        "scheduler = S, expect_auto_repro, auto_repro = false",
+        "`expect_auto_repro` and `auto_repro = false` cannot stand together: without a second run there is nothing to \
+         expect of it; remove `auto_repro = false`",
+        "false",
+    ),
+    (
+        "scheduler = S, expect_auto_repro, expect_err",
+        "`expect_err` and `expect_auto_repro` cannot stand together: a failure that is meant to be is not looked into; \
+         keep one of them",
+        "expect_auto_repro",
+    ),
+    (
+        "scheduler = S, survives_storm, expect_auto_repro",
+        "`survives_storm` and `expect_auto_repro` cannot stand together: a scheduler cannot both survive and crash",
+        "expect_auto_repro",
+    ),
+    (
+        "scheduler = S, seeds = 9, expect_auto_repro",
+        "`seeds` and `expect_auto_repro` cannot stand together: of several seeds none is looked into; name the one \
+         that crashes by KTSTR_SEED",
+        "expect_auto_repro",
+    ),
 ];
 
 /// What a test on this host cannot ask for, how it is named there, and why.
@@ -300,6 +328,7 @@ const NOT_ON_HOST: &[(&str, &str, &str)] = &[
     ("max_numa_nodes = 2", "max_numa_nodes", "it is run on no preset"),
     ("requires_smt", "requires_smt", "it is run on no preset"),
     ("auto_repro", "auto_repro", "there is no machine that could run a second time"),
+    ("expect_auto_repro", "expect_auto_repro", "there is no machine that could run a second time"),
 ];
 
 /// Accepted: within the limits to the last CPU, and where the scheduler's part of the shape is not known.
@@ -313,6 +342,8 @@ fn shapes_that_may_be_built_are_taken() {
         "scheduler = S, requires_smt, min_llcs = 8, min_cpus = 64",
         "llcs = 2, threads = 2, min_llcs = 2, min_cpus = 8, max_cpus = 8, requires_smt",
         "requires_smt = false",
+        "scheduler = S, expect_auto_repro, auto_repro",
+        "scheduler = S, expect_auto_repro = false, auto_repro = false, seeds = 9",
     ] {
         let parse = |text: &str| TokenStream::from_str(text).unwrap();
         let taken = expand(parse(attributes), parse(GOOD));
