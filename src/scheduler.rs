@@ -2,7 +2,7 @@
 
 use ktstr_proto::{Topology, topology::preset, verdict::Assert};
 
-use crate::host::Constraints;
+use crate::host::{Constraints, cell_parent};
 
 /// A kernel parameter below `/proc/sys`, set before anything runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -144,7 +144,7 @@ impl Scheduler {
         if self.name.is_empty() {
             return Some("has no name: say one to `Scheduler::named`".into());
         }
-        self.source_objection().or_else(|| self.config_objection()).or_else(|| {
+        self.source_objection().or_else(|| self.config_objection()).or_else(|| self.cell_objection()).or_else(|| {
             let unknown = |name: &&&str| preset::find(name).is_none();
             let name = self.verifier_exclude_topologies.iter().find(unknown)?;
             let nearest = preset::nearest(name);
@@ -185,6 +185,10 @@ impl Scheduler {
         ];
         let (given, _) = of_a_program.into_iter().find(|(_, given)| *given && self.is_builtin())?;
         Some(format!("is the kernel's own, and no program is there that `{given}` could be for: remove it"))
+    }
+
+    fn cell_objection(&self) -> Option<String> {
+        cell_parent::objection(self.sched_args, self.cgroup_parent)
     }
 
     fn config_objection(&self) -> Option<String> {
@@ -337,6 +341,11 @@ mod tests {
                 FOUND.config_file_def("--config {file}", "f.json"),
                 "wants its configuration at `f.json` in the guest (`config_file_def`), a relative path: begin it \
                  with `/`",
+            ),
+            (
+                FOUND.sched_args(&["--cell-parent-cgroup", "/a"]).cgroup_parent("/b"),
+                "is given `--cell-parent-cgroup /a`, and its `cgroup_parent` is `/b`: the workers would be in one \
+                 cgroup and its cells below the other; say the same twice",
             ),
             (
                 FOUND.verifier_exclude_topologies(&["tiny-1llc", "8cpu-2llc-sm"]),

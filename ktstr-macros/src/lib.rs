@@ -5,6 +5,7 @@
 //! at the place where it stands. See `attributes.rs` for the shared reading of `key = value` lists.
 
 mod attributes;
+mod cell_parent;
 mod features;
 mod limits;
 mod payload;

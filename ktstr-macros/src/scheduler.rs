@@ -10,7 +10,7 @@ use syn::{
 
 use crate::{
     attributes::{Attributes, expected, whole_number},
-    limits, presets,
+    cell_parent, limits, presets,
 };
 
 const KEYS: &[&str] = &[
@@ -131,7 +131,7 @@ fn builtin(fields: &Attributes) -> Result<Option<TokenStream>> {
 fn places(fields: &Attributes) -> Result<TokenStream> {
     let mut calls = TokenStream::new();
     if let Some(parent) = fields.text("cgroup_parent")? {
-        if !parent.starts_with('/') || parent == "/" || parent.split('/').any(|part| part == "..") {
+        if !cell_parent::below_the_root(&parent) {
             let span = fields.value("cgroup_parent")?.map_or(proc_macro2::Span::call_site(), Spanned::span);
             let message = "`cgroup_parent` begins with `/`, is not `/` itself and has no `..` in it";
             return Err(Error::new(span, message));
@@ -177,6 +177,8 @@ fn lists(fields: &Attributes) -> Result<TokenStream> {
         }
     }
     presets::check(fields, "verifier_exclude_topologies")?;
+    let parent = fields.text("cgroup_parent")?;
+    cell_parent::check("sched_args", &fields.text_literals("sched_args")?, parent.as_deref())?;
     for kernels in fields.text_literals("kernels")? {
         if !names_kernels(&kernels.value()) {
             let message = format!(
@@ -285,6 +287,19 @@ mod tests {
         assert!(code.contains("KTSTR_SCHEDULERS"), "{code}");
     }
 
+    #[test]
+    fn a_cell_parent_that_is_the_declared_one_is_taken() {
+        for fields in [
+            "sched_args = [\"--cell-parent-cgroup=/a.slice/b/\"], cgroup_parent = \"/a.slice/b\"",
+            "sched_args = [\"--cell-parent-cgroup\", \"/a\", \"-v\"]",
+            "sched_args = [\"--cell-parent-cgroups=x\"]",
+        ] {
+            let text = format!("S, {{ name = \"n\", binary = \"b\", {fields} }}");
+            let taken = expand(TokenStream::from_str(&text).unwrap());
+            assert!(taken.is_ok(), "{fields}: {}", taken.unwrap_err());
+        }
+    }
+
     /// Declaration, message, and the text under the marker.
     const REFUSED: &[(&str, &str, &str)] = &[
         ("S, { binary = \"b\" }", "scheduler `S` needs `name = \"…\"`", "S"),
@@ -320,6 +335,31 @@ mod tests {
             "S, { name = \"n\", sched_args = [\"-v\"], kernel_builtin_enable = [\"a\"], kernel_builtin_disable = [\"b\"] }",
             "`sched_args` and `kernel_builtin_enable` cannot stand together: there is no program",
             "sched_args",
+        ),
+        (
+            "S, { name = \"n\", binary = \"b\", sched_args = [\"-v\", \"--cell-parent-cgroup\", \"cells\"] }",
+            "the path of `--cell-parent-cgroup` begins with `/`, is not `/` itself and has no `..` in it: `cells` cannot be it",
+            "\"cells\"",
+        ),
+        (
+            "S, { name = \"n\", binary = \"b\", sched_args = [\"--cell-parent-cgroup=/\"] }",
+            "the path of `--cell-parent-cgroup` begins with `/`, is not `/` itself and has no `..` in it: `/` cannot be it",
+            "\"--cell-parent-cgroup=/\"",
+        ),
+        (
+            "S, { name = \"n\", binary = \"b\", sched_args = [\"--cell-parent-cgroup=/a/../b\"] }",
+            "the path of `--cell-parent-cgroup` begins with `/`, is not `/` itself and has no `..` in it: `/a/../b` cannot be it",
+            "\"--cell-parent-cgroup=/a/../b\"",
+        ),
+        (
+            "S, { name = \"n\", binary = \"b\", sched_args = [\"--cell-parent-cgroup\"] }",
+            "`--cell-parent-cgroup` in `sched_args` has no path after it: add one, `\"/cells\"`",
+            "\"--cell-parent-cgroup\"",
+        ),
+        (
+            "S, { name = \"n\", binary = \"b\", sched_args = [\"--cell-parent-cgroup\", \"/a\"], cgroup_parent = \"/b\" }",
+            "`--cell-parent-cgroup /a` and `cgroup_parent = \"/b\"` are two cgroups: the workers would be in one, and the scheduler's cells below the other; say the same twice",
+            "\"/a\"",
         ),
         (
             "S, { name = \"n\", binary = \"b\", sched_args = \"-v\" }",

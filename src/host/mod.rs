@@ -7,6 +7,7 @@
 //! of our own (`record`).
 
 pub mod bpf_map;
+pub(crate) mod cell_parent;
 mod constraints;
 mod entry;
 mod looked_into;

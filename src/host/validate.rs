@@ -7,7 +7,7 @@ use ktstr_proto::{
     topology::TopologyError,
 };
 
-use super::{Constraints, Expect, KtstrTestEntry, Shape};
+use super::{Constraints, Expect, KtstrTestEntry, Shape, cell_parent};
 use crate::Scheduler;
 
 /// Why a test cannot be run as it is written.
@@ -288,8 +288,7 @@ impl KtstrTestEntry {
         }
         let parent = self.scheduler.and_then(|scheduler| scheduler.cgroup_parent);
         for path in self.workload_root_cgroup.into_iter().chain(parent) {
-            let bad = !path.starts_with('/') || path == "/" || path.split('/').any(|part| part == "..");
-            refuse_if(bad, Invalid::CgroupPath { path })?;
+            refuse_if(!cell_parent::below_the_root(path), Invalid::CgroupPath { path })?;
         }
         if let Some((low, min, high, max)) = self.bounds().contradiction() {
             return Err(Invalid::Bounds { low, min, high, max });
@@ -353,6 +352,11 @@ impl KtstrTestEntry {
                 return Err(Invalid::Scheduler { scheduler: scheduler.name, why });
             }
         }
+        if let Some(under_test) = self.scheduler
+            && let Some(why) = cell_parent::objection(self.extra_sched_args, under_test.cgroup_parent)
+        {
+            return Err(Invalid::Scheduler { scheduler: under_test.name, why });
+        }
         let takes = self.scheduler.is_some_and(|scheduler| scheduler.config_file_def.is_some());
         let scheduler = self.scheduler.map_or("EEVDF", |scheduler| scheduler.name);
         match (takes, self.config) {
@@ -404,6 +408,7 @@ mod tests {
             ..Constraints::NONE
         });
         static KERNELS_OWN: Scheduler = Scheduler::named("own").kernel_builtin(&["a"], &["b"]);
+        static CELLS: Scheduler = Scheduler::named("c").binary_discover("scx_c").cgroup_parent("/cells");
         static UNFIT: Scheduler = Scheduler::named("u");
         static STAGED_CONFIGURED: &[&Scheduler] = &[&LAYERED];
         static STAGED_OWN: &[&Scheduler] = &[&KERNELS_OWN];
@@ -578,6 +583,14 @@ mod tests {
                 "matches everything, even nothing at all: write what the error must have in it",
             ),
             (KtstrTestEntry { scheduler: Some(&UNFIT), ..good }, "scheduler `u` has no executable"),
+            (
+                KtstrTestEntry {
+                    scheduler: Some(&CELLS),
+                    extra_sched_args: &["--cell-parent-cgroup=/others"],
+                    ..good
+                },
+                "scheduler `c` is given `--cell-parent-cgroup /others`, and its `cgroup_parent` is `/cells`",
+            ),
             (
                 KtstrTestEntry { scheduler: Some(&SCHEDULER), staged_schedulers: STAGED_UNFIT, ..good },
                 "scheduler `u` has no executable",

@@ -5,7 +5,7 @@ use quote::ToTokens;
 use syn::{Error, Expr, Result, spanned::Spanned};
 
 use super::LIMITS;
-use crate::attributes::Attributes;
+use crate::{attributes::Attributes, cell_parent};
 
 /// Pairs that cannot stand together, and why.
 pub(super) const EXCLUDE: &[(&str, &str, &str)] = &[
@@ -107,8 +107,11 @@ pub fn contradictions(attributes: &Attributes) -> Result<()> {
     snapshots(attributes)?;
     pattern(attributes)?;
     twice(attributes)?;
+    // What its scheduler declares is not known here; `ktstr::host` compares them.
+    attributes.texts("extra_sched_args")?;
+    cell_parent::check("extra_sched_args", &attributes.text_literals("extra_sched_args")?, None)?;
     if let Some(root) = attributes.text("workload_root_cgroup")?
-        && (!root.starts_with('/') || root == "/" || root.split('/').any(|part| part == ".."))
+        && !cell_parent::below_the_root(&root)
     {
         let message = "`workload_root_cgroup` begins with `/`, is not `/` itself and has no `..` in it";
         return Err(Error::new(value_span(attributes, "workload_root_cgroup"), message));

@@ -269,6 +269,16 @@ const REFUSED: &[(&str, &str, &str)] = &[
     ),
     ("auto_repro", "`auto_repro` needs `scheduler`: there must be a scheduler that can crash", "auto_repro"),
     (
+        "scheduler = S, extra_sched_args = [\"--cell-parent-cgroup\", \"..\"]",
+        "the path of `--cell-parent-cgroup` begins with `/`, is not `/` itself and has no `..` in it: `..` cannot be it",
+        "\"..\"",
+    ),
+    (
+        "scheduler = S, extra_sched_args = [\"--cell-parent-cgroup\"]",
+        "`--cell-parent-cgroup` in `extra_sched_args` has no path after it: add one, `\"/cells\"`",
+        "\"--cell-parent-cgroup\"",
+    ),
+    (
         "expect_auto_repro",
         "`expect_auto_repro` needs `scheduler`: there must be a scheduler that can crash",
         "expect_auto_repro",
