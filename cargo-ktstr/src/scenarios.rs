@@ -24,6 +24,9 @@ struct Scenario {
     question: String,
     /// Features of schedulers it presses on.
     flags: Vec<String>,
+    /// Other names of it.
+    #[serde(default)]
+    aliases: Vec<String>,
 }
 
 impl Scenario {
@@ -40,6 +43,13 @@ fn guest(args: &[&str]) -> anyhow::Result<Command> {
     Ok(command)
 }
 
+impl Scenario {
+    /// Whether a filter means it: by a part of its name, or by all of another name of it.
+    fn is_meant(&self, filter: &str) -> bool {
+        self.name.contains(filter) || self.aliases.iter().any(|alias| alias == filter)
+    }
+}
+
 /// Those that fit, at least one: a name that fits none is a mistake, and not what "all passed" can be said of.
 fn chosen(filter: &str, flags: Option<&str>) -> anyhow::Result<Vec<Scenario>> {
     let args: Vec<&str> =
@@ -54,7 +64,7 @@ fn chosen(filter: &str, flags: Option<&str>) -> anyhow::Result<Vec<Scenario>> {
     }
     let all: Vec<Scenario> =
         serde_json::from_slice(&output.stdout).context("ktstr-guest list printed what is no list")?;
-    let chosen: Vec<Scenario> = all.into_iter().filter(|scenario| scenario.name.contains(filter)).collect();
+    let chosen: Vec<Scenario> = all.into_iter().filter(|scenario| scenario.is_meant(filter)).collect();
     if chosen.is_empty() {
         let flags = flags.map_or(String::new(), |flags| format!(" and fits --flags {flags}"));
         bail!("no scenario has `{filter}` in its name{flags}; `ktstr list` shows all");
@@ -71,6 +81,7 @@ pub fn list(args: &ListArgs) -> anyhow::Result<ExitCode> {
             .map(|s| {
                 serde_json::json!({
                     "name": s.name, "group": s.group, "question": s.question, "flags": s.flags,
+                    "aliases": s.aliases,
                 })
             })
             .collect();

@@ -13,7 +13,7 @@ use crate::{
     scenario::{
         Ctx, nearest,
         scenarios::{
-            catalogue,
+            catalogue, find, others,
             profile::{Profile, pressed},
         },
     },
@@ -67,6 +67,7 @@ fn list(wanted: impl Fn(&str) -> bool) -> Result<String> {
                 "group": canned.group,
                 "question": canned.question,
                 "flags": flags,
+                "aliases": others(canned),
             })
         })
         .collect();
@@ -74,7 +75,7 @@ fn list(wanted: impl Fn(&str) -> bool) -> Result<String> {
 }
 
 fn run(name: &str, options: &[&str]) -> Result<String> {
-    let Some(canned) = catalogue().find(|canned| canned.name == name) else {
+    let Some(canned) = find(name) else {
         let known: Vec<&str> = catalogue().map(|canned| canned.name).collect();
         let near = nearest(name, &known).map_or(String::new(), |near| format!("; did you mean `{near}`?"));
         bail!("there is no scenario `{name}`{near}");
@@ -115,6 +116,7 @@ mod tests {
             (Some("cgroup_steady"), Some("basic"))
         );
         assert!(steady["question"].as_str().unwrap().ends_with('?'));
+        assert_eq!(steady["aliases"], serde_json::json!(["custom_cgroup_steady", "steady"]));
     }
 
     #[test]

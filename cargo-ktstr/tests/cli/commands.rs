@@ -145,7 +145,7 @@ fn without_a_kernel_or_nextest_nothing_is_run() {
 fn with_scenarios(home: &Path) -> PathBuf {
     let ktstr = home.join("ktstr");
     fs::copy(KTSTR, &ktstr).unwrap();
-    let scenario = |name: &str, group: &str, flags: &[&str]| serde_json::json!({"name": name, "group": group, "question": format!("Is {name} so?"), "flags": flags});
+    let scenario = |name: &str, group: &str, flags: &[&str]| serde_json::json!({"name": name, "group": group, "question": format!("Is {name} so?"), "flags": flags, "aliases": [format!("custom_{name}")]});
     let list = serde_json::json!([
         scenario("calm", "basic", &[]),
         scenario("torn", "basic", &["llc", "steal"]),
@@ -176,7 +176,11 @@ fn scenarios_are_listed_by_group() {
     let expected = "basic:\n  calm\n      Is calm so?\n  torn [llc+steal]\n      Is torn so?\nstress:\n  wild\n      Is wild so?\n3 scenarios\n";
     assert_eq!(all, expected);
     assert!(text(&run(&["--filter", "il"]).stdout).ends_with("wild\n      Is wild so?\n1 scenarios\n"));
+    assert!(
+        text(&run(&["--filter", "custom_wild"]).stdout).ends_with("wild\n      Is wild so?\n1 scenarios\n")
+    );
     let json: serde_json::Value = serde_json::from_slice(&run(&["--json"]).stdout).unwrap();
+    assert_eq!(json[1]["aliases"], serde_json::json!(["custom_torn"]));
     assert_eq!(json[1]["flags"], serde_json::json!(["llc", "steal"]));
     for args in [
         &["--filter", "nowhere"][..],

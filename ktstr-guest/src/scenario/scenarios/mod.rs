@@ -5,6 +5,7 @@
 //! One that needs more than the machine has (a second last-level cache, say) is not run, with the
 //! reason. [`catalogue`] lists them all for `ktstr list` and `ktstr run`.
 
+mod names;
 mod needs;
 
 pub mod affinity;
@@ -41,6 +42,8 @@ pub use cpuset::{
 pub use dynamic::{cgroup_add_midrun as cgroup_add, cgroup_remove_midrun as cgroup_remove};
 pub use nested::{nested_cgroup_steady as nested_steady, nested_cgroup_task_move as nested_task_move};
 pub use stress::cgroup_oversubscribed as oversubscribed;
+
+pub use names::{find, others};
 
 /// A ready-made scenario in the list of all.
 #[derive(Debug, Clone, Copy)]
