@@ -159,7 +159,11 @@ fn dsq_lines(out: &mut String, state: &KernelState, dsq: &Dsq) {
         Ok(copy) => (copy.id.as_ref().map_or_else(why_not, |id| format!("{id:#x}")), show(&copy.nr)),
         Err(gap) => (why_not(gap), String::new()),
     };
-    let _ = writeln!(out, "{id} ({kind}): {nr} tasks");
+    let amid = match dsq.is_being_changed() {
+        true => format!(", {} listed: a CPU stood while it changed the queue", dsq.queued.items.len()),
+        false => String::new(),
+    };
+    let _ = writeln!(out, "{id} ({kind}): {nr} tasks{amid}");
     for at in &dsq.queued.items {
         let _ = writeln!(out, "    {}", state.task_at(*at).map_or_else(|| at.to_string(), task_line));
     }

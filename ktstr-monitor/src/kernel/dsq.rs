@@ -67,6 +67,16 @@ pub struct Dsq {
     pub queued: Walk<Kva>,
 }
 
+impl Dsq {
+    /// Whether a CPU stood while it put a task on the queue or took one off: list and count are written one after
+    /// the other, under the queue's lock.
+    #[must_use]
+    pub fn is_being_changed(&self) -> bool {
+        let counted = self.copy.as_ref().ok().and_then(|copy| copy.nr.as_ref().ok());
+        self.queued.cut.is_none() && counted.is_some_and(|nr| *nr as usize != self.queued.items.len())
+    }
+}
+
 /// All DSQs of the loaded scheduler; `instance` is its `scx_sched`.
 pub fn all(view: &View<'_, '_>, instance: Option<Kva>) -> Walk<Dsq> {
     let mut found = Walk { items: Vec::new(), cut: None };
@@ -229,4 +239,23 @@ fn follow(view: &View<'_, '_>, list: &'static str, head: Kva, found: &mut Walk<K
     let rest = list::chain(&view.mem, list, head, MAX_DSQS, |next| next.0 & 1 == 1);
     found.items.extend(rest.items);
     found.cut = found.cut.take().or(rest.cut);
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn count_and_list_differ_where_a_cpu_stood_in_between() {
+        let queue = |nr, items: &[u64], cut| Dsq {
+            at: Kva(0xffff_8880_0000_1000),
+            kind: DsqKind::User,
+            copy: Ok(DsqCopy { id: Ok(1), nr: Ok(nr), seq: Ok(0) }),
+            queued: Walk { items: items.iter().copied().map(Kva).collect(), cut },
+        };
+        let cut = || Some(Cut::TooLong { list: "scx_dispatch_q.list", limit: 2 });
+        assert!(!queue(2, &[0x10, 0x20], None).is_being_changed());
+        assert!(queue(1, &[0x10, 0x20], None).is_being_changed());
+        assert!(!queue(9, &[0x10, 0x20], cut()).is_being_changed(), "what else is on it is not known");
+    }
 }
