@@ -29,6 +29,20 @@ declare_scheduler!(IN_THE_KERNEL, {
     kernel_builtin_disable = ["echo turns of $(cat /proc/sys/kernel/sched_rr_timeslice_ms) ms end"],
 });
 
+declare_scheduler!(WITHOUT_PARITY, {
+    name = "without-parity",
+    kernel_builtin_enable = ["echo NO_RUN_TO_PARITY > /sys/kernel/debug/sched/features"],
+    kernel_builtin_disable = [
+        "echo RUN_TO_PARITY > /sys/kernel/debug/sched/features",
+        "cat /sys/kernel/debug/sched/features"
+    ],
+});
+declare_scheduler!(WITHOUT_SWITCH, {
+    name = "without-switch",
+    kernel_builtin_enable = ["true", "echo no such switch >&2; exit 3", "echo never > /dev/kmsg"],
+    kernel_builtin_disable = ["true"],
+});
+
 /// Prints JSON and the size of a file it was given.
 #[derive(Payload)]
 #[payload(binary = "sh", name = "probe", output = Json)]
@@ -210,6 +224,62 @@ fn was_switched_off(vm: &VmResult) -> Result<()> {
     let log = vm.scheduler_log();
     ensure!(log.iter().any(|line| line.contains("turns of 40 ms end")), "{log:?}");
     Ok(())
+}
+
+fn has_parity_again(vm: &VmResult) -> Result<()> {
+    let log = vm.scheduler_log();
+    let again = |line: &String| line.split_whitespace().any(|feature| feature == "RUN_TO_PARITY");
+    ensure!(log.iter().any(again), "{log:?}");
+    Ok(())
+}
+
+/// A feature of EEVDF, switched off while the workers run and on again after them.
+#[ktstr_test(scheduler = WITHOUT_PARITY, duration_s = 1, post_vm = has_parity_again)]
+fn a_feature_of_the_kernels_own_scheduler_is_a_scheduler(ctx: &Ctx) -> Result<AssertResult> {
+    let features = std::fs::read_to_string("/sys/kernel/debug/sched/features")?;
+    ensure!(features.split_whitespace().any(|feature| feature == "NO_RUN_TO_PARITY"), "{features}");
+    scenarios::steady(ctx)
+}
+
+/// A command that fails is named with how it ended, and what it said is in the scheduler's log.
+#[ktstr_test(
+    scheduler = WITHOUT_SWITCH,
+    duration_s = 1,
+    expect_err,
+    expect_scx_bpf_error_contains = "was not switched on: `echo no such switch >&2; exit 3` ",
+    expect_scx_bpf_error_matches = "(?m)^no such switch$"
+)]
+fn a_command_that_fails_is_told_with_its_words(ctx: &Ctx) -> Result<AssertResult> {
+    scenarios::steady(ctx)
+}
+
+/// Its first iteration is over after most of a second.
+fn slow_first(ctx: &mut WorkerCtx<'_, '_>) {
+    ctx.sleep(Duration::from_millis(700));
+    while !ctx.stopped() {
+        ctx.did(1, 1);
+        ctx.sleep(Duration::from_millis(5));
+    }
+}
+
+/// A hold that is over long before the first iteration would be: it begins after it.
+#[ktstr_test(duration_s = 1)]
+fn a_scenario_waits_for_first_iterations(ctx: &Ctx) -> Result<AssertResult> {
+    let work = || WorkType::Custom(Custom::new("slow_first", slow_first));
+    let def = CgroupDef::named("cg_0").work_type(work()).workers(2).signal_first_iteration(true);
+    let result =
+        execute_steps(ctx, vec![Step::with_defs(vec![def], HoldSpec::fixed(Duration::from_millis(50)))])?;
+    let iterations: Vec<u64> = result.stats.workers.iter().map(|worker| worker.iterations).collect();
+    ensure!(iterations.len() == 2 && iterations.iter().all(|done| *done > 0), "{iterations:?}");
+
+    let config =
+        WorkloadConfig { workers: 2, work_type: work(), signal_first_iteration: true, ..dfl_wl(ctx) };
+    let mut handle = WorkloadHandle::spawn(config)?;
+    handle.start()?;
+    let done: Vec<u64> = handle.snapshot().iter().map(|worker| worker.iterations).collect();
+    ensure!(done.iter().all(|done| *done > 0), "{done:?}");
+    handle.stop_and_collect();
+    Ok(result)
 }
 
 /// What the kernel has needs no program: commands switch it on and off.

@@ -337,6 +337,7 @@ impl Engine<'_> {
             seed: self.ctx.seed.wrapping_add((self.order as u64) << 32),
             attributes: attributes.collect(),
             mode: work.pcomm.clone().map_or(CloneMode::Fork, CloneMode::Pcomm),
+            signal_first_iteration: work.signal_first_iteration.unwrap_or_default(),
         };
         let order = self.order;
         self.order += 1;

@@ -139,6 +139,8 @@ impl CgroupDef {
         gid: u32;
         /// Restricts its workers to the CPUs of one NUMA node.
         numa_node: u32;
+        /// Lets the scenario go on only once each worker has done its first iteration.
+        signal_first_iteration: bool;
     }
 
     limit_setters! {

@@ -286,11 +286,19 @@ impl Engine<'_> {
             let failed = |source: WorkError| ScenarioError::Work { cgroup: worker.origin.clone(), source };
             worker.handle.await_ready().map_err(failed)?;
         }
-        for worker in self.workers.iter_mut().filter(|worker| worker.started.is_none()) {
+        let mut begun = Vec::new();
+        for (at, worker) in self.workers.iter_mut().enumerate().filter(|(_, worker)| worker.started.is_none())
+        {
             let failed = |source: WorkError| ScenarioError::Work { cgroup: worker.origin.clone(), source };
             worker.throttled_before_ns = hold::throttled_ns(&self.ctx.cgroups, &worker.cgroup);
-            worker.handle.start().map_err(failed)?;
+            worker.handle.begin().map_err(failed)?;
             worker.started = Some(Instant::now());
+            begun.push(at);
+        }
+        // All are at work by now: one group may need what another does.
+        for worker in begun.into_iter().map(|at| &self.workers[at]) {
+            let failed = |source: WorkError| ScenarioError::Work { cgroup: worker.origin.clone(), source };
+            worker.handle.first_iterations().map_err(failed)?;
         }
         Ok(())
     }

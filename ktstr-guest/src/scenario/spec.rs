@@ -38,6 +38,8 @@ pub struct WorkSpec {
     pub gid: Option<u32>,
     /// CPUs of this NUMA node only.
     pub numa_node: Option<u32>,
+    /// Whether the scenario goes on only once each of them has done its first iteration.
+    pub signal_first_iteration: Option<bool>,
 }
 
 macro_rules! setters {
@@ -83,6 +85,8 @@ impl WorkSpec {
         gid: u32 = std::convert::identity;
         /// Restricts the workers to the CPUs of one NUMA node.
         numa_node: u32 = std::convert::identity;
+        /// Lets the scenario go on only once each worker has done its first iteration.
+        signal_first_iteration: bool = std::convert::identity;
     }
 
     /// `self`, completed from `outer` where it says nothing.
@@ -103,6 +107,7 @@ impl WorkSpec {
             uid: inner.uid.or(outer.uid),
             gid: inner.gid.or(outer.gid),
             numa_node: inner.numa_node.or(outer.numa_node),
+            signal_first_iteration: inner.signal_first_iteration.or(outer.signal_first_iteration),
         }
     }
 }

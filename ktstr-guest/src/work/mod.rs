@@ -40,5 +40,7 @@ pub use custom::{Custom, CustomCfg, WorkerCtx};
 pub use kinds::DISK_ENV;
 pub use rng::Rng;
 pub(crate) use spawn::in_groups;
-pub use spawn::{CloneMode, STOP_TIMEOUT, WorkError, WorkloadConfig, WorkloadHandle};
+pub use spawn::{
+    CloneMode, FIRST_ITERATION_TIMEOUT, STOP_TIMEOUT, WorkError, WorkloadConfig, WorkloadHandle,
+};
 pub use work_type::{PiMode, Reap, SequencePhase, SimdWidth, WakeMechanism, WorkType};

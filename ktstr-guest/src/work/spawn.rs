@@ -12,6 +12,8 @@
 //! them. Waiting for workers is bounded; nothing here waits for one that does not come. A thread of the
 //! calling process that does not stop cannot be killed: it is reported, and left behind.
 
+mod first_iteration;
+
 use std::{
     fs::{self, File},
     io::{self, Read},
@@ -46,6 +48,8 @@ use super::{
     worker::{Links, Place},
 };
 use crate::attributes::{self, Attributes};
+
+pub use first_iteration::FIRST_ITERATION_TIMEOUT;
 
 /// How long workers may take to stop, in guest time.
 pub const STOP_TIMEOUT: Duration = Duration::from_secs(5);
@@ -89,6 +93,22 @@ pub enum WorkError {
         cgroup: String,
         /// What it asked for and why it was refused.
         reason: String,
+    },
+    /// Workers did not do a first iteration.
+    #[error(
+        "{} of {workers} workers of cgroup `{cgroup}` did no first iteration within {waited:?}: {}",
+        late.len(),
+        first_iteration::named(late)
+    )]
+    FirstIteration {
+        /// Their cgroup.
+        cgroup: String,
+        /// How many there are.
+        workers: usize,
+        /// Those who did not: which, from 0, and its thread id.
+        late: Vec<(usize, u32)>,
+        /// How long they were waited for.
+        waited: Duration,
     },
     /// Workloads that are to share a process are not made for it.
     #[error("workloads that share a process are all CloneMode::Pcomm with the same name")]
@@ -146,6 +166,8 @@ pub struct WorkloadConfig {
     pub attributes: Vec<Attributes>,
     /// Whether workers are processes or threads.
     pub mode: CloneMode,
+    /// Whether [`WorkloadHandle::start`] returns only once each worker has done its first iteration.
+    pub signal_first_iteration: bool,
 }
 
 impl Default for WorkloadConfig {
@@ -158,6 +180,7 @@ impl Default for WorkloadConfig {
             seed: 0,
             attributes: Vec::new(),
             mode: CloneMode::Fork,
+            signal_first_iteration: false,
         }
     }
 }
@@ -375,8 +398,15 @@ impl WorkloadHandle {
         }
     }
 
-    /// Lets the parked workers go once all are ready; a second call does nothing.
+    /// Lets the parked workers go once all are ready, and waits for their first iterations where
+    /// [`WorkloadConfig::signal_first_iteration`] says so. A second call lets nobody go.
     pub fn start(&mut self) -> Result<(), WorkError> {
+        self.begin()?;
+        self.first_iterations()
+    }
+
+    /// As [`Self::start`], without waiting for anybody's iterations.
+    pub(crate) fn begin(&mut self) -> Result<(), WorkError> {
         self.await_ready()?;
         if self.started.is_none() {
             if let Some(first) = self.processes.first() {

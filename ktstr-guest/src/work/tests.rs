@@ -110,6 +110,35 @@ fn every_kind_of_work_makes_progress_and_stops_when_told_in_one_process() {
 }
 
 #[test]
+fn every_kind_of_work_counts_a_first_iteration_that_can_be_waited_for() {
+    for work_type in harmless() {
+        let (name, workers) = (work_type.name(), work_type.group_size());
+        let mut handle = WorkloadHandle::spawn(config(workers, work_type)).unwrap();
+        handle.start().unwrap();
+        handle.await_first_iteration(PATIENCE).unwrap_or_else(|error| panic!("{name}: {error}"));
+        for report in handle.snapshot() {
+            assert!(report.iterations > 0 || report.not_run.is_some(), "{name}: {report:?}");
+        }
+    }
+}
+
+#[test]
+fn who_does_no_first_iteration_is_named() {
+    fn never(ctx: &mut WorkerCtx<'_, '_>) {
+        while !ctx.stopped() {
+            ctx.sleep(Duration::from_millis(1));
+        }
+    }
+    let idle = Custom::new("never", never);
+    let mut handle = WorkloadHandle::spawn(config(2, WorkType::Custom(idle))).unwrap();
+    handle.start().unwrap();
+    let error = handle.await_first_iteration(Duration::from_millis(50)).unwrap_err().to_string();
+    let tids = handle.tids();
+    assert!(error.starts_with("2 of 2 workers of cgroup `cg` did no first iteration within "), "{error}");
+    assert!(error.ends_with(&format!("worker 0 (tid {}), worker 1 (tid {})", tids[0], tids[1])), "{error}");
+}
+
+#[test]
 fn the_same_seed_chooses_the_same() {
     fn choose(ctx: &mut WorkerCtx<'_, '_>) {
         let drawn = ctx.rng().below(1 << 40);
