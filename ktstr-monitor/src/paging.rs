@@ -284,7 +284,8 @@ impl<'m> KernelMem<'m> {
         Ok(())
     }
 
-    /// Reads a string up to its NUL, at most `limit` bytes; what is no UTF-8 is replaced.
+    /// Reads a string up to its NUL; what is no UTF-8 is replaced. One that has none within `limit` bytes says at its
+    /// end that it was cut.
     pub fn read_string(&self, kva: Kva, limit: usize) -> Result<String, AccessError> {
         let mut text = Vec::new();
         let mut piece = [0; 256];
@@ -297,11 +298,11 @@ impl<'m> KernelMem<'m> {
             self.read(here, &mut piece[..len])?;
             if let Some(end) = piece[..len].iter().position(|&b| b == 0) {
                 text.extend_from_slice(&piece[..end]);
-                break;
+                return Ok(String::from_utf8_lossy(&text).into_owned());
             }
             text.extend_from_slice(&piece[..len]);
         }
-        Ok(String::from_utf8_lossy(&text).into_owned())
+        Ok(format!("{} (cut: no end within {limit} bytes)", String::from_utf8_lossy(&text)))
     }
 
     /// Reads a little-endian `u32`; not torn when aligned.
@@ -350,11 +351,13 @@ mod tests {
     }
 
     #[test]
-    fn strings_end_at_their_nul_at_the_limit_or_in_an_error() {
+    fn strings_end_at_their_nul_or_say_that_they_were_cut_or_are_an_error() {
         let mem = memory(b"name\0rest");
         let mem = KernelMem::new(&mem, PageTable { root: Gpa(0), levels: Levels::Four });
         assert_eq!(mem.read_string(LAST, 100).unwrap(), "name");
-        assert_eq!(mem.read_string(LAST, 3).unwrap(), "nam");
+        assert_eq!(mem.read_string(LAST, 5).unwrap(), "name", "the NUL is the last that is read");
+        assert_eq!(mem.read_string(LAST, 4).unwrap(), "name (cut: no end within 4 bytes)");
+        assert_eq!(mem.read_string(LAST, 3).unwrap(), "nam (cut: no end within 3 bytes)");
         assert_eq!(mem.read_string(Kva(u64::MAX - 7), 100).unwrap(), "\u{1}");
         assert!(mem.read_string(Kva(0x10), 100).is_err());
     }

@@ -49,6 +49,9 @@ fn events(scx: &Scx) -> Vec<(String, i64)> {
 pub fn summary(summary: Summary, reasons: &Reasons) -> wire::MonitorSummary {
     let (depth, cpu) = summary.max_dsq_depth.unwrap_or((0, CpuId(0)));
     let mut unavailable: Vec<String> = reasons.told.to_vec();
+    if reasons.more {
+        unavailable.push(format!("more is missing for other reasons than these {MAX_REASONS}"));
+    }
     if summary.standstills > 0 {
         unavailable.push(format!(
             "in {} intervals no run-queue clock advanced on any CPU: the guest was paused, starved of \
@@ -101,14 +104,22 @@ pub fn absent(profile: &Profile) -> Vec<String> {
 pub struct Reasons {
     seen: BTreeSet<String>,
     told: Vec<String>,
+    /// There were others, which are not told.
+    more: bool,
 }
 
 impl Reasons {
     /// The full text of `error` if it is new; errors that differ only in their causes count as one.
     pub fn tell(&mut self, error: &dyn std::error::Error) -> Option<String> {
-        if self.seen.len() >= MAX_REASONS || !self.seen.insert(error.to_string()) {
+        let reason = error.to_string();
+        if self.seen.contains(&reason) {
             return None;
         }
+        if self.seen.len() >= MAX_REASONS {
+            self.more = true;
+            return None;
+        }
+        self.seen.insert(reason);
         let text = chain(error);
         self.told.push(text.clone());
         Some(text)
@@ -156,4 +167,32 @@ fn nanos(time: Duration) -> u64 {
 
 fn micros(time: Duration) -> u32 {
     u32::try_from(time.as_micros()).unwrap_or(u32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::judge::Observation;
+
+    /// A reason by its number.
+    #[derive(Debug, thiserror::Error)]
+    #[error("reason {0}")]
+    struct Reason(usize);
+
+    #[test]
+    fn reasons_that_are_too_many_are_told_of() {
+        let mut reasons = Reasons::default();
+        let told: Vec<_> = (0..MAX_REASONS).filter_map(|nth| reasons.tell(&Reason(nth))).collect();
+        assert_eq!(told.len(), MAX_REASONS);
+        assert_eq!(reasons.tell(&Reason(0)), None);
+        assert_eq!(
+            summary(Observation::new(5).summary(), &reasons).unavailable,
+            told,
+            "the same again is none more"
+        );
+        assert_eq!(reasons.tell(&Reason(MAX_REASONS)), None);
+        let all = summary(Observation::new(5).summary(), &reasons).unavailable;
+        assert_eq!(all[..MAX_REASONS], told);
+        assert_eq!(all[MAX_REASONS..], ["more is missing for other reasons than these 32"]);
+    }
 }
