@@ -282,6 +282,31 @@ fn a_scenario_waits_for_first_iterations(ctx: &Ctx) -> Result<AssertResult> {
     Ok(result)
 }
 
+/// Workers that park sleep in the kernel, are not stuck by that, and go no further.
+#[ktstr_test(duration_s = 2)]
+fn parked_workers_sleep_until_their_end(ctx: &Ctx) -> Result<AssertResult> {
+    let def = CgroupDef::named("cg_0").workers(2).park_after_iterations(5).signal_first_iteration(true);
+    let result = execute_defs(ctx, vec![def])?;
+    let iterations: Vec<u64> = result.stats.workers.iter().map(|worker| worker.iterations).collect();
+    ensure!(iterations.len() == 2 && iterations.iter().all(|done| (1..=5).contains(done)), "{iterations:?}");
+
+    let config = WorkloadConfig { workers: 2, park_after_iterations: Some(5), ..dfl_wl(ctx) };
+    let mut handle = WorkloadHandle::spawn(config)?;
+    handle.start()?;
+    let sleeps = |tid: &u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{tid}/stat")).unwrap_or_default();
+        stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('S'))
+    };
+    let until = std::time::Instant::now() + Duration::from_secs(60);
+    while !(handle.snapshot().iter().all(|worker| worker.iterations == 5) && handle.tids().iter().all(sleeps))
+    {
+        ensure!(std::time::Instant::now() < until, "{:?}", handle.snapshot());
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    handle.stop_and_collect();
+    Ok(result)
+}
+
 /// What the kernel has needs no program: commands switch it on and off.
 #[ktstr_test(scheduler = IN_THE_KERNEL, duration_s = 1, no_perf_mode, cpu_budget = 1, post_vm = was_switched_off)]
 fn commands_switch_the_kernels_own_scheduler(ctx: &Ctx) -> Result<AssertResult> {

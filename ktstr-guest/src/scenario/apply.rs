@@ -338,6 +338,7 @@ impl Engine<'_> {
             attributes: attributes.collect(),
             mode: work.pcomm.clone().map_or(CloneMode::Fork, CloneMode::Pcomm),
             signal_first_iteration: work.signal_first_iteration.unwrap_or_default(),
+            park_after_iterations: work.park_after_iterations,
         };
         let order = self.order;
         self.order += 1;

@@ -141,6 +141,8 @@ impl CgroupDef {
         numa_node: u32;
         /// Lets the scenario go on only once each worker has done its first iteration.
         signal_first_iteration: bool;
+        /// Parks each worker after so many iterations: it sleeps until its end.
+        park_after_iterations: u64;
     }
 
     limit_setters! {

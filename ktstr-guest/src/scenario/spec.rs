@@ -40,6 +40,8 @@ pub struct WorkSpec {
     pub numa_node: Option<u32>,
     /// Whether the scenario goes on only once each of them has done its first iteration.
     pub signal_first_iteration: Option<bool>,
+    /// After how many iterations each of them parks: it sleeps until its end.
+    pub park_after_iterations: Option<u64>,
 }
 
 macro_rules! setters {
@@ -87,6 +89,8 @@ impl WorkSpec {
         numa_node: u32 = std::convert::identity;
         /// Lets the scenario go on only once each worker has done its first iteration.
         signal_first_iteration: bool = std::convert::identity;
+        /// Parks each worker after so many iterations: it sleeps until its end.
+        park_after_iterations: u64 = std::convert::identity;
     }
 
     /// `self`, completed from `outer` where it says nothing.
@@ -107,6 +111,7 @@ impl WorkSpec {
             uid: inner.uid.or(outer.uid),
             gid: inner.gid.or(outer.gid),
             numa_node: inner.numa_node.or(outer.numa_node),
+            park_after_iterations: inner.park_after_iterations.or(outer.park_after_iterations),
             signal_first_iteration: inner.signal_first_iteration.or(outer.signal_first_iteration),
         }
     }

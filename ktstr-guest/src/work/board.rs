@@ -127,6 +127,8 @@ pub(super) struct Slot {
     pub panicked: AtomicBool,
     /// It finished without having been told to.
     pub early: AtomicBool,
+    /// Iterations it had done when it parked; 0 is not parked yet.
+    pub parked_after: AtomicU64,
     /// The thread of a worker that is one is at its end.
     pub gone: AtomicBool,
     pub tid: AtomicU32,
@@ -255,6 +257,7 @@ struct Head {
     epoch: AtomicU32,
     went_ns: AtomicU64,
     frozen_ns: AtomicU64,
+    released: AtomicU32,
 }
 
 /// The shared mapping.
@@ -372,6 +375,11 @@ impl Board {
     /// For how long the workers' cgroup was frozen so far, nanoseconds.
     pub fn frozen_ns(&self) -> &AtomicU64 {
         &self.head().frozen_ns
+    }
+
+    /// Lets workers go on that have parked; futex.
+    pub fn released(&self) -> &AtomicU32 {
+        &self.head().released
     }
 
     /// Tells all workers to stop.

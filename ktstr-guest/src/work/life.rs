@@ -146,7 +146,8 @@ fn worker(birth: &Birth<'_>, index: usize, links: &Links) -> bool {
     await_prepared(board);
     let blocking = if config.work_type.never_blocks() { Blocking::Never } else { Blocking::Sometimes };
     let seed = config.seed.wrapping_add(index as u64);
-    let meter = Meter::start(board, index, blocking);
+    let mut meter = Meter::start(board, index, blocking);
+    meter.parks_after(config.park_after_iterations);
     meter.began_late(late_ns);
     let mut worker = Worker { meter, rng: Rng::new(seed), burner: Burner::new(seed), place, links, board };
     if let Err(not_run) = prepared.and_then(|()| kinds::run(&config.work_type, &mut worker)) {

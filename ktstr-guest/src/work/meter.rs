@@ -14,14 +14,15 @@
 use std::{
     fs::File,
     os::unix::fs::FileExt,
-    sync::atomic::Ordering::{Relaxed, Release},
+    sync::atomic::Ordering::{Relaxed, Release, SeqCst},
 };
 
 use nix::sys::resource::{UsageWho, getrusage};
 
 use super::{
     board::{Board, Counter, PhaseSlot, Series, Slot},
-    sys::{cpu_ns, now_ns},
+    sys::{cpu_ns, futex_wait, now_ns},
+    worker::WAIT_SLICE,
 };
 
 /// Shortest time between two checkpoints, nanoseconds.
@@ -67,6 +68,11 @@ pub(super) struct Meter<'a> {
     unblocked_ns: u64,
     work_units: u64,
     iterations: u64,
+    /// All iterations so far that are published.
+    done: u64,
+    /// After how many of them it parks.
+    parks_after: Option<u64>,
+    parked_ns: u64,
     start_migrations: Option<u64>,
     start_numa_migrated: u64,
     cpu: LastCpu,
@@ -95,6 +101,9 @@ impl<'a> Meter<'a> {
             unblocked_ns: 0,
             work_units: 0,
             iterations: 0,
+            done: 0,
+            parks_after: None,
+            parked_ns: 0,
             start_migrations: kernel_migrations(),
             start_numa_migrated: numa_pages_migrated(),
             cpu: LastCpu::default(),
@@ -115,6 +124,11 @@ impl<'a> Meter<'a> {
         self.figures().raise(Counter::MaxGapNs, late_ns);
         let from_ns = self.start_ns.saturating_sub(late_ns);
         self.slot.note_gap(self.start_ns, (from_ns, self.start_ns), (None, self.cpu.number()));
+    }
+
+    /// Says after how many iterations it is to park; 0 is taken for 1.
+    pub fn parks_after(&mut self, iterations: Option<u64>) {
+        self.parks_after = iterations.map(|iterations| iterations.max(1));
     }
 
     /// Whether the worker was told to stop.
@@ -169,8 +183,21 @@ impl<'a> Meter<'a> {
         }
     }
 
-    /// Publishes the counters; divides the time since the last checkpoint when that is long enough ago.
+    /// Publishes the counters; divides the time since the last checkpoint when that is long enough ago. Here it parks,
+    /// if it is time to: until it is released or told to stop.
     pub fn checkpoint(&mut self) {
+        self.account();
+        let due = |meter: &Self| meter.parks_after.is_some_and(|after| meter.done >= after);
+        while due(self) && !self.stopped() && self.board.released().load(SeqCst) == 0 {
+            self.slot.parked_after.store(self.done, Release);
+            let began = now_ns();
+            futex_wait(self.board.released(), 0, WAIT_SLICE);
+            self.parked_ns += now_ns().saturating_sub(began);
+            self.account();
+        }
+    }
+
+    fn account(&mut self) {
         self.publish();
         let now = now_ns();
         let phase = self.board.phase();
@@ -192,6 +219,7 @@ impl<'a> Meter<'a> {
             figures.add(Counter::WorkUnits, std::mem::take(&mut self.work_units));
         }
         if self.iterations > 0 {
+            self.done += self.iterations;
             figures.add(Counter::Iterations, std::mem::take(&mut self.iterations));
         }
     }
@@ -207,13 +235,15 @@ impl<'a> Meter<'a> {
         self.last_frozen_ns = frozen_ns;
         let stat = self.schedstat.as_ref().filter(|_| self.blocking == Blocking::Sometimes);
         let kept_off = match (self.blocking, stat.and_then(read_schedstat)) {
-            (Blocking::Never, _) => off_cpu - frozen,
+            (Blocking::Never, _) => (off_cpu - frozen).saturating_sub(self.parked_ns),
             (Blocking::Sometimes, Some((delay_ns, _))) => {
                 let delay = delay_ns.saturating_sub(self.last_delay_ns);
                 self.last_delay_ns = delay_ns;
                 delay.min(off_cpu - frozen)
             }
-            (Blocking::Sometimes, None) => off_cpu.saturating_sub(self.blocked_ns.max(frozen)),
+            (Blocking::Sometimes, None) => {
+                off_cpu.saturating_sub((self.blocked_ns + self.parked_ns).max(frozen))
+            }
         };
         let was_on = self.cpu.number();
         self.look_at_cpu();
@@ -226,7 +256,7 @@ impl<'a> Meter<'a> {
         figures.add(Counter::CpuNs, ran);
         figures.add(Counter::WallNs, wall);
         self.slot.seen_ns.store(now, Relaxed);
-        self.blocked_ns = 0;
+        (self.blocked_ns, self.parked_ns) = (0, 0);
         self.last_ns = now;
         self.last_cpu_ns = cpu_ns;
     }

@@ -1,6 +1,6 @@
 //! From a worker's slot to its report.
 
-use std::sync::atomic::Ordering::Relaxed;
+use std::sync::atomic::Ordering::{Acquire, Relaxed};
 
 use ktstr_proto::{
     histogram::Histogram,
@@ -13,6 +13,9 @@ use super::{
     not_run::NotRun,
     worker::Place,
 };
+
+/// The metric of a worker that has parked: iterations it had done then.
+const PARKED: &str = "parked_after_iterations";
 
 /// The report of a worker that ended, or works still, as `exit` says; `waited_ns` is the wall time of one
 /// that did not live to write it down. With distributions it holds histograms and phases, too.
@@ -32,6 +35,8 @@ pub(super) fn report(
     };
     let duty_ppm = slot.duty_ppm.load(Relaxed);
     let position = place.position as u32;
+    let parked_after = slot.parked_after.load(Acquire);
+    let parked = (parked_after > 0).then(|| (PARKED.to_owned(), parked_after as f64));
     WorkerReport {
         tid: slot.tid.load(Relaxed),
         cgroup: config.cgroup.clone(),
@@ -88,6 +93,7 @@ pub(super) fn report(
             .iter()
             .zip(&slot.metrics)
             .map(|(name, bits)| ((*name).into(), f64::from_bits(bits.load(Relaxed))))
+            .chain(parked)
             .collect(),
     }
 }

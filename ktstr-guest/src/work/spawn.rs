@@ -12,7 +12,9 @@
 //! them. Waiting for workers is bounded; nothing here waits for one that does not come. A thread of the
 //! calling process that does not stop cannot be killed: it is reported, and left behind.
 
+mod error;
 mod first_iteration;
+mod park;
 
 use std::{
     fs::{self, File},
@@ -39,7 +41,7 @@ use nix::{
 };
 
 use super::{
-    WorkType, WorkTypeError,
+    WorkType,
     board::Board,
     kinds::Siblings,
     life::{self, Birth, GIVE_UP, GO, PANICKED},
@@ -49,6 +51,7 @@ use super::{
 };
 use crate::attributes::{self, Attributes};
 
+pub use error::WorkError;
 pub use first_iteration::FIRST_ITERATION_TIMEOUT;
 
 /// How long workers may take to stop, in guest time.
@@ -58,71 +61,6 @@ const STOP_REPEAT: Duration = Duration::from_millis(20);
 /// How long workers may take until they are ready to start, in guest time. One that takes longer is
 /// started all the same: that it gets no CPU is the scenario's finding.
 const READY_TIMEOUT: Duration = Duration::from_secs(5);
-
-/// Why workers cannot be had.
-#[derive(Debug, thiserror::Error)]
-pub enum WorkError {
-    /// Nobody is to work.
-    #[error("a workload of no workers does nothing: give `workers`")]
-    NoWorkers,
-    /// The number of workers does not fit the kind of work.
-    #[error("{work_type} works in groups of {group}: {workers} workers cannot be divided into such groups")]
-    Group {
-        /// Kind of work.
-        work_type: &'static str,
-        /// Workers in a group.
-        group: u32,
-        /// Workers asked for.
-        workers: u32,
-    },
-    /// A parameter makes no work.
-    #[error("a parameter of the work type is wrong")]
-    Parameter(#[from] WorkTypeError),
-    /// The kind of work cannot be done in threads of the calling process.
-    #[error("{work_type} forks or moves its process: use CloneMode::Fork, not Thread")]
-    Threads {
-        /// Kind of work.
-        work_type: &'static str,
-    },
-    /// A worker cannot be what it should be.
-    #[error("worker {worker} of cgroup `{cgroup}` cannot be set up as asked: it {reason}")]
-    Refused {
-        /// Which, from 0.
-        worker: usize,
-        /// Its cgroup.
-        cgroup: String,
-        /// What it asked for and why it was refused.
-        reason: String,
-    },
-    /// Workers did not do a first iteration.
-    #[error(
-        "{} of {workers} workers of cgroup `{cgroup}` did no first iteration within {waited:?}: {}",
-        late.len(),
-        first_iteration::named(late)
-    )]
-    FirstIteration {
-        /// Their cgroup.
-        cgroup: String,
-        /// How many there are.
-        workers: usize,
-        /// Those who did not: which, from 0, and its thread id.
-        late: Vec<(usize, u32)>,
-        /// How long they were waited for.
-        waited: Duration,
-    },
-    /// Workloads that are to share a process are not made for it.
-    #[error("workloads that share a process are all CloneMode::Pcomm with the same name")]
-    Unshared,
-    /// The system refused.
-    #[error("cannot {action}")]
-    System {
-        /// What was tried.
-        action: &'static str,
-        /// The system's reason.
-        #[source]
-        source: io::Error,
-    },
-}
 
 fn system<T>(action: &'static str, result: nix::Result<T>) -> Result<T, WorkError> {
     result.map_err(|e| WorkError::System { action, source: e.into() })
@@ -168,6 +106,8 @@ pub struct WorkloadConfig {
     pub mode: CloneMode,
     /// Whether [`WorkloadHandle::start`] returns only once each worker has done its first iteration.
     pub signal_first_iteration: bool,
+    /// After how many iterations each worker parks: it sleeps until [`WorkloadHandle::release`] or its end.
+    pub park_after_iterations: Option<u64>,
 }
 
 impl Default for WorkloadConfig {
@@ -181,6 +121,7 @@ impl Default for WorkloadConfig {
             attributes: Vec::new(),
             mode: CloneMode::Fork,
             signal_first_iteration: false,
+            park_after_iterations: None,
         }
     }
 }
@@ -283,6 +224,7 @@ impl WorkloadHandle {
         if config.mode == CloneMode::Thread && config.work_type.needs_own_process() {
             return Err(WorkError::Threads { work_type: config.work_type.name() });
         }
+        park::check(&config)?;
         let board = Board::new(config.workers as usize, config.work_type.group_size() as usize)
             .map_err(|source| WorkError::System { action: "map memory for the workers' figures", source })?;
         let (alive, alive_write) = system("create the life pipe", pipe2(OFlag::O_CLOEXEC))?;

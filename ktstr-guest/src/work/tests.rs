@@ -123,6 +123,38 @@ fn every_kind_of_work_counts_a_first_iteration_that_can_be_waited_for() {
 }
 
 #[test]
+fn a_worker_parks_after_its_iterations_and_goes_on_when_released() {
+    let parked =
+        |report: &WorkerReport| report.metrics.iter().any(|(name, _)| name == "parked_after_iterations");
+    for mode in [CloneMode::Fork, CloneMode::Thread, CloneMode::Pcomm("host".into())] {
+        let config = WorkloadConfig { mode, park_after_iterations: Some(3), ..config(2, WorkType::SpinWait) };
+        let mut handle = WorkloadHandle::spawn(config.clone()).unwrap();
+        handle.start().unwrap();
+        work_until(&handle, parked);
+        for report in handle.snapshot() {
+            assert_eq!(report.iterations, 3, "{report:?}");
+        }
+        handle.release();
+        work_until(&handle, |report| report.iterations > 3);
+        for report in handle.stop_and_collect() {
+            assert_eq!(report.exit, WorkerExit::Completed);
+            assert_eq!(report.metrics, [("parked_after_iterations".to_owned(), 3.0)]);
+        }
+        // One that is parked ends when it is told to.
+        for report in run(config, parked) {
+            assert_eq!((report.exit, report.iterations), (WorkerExit::Completed, 3));
+        }
+    }
+}
+
+#[test]
+fn what_would_not_park_as_a_whole_is_refused() {
+    let threads = harmless().find(WorkType::has_threads).expect("work with threads of its own");
+    let config = WorkloadConfig { park_after_iterations: Some(1), ..config(threads.group_size(), threads) };
+    assert!(matches!(WorkloadHandle::spawn(config), Err(WorkError::Parks { .. })));
+}
+
+#[test]
 fn who_does_no_first_iteration_is_named() {
     fn never(ctx: &mut WorkerCtx<'_, '_>) {
         while !ctx.stopped() {
