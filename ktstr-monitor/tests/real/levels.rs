@@ -50,7 +50,9 @@ impl Drop for Emulator {
 
 impl Emulator {
     fn boot(image: &std::path::Path, cmdline: &str) -> Self {
-        let file = |name: &str| File::from(memfd_create(name, MFdFlags::empty()).expect("a file in memory"));
+        // Opened anew by path: nobody inherits it, neither this emulator nor a guest that another thread starts.
+        let file =
+            |name: &str| File::from(memfd_create(name, MFdFlags::MFD_CLOEXEC).expect("a file in memory"));
         let (ram, console) = (file("ram"), file("console"));
         ram.set_len(MEMORY).expect("so large");
         let path = |file: &File| format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
