@@ -10,9 +10,11 @@ use ktstr_proto::{
 
 use crate::render::headline;
 
-/// The report with its outcome as the attribute wants it. What never ran, and an infrastructure that failed, stay.
+/// The report with its outcome as the attribute wants it. What never ran stays, an infrastructure that failed, and a
+/// run without a crash that proves nothing.
 pub(super) fn weighed(mut report: RunReport) -> RunReport {
-    if report.infrastructure || report.outcome == Outcome::NotRun {
+    let in_doubt = report.outcome == Outcome::Inconclusive && report.auto_repro.is_none();
+    if report.infrastructure || report.outcome == Outcome::NotRun || in_doubt {
         return report;
     }
     let missing = match &report.auto_repro {
@@ -165,12 +167,14 @@ mod tests {
     }
 
     #[test]
-    fn what_never_ran_stays_what_it_is() {
+    fn what_never_ran_or_proves_nothing_stays_what_it_is() {
         let missing = Some(Cause::Missing { reason: "no emulator".into() });
         let left_out = report(Outcome::NotRun, missing, None);
         assert_eq!(weighed(left_out.clone()), left_out);
         let broken =
             RunReport { infrastructure: true, ..report(Outcome::Fail, Some(Cause::Cancelled), None) };
         assert_eq!(weighed(broken.clone()), broken);
+        let starved = report(Outcome::Inconclusive, Some(Cause::Assertion), None);
+        assert_eq!(weighed(starved.clone()), starved);
     }
 }
