@@ -7,10 +7,7 @@ use super::exchange::IMAGE_SIZE;
 use super::kernel::LabKernel;
 use super::state::{Launch, StateDir};
 use super::{AGENT_COMMAND, KEEPER_COMMAND, initrd, shutdowns};
-use crate::{
-    prereq::{SOUND, emulator_version},
-    workspace,
-};
+use crate::prereq::{SOUND, emulator_version};
 use anyhow::{Context, Result, bail};
 use std::fs::{self, File};
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -29,7 +26,7 @@ pub const EXCHANGE_DEVICE: &str = "/dev/vda";
 const CPU: &str = "max,-erms,-fsrm";
 
 /// Source of the library that its emulator runs with.
-const COHERENCE: &str = "ktstr-vmm/src/emulator/coherence.c";
+const COHERENCE: &str = include_str!("../../../ktstr-vmm/src/emulator/coherence.c");
 
 /// How the lab's machine looks.
 pub struct Shape {
@@ -180,7 +177,8 @@ fn emulator_argv(kernel: &LabKernel, shape: &Shape) -> Result<Vec<String>> {
 /// The library that keeps vCPUs on threads of their own from kernel text that is no more, built for the lab; it
 /// reports with a `c` in `emulator.log`.
 fn coherent(state: &StateDir) -> Result<Vec<(String, String)>> {
-    let (source, library) = (workspace::root().join(COHERENCE), state.file("coherence.so"));
+    let (source, library) = (state.file("coherence.c"), state.file("coherence.so"));
+    fs::write(&source, COHERENCE).context("writing the source of the emulator's library")?;
     let mut compiler = Command::new("cc");
     compiler.args(["-O2", "-shared", "-fPIC", "-o"]).arg(&library).arg(&source).arg("-ldl");
     let status = compiler.status().context("starting the C compiler")?;
