@@ -25,7 +25,7 @@ fn run(needs: &Needs, initrd: &OwnedFd, preload: &str) -> Output {
     let initrd = format!("/proc/{}/fd/{}", std::process::id(), initrd.as_raw_fd());
     let kernel = needs.kernels.last().expect("there is one");
     Command::new("timeout")
-        .args(["120", "env", &format!("LD_PRELOAD={preload}"), "KTSTR_COHERENCE=2", QEMU])
+        .args(["280", "env", &format!("LD_PRELOAD={preload}"), "KTSTR_COHERENCE=2", QEMU])
         .args("-nodefaults -no-user-config -display none -no-reboot -serial stdio -m 512M -smp 4".split(' '))
         .args("-machine q35,hpet=off -cpu max,vendor=GenuineIntel -accel tcg,thread=multi".split(' '))
         .args(["-initrd", &initrd, "-append", "console=ttyS0 tsc=reliable no_timer_check panic=-1"])
