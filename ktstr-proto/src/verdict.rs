@@ -326,6 +326,19 @@ impl AssertResult {
         result
     }
 
+    /// A pass because what was found is what was expected: that stays readable and no longer counts.
+    pub fn expected(message: impl Into<String>, found: Option<Self>) -> Self {
+        let mut result = Self::pass();
+        result.push(DetailKind::Expectation, Outcome::Pass, message);
+        if let Some(found) = found {
+            for detail in found.details {
+                result.push(detail.kind, Outcome::Pass, detail.message);
+            }
+            result.stats = found.stats;
+        }
+        result
+    }
+
     /// Adds a finding. A remark, which is [`DetailKind::Note`] with [`Outcome::Pass`], shows nothing: what was
     /// not run stays so.
     pub fn push(&mut self, kind: DetailKind, outcome: Outcome, message: impl Into<String>) {

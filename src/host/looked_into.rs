@@ -35,18 +35,9 @@ pub(super) fn weighed(mut report: RunReport) -> RunReport {
         None => {
             let how = report.cause.take().map_or_else(String::new, |cause| headline(&cause));
             let seen = report.auto_repro.as_ref().map_or(0, |repro| repro.seen.len());
-            let mut result = AssertResult::pass();
             let message = format!("looked into as expected, {seen} events up to the exit: {how}");
-            result.push(DetailKind::Expectation, Outcome::Pass, message);
-            if let Some(found) = report.result.take() {
-                // What was found stays readable; it no longer counts.
-                for detail in found.details {
-                    result.push(detail.kind, Outcome::Pass, detail.message);
-                }
-                result.stats = found.stats;
-            }
             report.outcome = Outcome::Pass;
-            report.result = Some(result);
+            report.result = Some(AssertResult::expected(message, report.result.take()));
         }
     }
     report

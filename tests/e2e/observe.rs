@@ -507,15 +507,17 @@ fn on_kvm_a_crowd_under_a_published_scheduler_is_captured() {
     crowd(Accel::Kvm);
 }
 
+/// A run that has a boot before it, observed.
+fn begun(root: &Path) -> Live {
+    Live::start(RunSpec { warm: false, observe: true, ..exec("sleep 1000") }, root)
+}
+
 /// From a run's first moment on it can be asked, and answers once its guest is there: a question, one for which the
 /// guest stands, and a capture.
 #[test]
 fn who_asks_too_early_gets_an_answer_and_asks_once() {
     let root = tempfile::tempdir().unwrap();
-    let mut spec = exec("sleep 1000");
-    spec.warm = false;
-    spec.observe = true;
-    let live = Live::start(spec, root.path());
+    let live = begun(root.path());
     let run = live.dir.to_str().unwrap();
     // 3: its socket is not there yet.
     let early = |words: &[&str]| {
@@ -555,10 +557,7 @@ fn who_asks_too_early_gets_an_answer_and_asks_once() {
 #[test]
 fn who_waits_for_a_run_that_ends_is_told() {
     let root = tempfile::tempdir().unwrap();
-    let mut spec = exec("sleep 1000");
-    spec.warm = false;
-    spec.observe = true;
-    let live = Live::start(spec, root.path());
+    let live = begun(root.path());
     let run = live.dir.to_str().unwrap().to_owned();
     wait_for("the run's socket", SOON, || {
         let name = live.dir.file_name().unwrap().to_str().unwrap();
@@ -578,7 +577,8 @@ fn who_waits_for_a_run_that_ends_is_told() {
     let status = asking.wait().unwrap();
     println!("{first}{rest}");
     // On a host that stops for seconds the answer is the first that is heard of it.
-    if first.starts_with("waiting: ") && !status.success() {
+    if !status.success() {
+        assert!(first.starts_with("waiting: "), "{first}");
         let told = ["ended before it could be asked", "does not run any more"];
         assert!(told.iter().any(|told| rest.contains(told)), "{rest}");
     }

@@ -32,18 +32,9 @@ pub fn apply(judgement: &mut Judgement, expect: &Expectation, said: &str, detach
             Some(missing) => fail(judgement, &format!("it failed, but not as expected: {missing}")),
             None => {
                 let how = judgement.cause.take().map_or_else(|| "a check failed".into(), |c| words(&c));
-                let mut result = AssertResult::pass();
                 let message = format!("failed as expected: {how}");
-                result.push(DetailKind::Expectation, Outcome::Pass, message);
-                if let Some(found) = judgement.result.take() {
-                    // What was found stays readable; it no longer counts.
-                    for detail in found.details {
-                        result.push(detail.kind, Outcome::Pass, detail.message);
-                    }
-                    result.stats = found.stats;
-                }
                 judgement.outcome = Outcome::Pass;
-                judgement.result = Some(result);
+                judgement.result = Some(AssertResult::expected(message, judgement.result.take()));
             }
         },
         Outcome::Inconclusive | Outcome::NotRun => {}
